@@ -1,0 +1,10 @@
+"""The faces: one file per technique, each exporting its nodes as ``NODES``."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import noise
+
+
+class CoherenceExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [*noise.NODES]
