@@ -33,3 +33,6 @@ def _load_pack(name: str = "coherence") -> None:
 
 _enter_comfyui()
 _load_pack()
+
+sys.path.append(str(ROOT / "tests"))
+from tiny_models.fixtures import tiny_models  # noqa: E402, F401  (a fixture for every test)

@@ -1,0 +1,10 @@
+"""Small random models of every family, as files that ComfyUI's stock loaders take; nothing heavy at import.
+
+>>> family = FAMILIES["sd15"]
+>>> model = tiny_models.load("sd15")          # the session's fixture; a fresh ModelPatcher every time
+>>> latents = sample(model, family, steps=2)  # or: family.latent(), family.conditioning(), your own call
+"""
+
+from .families import FAMILIES, Family, TinyModels, sample
+
+__all__ = ["FAMILIES", "Family", "TinyModels", "sample"]

@@ -1,0 +1,124 @@
+"""UNet checkpoints of the least size that ComfyUI's model detection takes.
+
+Detection fixes the 320 channels, the context width and, past SD1.5, the transformer depths of the input
+blocks; levels, residual blocks, the middle and the output depths are read from the weights and kept minimal.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .weights import Weights, draw, named_shapes, prefixed
+
+# Queries and keys of unit tokens have this standard deviation, their logits its square.
+SHARP = {r".*\.attn1\.to_[qk]\.weight": 2.0}
+
+SD15 = {
+    "num_res_blocks": [1, 1],
+    "channel_mult": [1, 1],
+    "transformer_depth": [1, 1],
+    "transformer_depth_output": [1, 1, 1, 1],
+    "context_dim": 768,
+    "num_heads": 8,
+}
+SDXL = {
+    "num_res_blocks": [1, 2],
+    "channel_mult": [1, 1],
+    "transformer_depth": [0, 2, 5],  # KOALA 700M, the smallest of ComfyUI's SDXL classes
+    "transformer_depth_output": [0, 0, 1, 1, 1],
+    "context_dim": 2048,
+    "num_head_channels": 64,
+    "use_linear_in_transformer": True,
+    "num_classes": "sequential",
+    "adm_in_channels": 2816,
+}
+
+
+def unet(config: dict[str, Any], seed: int) -> Weights:
+    """Half-precision weights of ComfyUI's UNetModel."""
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    settings = {"in_channels": 4, "transformer_depth_middle": 1} | {
+        name: list(value) if isinstance(value, list) else value  # UNetModel pops the depths from its lists
+        for name, value in config.items()
+    }
+    shapes = named_shapes(
+        lambda: UNetModel(
+            image_size=32,
+            out_channels=4,
+            model_channels=320,
+            use_spatial_transformer=True,
+            legacy=False,
+            operations=comfy.ops.disable_weight_init,
+            **settings,
+        )
+    )
+    return draw(shapes, SHARP, seed, torch.float16)
+
+
+def vae(seed: int) -> Weights:
+    """A TAESD: 4 latent channels, 8 pixels a latent."""
+    from comfy.taesd.taesd import TAESD
+
+    return draw(named_shapes(TAESD), {"vae_shift": 0.0}, seed)
+
+
+def identity_clip_l(seed: int) -> Weights:
+    """A whole CLIP-L whose layers pass the embeddings through, a few hundred KB on disk when pickled.
+
+    Every layer is zero weights expanded from one number. Row i of the token table is r[i : i + 768] of one
+    random vector, so tokens differ. Only ``torch.save`` keeps such strides; safetensors would write 250 MB.
+    """
+    import comfy.ops
+    from comfy.clip_model import CLIPTextModel_
+
+    config = {
+        "num_hidden_layers": 12,
+        "hidden_size": 768,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "hidden_act": "quick_gelu",
+        "max_position_embeddings": 77,
+        "eos_token_id": 49407,
+    }
+    operations = comfy.ops.disable_weight_init
+    shapes = named_shapes(lambda: CLIPTextModel_(config, torch.float32, "meta", operations))
+    zero, one = torch.tensor([0.0, 1.0], dtype=torch.float16)
+    weights = {
+        name: (one if re.search(r"norm\d?\.weight$", name) else zero).expand(shape)
+        for name, shape in shapes.items()
+    }
+    generator = torch.Generator().manual_seed(seed)
+    for table in ("embeddings.token_embedding.weight", "embeddings.position_embedding.weight"):
+        rows, width = shapes[table]
+        values = torch.randn(rows + width - 1, generator=generator).to(torch.float16)
+        weights[table] = values.as_strided((rows, width), (1, 1))
+    return weights
+
+
+def write_sd15(path: Path) -> None:
+    """A whole checkpoint: UNet with attention in both levels and the middle, CLIP-L, VAE (44 + 123 + 2 M)."""
+    torch.save(
+        {
+            **prefixed("model.diffusion_model.", unet(SD15, seed=15)),
+            **prefixed("cond_stage_model.transformer.text_model.", identity_clip_l(seed=1)),
+            **prefixed("first_stage_model.", vae(seed=8)),
+        },
+        path,
+    )
+
+
+def write_sdxl(path: Path) -> None:
+    """UNet and VAE of an SDXL checkpoint (73 + 2 M); its two text encoders (817 M) are left out."""
+    from safetensors.torch import save_file
+
+    save_file(
+        {
+            **prefixed("model.diffusion_model.", unet(SDXL, seed=10)),
+            **prefixed("first_stage_model.", vae(seed=8)),
+        },
+        path,
+    )
