@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import unets
+from . import dits, unets
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -31,7 +31,7 @@ class Family:
         frames_axis: the axis of F in ``latent_shape``.
         context: tokens and width of the text conditioning.
         extras: shapes of further tensors of the conditioning, batch of one, by ComfyUI's name.
-        settings: further numbers of the conditioning.
+        settings: further fixed values of the conditioning.
     """
 
     file: str
@@ -77,6 +77,53 @@ FAMILIES: dict[str, Family] = {
         frames_axis=0,
         context=(77, 2048),
         extras={"pooled_output": (1, 1280)},
+    ),
+    "wan21": Family(
+        file="tiny_wan21.safetensors",
+        kind="diffusion_models",
+        write=dits.write_wan21,
+        base="WAN21",
+        latent_shape=(1, 16, 3, 16, 16),
+        frames_axis=2,
+        context=(20, 4096),
+    ),
+    "wan22": Family(
+        file="tiny_wan22.safetensors",
+        kind="diffusion_models",
+        write=dits.write_wan22,
+        base="WAN22",
+        latent_shape=(1, 48, 3, 16, 16),
+        frames_axis=2,
+        context=(20, 4096),
+    ),
+    "cogvideox": Family(
+        file="tiny_cogvideox.safetensors",
+        kind="diffusion_models",
+        write=dits.write_cogvideox,
+        base="CogVideoX",
+        latent_shape=(1, 16, 3, 16, 16),
+        frames_axis=2,
+        context=(20, 4096),
+    ),
+    "ltxv": Family(
+        file="tiny_ltxv.safetensors",
+        kind="diffusion_models",
+        write=dits.write_ltxv,
+        base="LTXV",
+        latent_shape=(1, 128, 3, 8, 8),
+        frames_axis=2,
+        context=(20, 4096),
+        settings={"attention_mask": torch.ones(1, 20, dtype=torch.long)},
+    ),
+    "hunyuan_video": Family(
+        file="tiny_hunyuan_video.safetensors",
+        kind="diffusion_models",
+        write=dits.write_hunyuan_video,
+        base="HunyuanVideo",
+        latent_shape=(1, 16, 3, 16, 16),
+        frames_axis=2,
+        context=(20, 4096),
+        extras={"pooled_output": (1, 768)},
     ),
 }
 

@@ -1,0 +1,82 @@
+"""Video transformers of the least useful size: 256 channels, every width that the real text encoders fix kept.
+
+Queries and keys are normalised, so their norms' weights set the sharpness: logits have its square as standard
+deviation.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .weights import draw, named_shapes
+
+
+def _write(path: Path, model: Callable[..., torch.nn.Module], config: dict[str, Any], sharp: str, seed: int) -> None:
+    import comfy.ops
+    from safetensors.torch import save_file
+
+    operations = comfy.ops.disable_weight_init
+    shapes = named_shapes(lambda: model(dtype=torch.float32, operations=operations, **config))
+    save_file(draw(shapes, {sharp: 2.0}, seed), path)
+
+
+def write_wan21(path: Path) -> None:
+    """Wan 2.1 text-to-video (and Wan 2.2 14B, which is built alike): 4 blocks, 2 heads, 5 M."""
+    from comfy.ldm.wan.model import WanModel
+
+    config = {"dim": 256, "ffn_dim": 512, "num_heads": 2, "num_layers": 4}
+    _write(path, WanModel, config, r".*self_attn\.norm_[qk]\.weight", seed=21)
+
+
+def write_wan22(path: Path) -> None:
+    """Wan 2.2 5B: 48 latent channels."""
+    from comfy.ldm.wan.model import WanModel
+
+    config = {"dim": 256, "ffn_dim": 512, "num_heads": 2, "num_layers": 4, "in_dim": 48, "out_dim": 48}
+    _write(path, WanModel, config, r".*self_attn\.norm_[qk]\.weight", seed=22)
+
+
+def write_cogvideox(path: Path) -> None:
+    """CogVideoX with rotary positions: 4 blocks, 4 heads, 10 M; text and video attend jointly."""
+    from comfy.ldm.cogvideo.model import CogVideoXTransformer3DModel
+
+    config = {"num_attention_heads": 4, "num_layers": 4, "use_rotary_positional_embeddings": True}
+    _write(path, CogVideoXTransformer3DModel, config, r"blocks\.\d+\.norm_[qk]\.weight", seed=2)
+
+
+def write_ltxv(path: Path) -> None:
+    """LTX-Video: 4 blocks, 32 heads, 6 M."""
+    from comfy.ldm.lightricks.model import LTXVModel
+
+    config = {"attention_head_dim": 8, "cross_attention_dim": 256, "num_layers": 4}
+    _write(path, LTXVModel, config, r".*attn1\.[qk]_norm\.weight", seed=9)
+
+
+def write_hunyuan_video(path: Path) -> None:
+    """HunyuanVideo: 2 double and 2 single blocks, 2 heads, 12 M; text and video attend jointly."""
+    from comfy.ldm.hunyuan_video.model import HunyuanVideo
+
+    config = {
+        "in_channels": 16,
+        "out_channels": 16,
+        "patch_size": [1, 2, 2],
+        "hidden_size": 256,
+        "num_heads": 2,
+        "mlp_ratio": 4.0,
+        "depth": 2,
+        "depth_single_blocks": 2,
+        "axes_dim": [16, 56, 56],
+        "theta": 256,
+        "qkv_bias": True,
+        "guidance_embed": True,
+        "context_in_dim": 4096,
+        "vec_in_dim": 768,
+        "vision_in_dim": None,
+        "byt5": False,
+        "meanflow": False,
+        "meanflow_sum": False,
+        "use_cond_type_embedding": False,
+    }
+    _write(path, HunyuanVideo, config, r".*\.(query|key)_norm\.weight", seed=13)
