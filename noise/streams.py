@@ -1,0 +1,85 @@
+"""Random streams and the frames axis of latents: where noise comes from and where it goes.
+
+All randomness comes from CPU generators of its own, one per clip and frame, so a frame is the same on every
+device, and whatever else is drawn before or after it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+Indices = Sequence[int] | None
+"""A latent's ``batch_index``: which item of the batch each one was; None where that is 0, 1, 2, ..."""
+
+Draw = Callable[[int, int], Tensor]
+"""(frame i, count n) → n independent standard normal noises (n, *S) for that frame."""
+
+NoiseModel = Callable[[Tensor, Draw, int], Iterator[Tensor]]
+"""(frame 0 of shape S, draw, number of frames) → the frames of a clip in order, each of shape S."""
+
+
+def generator(seed: int, *path: int) -> torch.Generator:
+    """The CPU stream of ComfyUI's RandomNoise for ``seed``, or, with a ``path`` such as (clip, frame), one of
+    its own.
+    """
+    if path:
+        seed = int.from_bytes(blake2b(repr((seed, *path)).encode(), digest_size=8).digest(), "big")
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def plain_noise(shape: Sequence[int], source: torch.Generator, indices: Indices = None) -> Tensor:
+    """What ComfyUI's RandomNoise draws: float32 ``shape`` from ``source``; item k is the ``indices[k]``-th
+    drawn.
+    """
+    if indices is None:
+        return torch.randn(tuple(shape), generator=source)
+    drawn = [torch.randn((1, *shape[1:]), generator=source) for _ in range(max(indices) + 1)]
+    return torch.cat([drawn[index] for index in indices])
+
+
+def clip_noise(
+    shape: Sequence[int], model: NoiseModel, seed: int, source: torch.Generator, indices: Indices = None
+) -> Tensor:
+    """Noise by ``model`` for a latent of ``shape``, float32.
+
+    (F, C, H, W): one clip of F frames; frame k is frame ``indices[k]`` of the clip.
+    (B, C, F, H, W): B clips of F frames; clip k is the ``indices[k]``-th that the seed gives. First frames
+    are drawn from ``source`` exactly as RandomNoise draws single frames, all others from streams of their
+    own. Only the frames asked for are kept in memory.
+    """
+    if len(shape) == 4:
+        wanted = range(shape[0]) if indices is None else indices
+        first = plain_noise((1, *shape[1:]), source)[0]
+        return torch.stack(_frames(model, first, seed, 0, wanted))
+    if len(shape) == 5:
+        batch, channels, frames, *size = shape
+        first_frames = plain_noise((batch, channels, 1, *size), source, indices).squeeze(2)
+        numbers = range(batch) if indices is None else indices
+        clips = [
+            torch.stack(_frames(model, first, seed, number, range(frames)), dim=1)
+            for number, first in zip(numbers, first_frames, strict=True)
+        ]
+        return torch.stack(clips)
+    raise ValueError(
+        f"Expected the latent of a clip, (frames, channels, height, width) or (batch, channels, frames, "
+        f"height, width), but it has shape {tuple(shape)}. Use RandomNoise for other latents."
+    )
+
+
+def clip_frames(samples: Tensor) -> Tensor:
+    """The frames (F, C, H, W) of a latent or noise laid out as in :func:`clip_noise`: the first clip of a
+    batch.
+    """
+    return samples if samples.ndim == 4 else samples[0].movedim(1, 0)
+
+
+def _frames(model: NoiseModel, first: Tensor, seed: int, clip: int, wanted: Sequence[int]) -> list[Tensor]:
+    def draw(frame: int, count: int) -> Tensor:
+        return torch.randn((count, *first.shape), generator=generator(seed, clip, frame))
+
+    numbers = set(wanted)
+    frames = model(first, draw, max(numbers) + 1)
+    kept = {number: frame for number, frame in enumerate(frames) if number in numbers}
+    return [kept[number] for number in wanted]
