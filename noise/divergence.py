@@ -1,7 +1,7 @@
 """Three readings of the KL divergence between two noise samples, which the ZS² paper leaves open.
 
-With p the previous frame and x the frame after it, each is built from three means over the frame, drift =
-⟨e^p(p − x)⟩, W = ⟨e^p⟩ and M = ⟨e^x⟩:
+With p the previous frame and x the next, each is built from three means over a frame's elements,
+drift = ⟨e^p (p − x)⟩, W = ⟨e^p⟩ and M = ⟨e^x⟩:
 
 - ``generalised``: drift − W + M, the KL divergence of unnormalised densities e^p and e^x. Never negative,
   zero only for equal frames, and 12 times less noisy than the next.
@@ -33,12 +33,11 @@ INDEPENDENT = {"generalised": sqrt(e), "pointwise": sqrt(e), "softmax": 1.0}
 class Divergence:
     """Divergence of later frames from one previous frame, whose share of the work is done once.
 
-    ``previous`` has shape S, float32 or float64. Exponentials keep that dtype, sums are float64.
+    ``kind`` is one of ``DIVERGENCES``; ``previous`` has shape S, float32 or float64. Exponentials keep that
+    dtype, sums are float64.
     """
 
     def __init__(self, kind: str, previous: Tensor) -> None:
-        if kind not in _COMBINE:
-            raise ValueError(f"Unknown divergence {kind!r}: choose one of {', '.join(DIVERGENCES)}.")
         self._combine = _COMBINE[kind]
         self._previous = previous.flatten()
         exponential = self._previous.exp()

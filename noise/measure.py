@@ -25,7 +25,5 @@ def neighbour_kl(frames: Tensor, divergence: str = "generalised") -> Tensor:
 
 
 def neighbour_alpha(correlations: Tensor) -> Tensor:
-    """α = ρ² of each frame and the one before: the share of its variance taken over; float64 (F − 1,) from
-    (F, F).
-    """
+    """α = ρ² of each frame and the one before, the share of variance they share; (F, F) → (F − 1,)."""
     return correlations.diagonal(1).clamp(min=0) ** 2

@@ -26,14 +26,15 @@ def parse_schedule(text: str, low: float, high: float) -> list[tuple[int, float]
 
 
 def frame_schedule(text: str, default: float, frames: int, low: float, high: float) -> Tensor:
-    """The value at each of ``frames`` frames, float64 (frames,): linear between the pairs of ``text``,
-    constant outside.
+    """The value at each frame, float64 (``frames``,): linear between the pairs of ``text``, constant outside.
 
     An empty ``text`` is ``default`` throughout. Errors as for :func:`parse_schedule`. The value at a frame
     does not depend on ``frames``.
     """
     pairs = parse_schedule(text, low, high) or [(0, default)]
-    return torch.tensor([_interpolate(pairs, frame) for frame in range(frames)], dtype=torch.float64)
+    return torch.tensor(
+        [_interpolate(pairs, frame) for frame in range(frames)], dtype=torch.float64, device="cpu"
+    )
 
 
 def _parse_pair(piece: str) -> tuple[int, float]:

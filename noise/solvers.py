@@ -1,8 +1,7 @@
-"""How much of the previous frame to keep: α in [0, 1] for which the divergence of the next frame meets a
-target.
+"""How much of the previous frame to keep: the α for which the next frame's divergence meets a target.
 
-A divergence along the way from a candidate (α = 0) to the previous frame (α = 1) is a function ``kl(α)`` with
-``kl(1) = 0``. Every solver returns 0 where even the candidate itself lies within the target.
+``kl(α)`` is the divergence on the way from a candidate (α = 0) to the previous frame (α = 1), so kl(1) = 0.
+Where even the candidate is no further than the target, α is 0. Targets are positive, in nats.
 """
 
 from collections.abc import Callable
@@ -13,10 +12,9 @@ _HALVINGS = 48
 
 
 def bisection(kl: Curve, target: float, tolerance: float = 1e-5) -> float:
-    """α with |kl(α) − target| ≤ ``tolerance``, tightened to 1% of the target for targets below 0.001.
+    """α in [0, 1) with |kl(α) − target| ≤ ``tolerance``, or 1% of the target where that is less.
 
-    All α tried are multiples of a power of two, so last-bit differences between machines do not reach the
-    result.
+    Every α tried is a dyadic fraction, so last-bit differences between machines do not reach the result.
     """
     tolerance = min(tolerance, target / 100)
     if kl(0.0) <= target:
@@ -52,7 +50,5 @@ def line_search(kl: Curve, target: float, iterations: int = 15) -> float:
 
 
 def closed_form(target: float, independent: float) -> float:
-    """α = max(0, 1 − target / independent)²: exact in expectation, no search; see
-    :data:`divergence.INDEPENDENT`.
-    """
+    """α = max(0, 1 − target / independent)²: meets the target in expectation; ``independent`` = E kl(0)."""
     return max(0.0, 1 - target / independent) ** 2

@@ -21,21 +21,17 @@ NoiseModel = Callable[[Tensor, Draw, int], Iterator[Tensor]]
 
 
 def generator(seed: int, *path: int) -> torch.Generator:
-    """The CPU stream of ComfyUI's RandomNoise for ``seed``, or, with a ``path`` such as (clip, frame), one of
-    its own.
-    """
+    """The CPU stream of RandomNoise for ``seed``; with a ``path`` (clip, frame), one of its own."""
     if path:
         seed = int.from_bytes(blake2b(repr((seed, *path)).encode(), digest_size=8).digest(), "big")
     return torch.Generator("cpu").manual_seed(seed)
 
 
 def plain_noise(shape: Sequence[int], source: torch.Generator, indices: Indices = None) -> Tensor:
-    """What ComfyUI's RandomNoise draws: float32 ``shape`` from ``source``; item k is the ``indices[k]``-th
-    drawn.
-    """
+    """What RandomNoise draws from ``source``: float32 of ``shape``, whose item k is draw ``indices[k]``."""
     if indices is None:
-        return torch.randn(tuple(shape), generator=source)
-    drawn = [torch.randn((1, *shape[1:]), generator=source) for _ in range(max(indices) + 1)]
+        return _normal(shape, source)
+    drawn = [_normal((1, *shape[1:]), source) for _ in range(max(indices) + 1)]
     return torch.cat([drawn[index] for index in indices])
 
 
@@ -44,10 +40,11 @@ def clip_noise(
 ) -> Tensor:
     """Noise by ``model`` for a latent of ``shape``, float32.
 
-    (F, C, H, W): one clip of F frames; frame k is frame ``indices[k]`` of the clip.
-    (B, C, F, H, W): B clips of F frames; clip k is the ``indices[k]``-th that the seed gives. First frames
-    are drawn from ``source`` exactly as RandomNoise draws single frames, all others from streams of their
-    own. Only the frames asked for are kept in memory.
+    - (F, C, H, W): one clip of F frames; frame k is frame ``indices[k]`` of the clip.
+    - (B, C, F, H, W): B clips of F frames; clip k is clip ``indices[k]`` of those the seed gives.
+
+    First frames are drawn from ``source`` exactly as RandomNoise draws single frames, all others from streams
+    of their own. Only the frames asked for are kept in memory. ValueError for any other number of dimensions.
     """
     if len(shape) == 4:
         wanted = range(shape[0]) if indices is None else indices
@@ -69,17 +66,19 @@ def clip_noise(
 
 
 def clip_frames(samples: Tensor) -> Tensor:
-    """The frames (F, C, H, W) of a latent or noise laid out as in :func:`clip_noise`: the first clip of a
-    batch.
-    """
+    """The frames (F, C, H, W) of noise laid out as in :func:`clip_noise`; of several clips, the first."""
     return samples if samples.ndim == 4 else samples[0].movedim(1, 0)
 
 
 def _frames(model: NoiseModel, first: Tensor, seed: int, clip: int, wanted: Sequence[int]) -> list[Tensor]:
     def draw(frame: int, count: int) -> Tensor:
-        return torch.randn((count, *first.shape), generator=generator(seed, clip, frame))
+        return _normal((count, *first.shape), generator(seed, clip, frame))
 
     numbers = set(wanted)
     frames = model(first, draw, max(numbers) + 1)
     kept = {number: frame for number, frame in enumerate(frames) if number in numbers}
     return [kept[number] for number in wanted]
+
+
+def _normal(shape: Sequence[int], source: torch.Generator) -> Tensor:
+    return torch.randn(tuple(shape), generator=source, dtype=torch.float32, device="cpu")
