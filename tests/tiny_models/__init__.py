@@ -5,6 +5,7 @@
 >>> latents = sample(model, family, steps=2)  # or: family.latent(), family.conditioning(), your own call
 """
 
-from .families import FAMILIES, Family, TinyModels, sample
+from .families import FAMILIES, Family
+from .folder import TinyModels, sample
 
 __all__ = ["FAMILIES", "Family", "TinyModels", "sample"]

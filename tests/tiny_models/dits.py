@@ -1,4 +1,4 @@
-"""Video transformers of the least useful size: 256 channels, every width that the real text encoders fix kept.
+"""Video transformers of the least useful size: 256 channels, and the widths that real text encoders fix.
 
 Queries and keys are normalised, so their norms' weights set the sharpness: logits have its square as standard
 deviation.
@@ -13,7 +13,9 @@ import torch
 from .weights import draw, named_shapes
 
 
-def _write(path: Path, model: Callable[..., torch.nn.Module], config: dict[str, Any], sharp: str, seed: int) -> None:
+def _write(
+    path: Path, model: Callable[..., torch.nn.Module], config: dict[str, Any], sharp: str, seed: int
+) -> None:
     import comfy.ops
     from safetensors.torch import save_file
 
@@ -22,20 +24,26 @@ def _write(path: Path, model: Callable[..., torch.nn.Module], config: dict[str, 
     save_file(draw(shapes, {sharp: 2.0}, seed), path)
 
 
-def write_wan21(path: Path) -> None:
-    """Wan 2.1 text-to-video (and Wan 2.2 14B, which is built alike): 4 blocks, 2 heads, 5 M."""
+def _write_wan(path: Path, seed: int, **config: Any) -> None:
     from comfy.ldm.wan.model import WanModel
 
-    config = {"dim": 256, "ffn_dim": 512, "num_heads": 2, "num_layers": 4}
-    _write(path, WanModel, config, r".*self_attn\.norm_[qk]\.weight", seed=21)
+    config = {"dim": 256, "ffn_dim": 512, "num_heads": 2, "num_layers": 4} | config
+    _write(path, WanModel, config, r".*self_attn\.norm_[qk]\.weight", seed)
+
+
+def write_wan21(path: Path) -> None:
+    """Wan 2.1 text-to-video (Wan 2.2 14B is built alike): 4 blocks, 2 heads, 5 M."""
+    _write_wan(path, seed=21)
+
+
+def write_wan21_i2v(path: Path) -> None:
+    """Wan 2.1 image-to-video: 20 more channels of image and mask, a third attention to CLIP vision."""
+    _write_wan(path, seed=23, model_type="i2v", in_dim=36)
 
 
 def write_wan22(path: Path) -> None:
     """Wan 2.2 5B: 48 latent channels."""
-    from comfy.ldm.wan.model import WanModel
-
-    config = {"dim": 256, "ffn_dim": 512, "num_heads": 2, "num_layers": 4, "in_dim": 48, "out_dim": 48}
-    _write(path, WanModel, config, r".*self_attn\.norm_[qk]\.weight", seed=22)
+    _write_wan(path, seed=22, in_dim=48, out_dim=48)
 
 
 def write_cogvideox(path: Path) -> None:

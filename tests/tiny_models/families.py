@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from . import dits, unets
-
-if TYPE_CHECKING:
-    from comfy.model_patcher import ModelPatcher
 
 Conditioning = list[list[Any]]
 
@@ -26,23 +22,27 @@ class Family:
         file: name of the weight file.
         kind: ComfyUI's name of the model folder, which also chooses the loader.
         write: writes the file.
-        base: name of the class in ``comfy.model_base`` that the loader must find.
+        base: name of the class in ``comfy.model_base`` that the loader must make.
+        config: name of the class in ``comfy.supported_models`` that it must recognise.
         latent_shape: the least latents worth sampling: (F, C, H, W) for UNets, (B, C, F, H, W) for DiTs.
         frames_axis: the axis of F in ``latent_shape``.
         context: tokens and width of the text conditioning.
         extras: shapes of further tensors of the conditioning, batch of one, by ComfyUI's name.
         settings: further fixed values of the conditioning.
+        vision: tokens and width of the CLIP vision output in the conditioning.
     """
 
     file: str
     kind: str
     write: Callable[[Path], None]
     base: str
+    config: str
     latent_shape: tuple[int, ...]
     frames_axis: int
     context: tuple[int, int]
     extras: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    vision: tuple[int, int] | None = None
 
     def latent(self, seed: int = 0) -> dict[str, torch.Tensor]:
         """A LATENT of unit normal values."""
@@ -53,6 +53,13 @@ class Family:
         """Positive and negative CONDITIONING: unit normal text, different in both; the extras are shared."""
         generator = torch.Generator().manual_seed(seed)
         extras = {name: torch.randn(shape, generator=generator) for name, shape in self.extras.items()}
+        if self.vision:
+            from comfy.clip_vision import Output
+
+            extras["clip_vision_output"] = Output()
+            extras["clip_vision_output"].penultimate_hidden_states = torch.randn(
+                1, *self.vision, generator=generator
+            )
         texts = torch.randn(2, 1, *self.context, generator=generator)
         positive, negative = ([[text, {**extras, **self.settings}]] for text in texts)
         return positive, negative
@@ -64,15 +71,27 @@ FAMILIES: dict[str, Family] = {
         kind="checkpoints",
         write=unets.write_sd15,
         base="BaseModel",
+        config="SD15",
         latent_shape=(3, 4, 16, 16),
         frames_axis=0,
         context=(77, 768),
+    ),
+    "sd20": Family(
+        file="tiny_sd20.safetensors",
+        kind="checkpoints",
+        write=unets.write_sd20,
+        base="BaseModel",
+        config="SD20",
+        latent_shape=(3, 4, 16, 16),
+        frames_axis=0,
+        context=(77, 1024),
     ),
     "sdxl": Family(
         file="tiny_sdxl.safetensors",
         kind="checkpoints",
         write=unets.write_sdxl,
         base="SDXL",
+        config="KOALA_700M",
         latent_shape=(3, 4, 16, 16),
         frames_axis=0,
         context=(77, 2048),
@@ -83,15 +102,29 @@ FAMILIES: dict[str, Family] = {
         kind="diffusion_models",
         write=dits.write_wan21,
         base="WAN21",
+        config="WAN21_T2V",
         latent_shape=(1, 16, 3, 16, 16),
         frames_axis=2,
         context=(20, 4096),
+    ),
+    "wan21_i2v": Family(
+        file="tiny_wan21_i2v.safetensors",
+        kind="diffusion_models",
+        write=dits.write_wan21_i2v,
+        base="WAN21",
+        config="WAN21_I2V",
+        latent_shape=(1, 16, 3, 16, 16),
+        frames_axis=2,
+        context=(20, 4096),
+        extras={"concat_latent_image": (1, 16, 3, 16, 16)},
+        vision=(10, 1280),
     ),
     "wan22": Family(
         file="tiny_wan22.safetensors",
         kind="diffusion_models",
         write=dits.write_wan22,
         base="WAN22",
+        config="WAN22_T2V",
         latent_shape=(1, 48, 3, 16, 16),
         frames_axis=2,
         context=(20, 4096),
@@ -101,6 +134,7 @@ FAMILIES: dict[str, Family] = {
         kind="diffusion_models",
         write=dits.write_cogvideox,
         base="CogVideoX",
+        config="CogVideoX_T2V",
         latent_shape=(1, 16, 3, 16, 16),
         frames_axis=2,
         context=(20, 4096),
@@ -110,6 +144,7 @@ FAMILIES: dict[str, Family] = {
         kind="diffusion_models",
         write=dits.write_ltxv,
         base="LTXV",
+        config="LTXV",
         latent_shape=(1, 128, 3, 8, 8),
         frames_axis=2,
         context=(20, 4096),
@@ -120,78 +155,22 @@ FAMILIES: dict[str, Family] = {
         kind="diffusion_models",
         write=dits.write_hunyuan_video,
         base="HunyuanVideo",
+        config="HunyuanVideo",
         latent_shape=(1, 16, 3, 16, 16),
         frames_axis=2,
         context=(20, 4096),
         extras={"pooled_output": (1, 768)},
     ),
+    "svd": Family(
+        file="tiny_svd.safetensors",
+        kind="checkpoints",
+        write=unets.write_svd,
+        base="SVD_img2vid",
+        config="SVD_img2vid",
+        latent_shape=(4, 4, 16, 16),
+        frames_axis=0,
+        context=(1, 1024),
+        extras={"concat_latent_image": (1, 4, 16, 16)},
+        settings={"motion_bucket_id": 127, "fps": 6, "augmentation_level": 0.0},
+    ),
 }
-
-
-@dataclass(frozen=True)
-class TinyModels:
-    """A models folder, laid out as ComfyUI's own, that fills as families are asked for."""
-
-    folder: Path
-
-    def path(self, name: str) -> Path:
-        """The file of family ``name``, written on first use."""
-        family = FAMILIES[name]
-        path = self.folder / family.kind / family.file
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            family.write(path)
-        return path
-
-    @cached_property
-    def _nodes(self) -> Any:
-        """ComfyUI's node classes, with this folder first among its model folders."""
-        import folder_paths
-
-        import nodes
-
-        for kind in {family.kind for family in FAMILIES.values()}:
-            folder_paths.add_model_folder_path(kind, str(self.folder / kind), is_default=True)
-        return nodes
-
-    def load(self, name: str) -> ModelPatcher:
-        """The diffusion model of family ``name`` through its stock loader."""
-        if FAMILIES[name].kind == "checkpoints":
-            return self.load_checkpoint(name)[0]
-        return self._nodes.UNETLoader().load_unet(self.path(name).name, "default")[0]
-
-    def load_checkpoint(self, name: str) -> tuple[ModelPatcher, Any, Any]:
-        """MODEL, CLIP (None where the checkpoint has none) and VAE of family ``name``."""
-        return self._nodes.CheckpointLoaderSimple().load_checkpoint(self.path(name).name)
-
-
-def sample(
-    model: ModelPatcher,
-    family: Family,
-    *,
-    steps: int = 2,
-    cfg: float = 4.0,
-    seed: int = 0,
-    sampler: str = "euler",
-    scheduler: str = "normal",
-) -> torch.Tensor:
-    """Denoised latents of ``family.latent_shape`` by the KSampler node's own path, from zero latents."""
-    import comfy.sample
-
-    empty = torch.zeros(family.latent_shape)
-    noise = comfy.sample.prepare_noise(empty, seed)
-    positive, negative = family.conditioning()
-    with torch.inference_mode():
-        return comfy.sample.sample(
-            model,
-            noise,
-            steps,
-            cfg,
-            sampler,
-            scheduler,
-            positive,
-            negative,
-            empty,
-            disable_pbar=True,
-            seed=seed,
-        )

@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from .families import TinyModels
+from .folder import TinyModels
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,15 @@ SD15 = {
     "context_dim": 768,
     "num_heads": 8,
 }
+SD20 = {
+    "num_res_blocks": [1, 1],
+    "channel_mult": [1, 1],
+    "transformer_depth": [1, 1],
+    "transformer_depth_output": [1, 1, 1, 1],
+    "context_dim": 1024,
+    "num_head_channels": 64,
+    "use_linear_in_transformer": True,
+}
 SDXL = {
     "num_res_blocks": [1, 2],
     "channel_mult": [1, 1],
@@ -34,6 +43,24 @@ SDXL = {
     "num_classes": "sequential",
     "adm_in_channels": 2816,
 }
+SVD = {
+    "in_channels": 8,
+    "num_res_blocks": [1, 1, 6],  # most of the eight blocks where latents are smallest
+    "channel_mult": [1, 1, 1],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [0] * 11,
+    "context_dim": 1024,
+    "num_head_channels": 64,
+    "use_linear_in_transformer": True,
+    "num_classes": "sequential",
+    "adm_in_channels": 768,
+    "use_temporal_resblock": True,
+    "use_temporal_attention": True,
+    "extra_ff_mix_layer": True,
+    "use_spatial_context": True,
+    "merge_strategy": "learned_with_images",
+    "video_kernel_size": [3, 1, 1],
+}
 
 
 def unet(config: dict[str, Any], seed: int) -> Weights:
@@ -41,10 +68,7 @@ def unet(config: dict[str, Any], seed: int) -> Weights:
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    settings = {"in_channels": 4, "transformer_depth_middle": 1} | {
-        name: list(value) if isinstance(value, list) else value  # UNetModel pops the depths from its lists
-        for name, value in config.items()
-    }
+    config = {"in_channels": 4, "transformer_depth_middle": 1} | config
     shapes = named_shapes(
         lambda: UNetModel(
             image_size=32,
@@ -53,7 +77,7 @@ def unet(config: dict[str, Any], seed: int) -> Weights:
             use_spatial_transformer=True,
             legacy=False,
             operations=comfy.ops.disable_weight_init,
-            **settings,
+            **config,
         )
     )
     return draw(shapes, SHARP, seed, torch.float16)
@@ -111,14 +135,23 @@ def write_sd15(path: Path) -> None:
     )
 
 
-def write_sdxl(path: Path) -> None:
-    """UNet and VAE of an SDXL checkpoint (73 + 2 M); its two text encoders (817 M) are left out."""
+def _write(path: Path, config: dict[str, Any], seed: int) -> None:
     from safetensors.torch import save_file
 
-    save_file(
-        {
-            **prefixed("model.diffusion_model.", unet(SDXL, seed=10)),
-            **prefixed("first_stage_model.", vae(seed=8)),
-        },
-        path,
-    )
+    model = prefixed("model.diffusion_model.", unet(config, seed))
+    save_file(model | prefixed("first_stage_model.", vae(seed=8)), path)
+
+
+def write_sd20(path: Path) -> None:
+    """UNet and VAE of an SD2 checkpoint (45 + 2 M), without its text encoder (354 M)."""
+    _write(path, SD20, seed=20)
+
+
+def write_sdxl(path: Path) -> None:
+    """UNet and VAE of an SDXL checkpoint (73 + 2 M), without its two text encoders (817 M)."""
+    _write(path, SDXL, seed=10)
+
+
+def write_svd(path: Path) -> None:
+    """UNet and VAE of a Stable Video Diffusion checkpoint (130 + 2 M), without its image encoder (632 M)."""
+    _write(path, SVD, seed=14)

@@ -1,0 +1,119 @@
+"""The models folder of a test session, and the sampling that its tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import adapters
+from .families import FAMILIES, Conditioning, Family
+
+if TYPE_CHECKING:
+    from comfy.controlnet import ControlNet
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import CLIP, VAE
+
+KINDS = ("checkpoints", "diffusion_models", "controlnet", "loras", "text_encoders")
+
+
+@dataclass(frozen=True)
+class TinyModels:
+    """A models folder, laid out as ComfyUI's own, that fills as its files are asked for."""
+
+    folder: Path
+
+    def path(self, name: str) -> Path:
+        """The file of family ``name``."""
+        family = FAMILIES[name]
+        return self._written(family.kind, family.file, family.write)
+
+    def controlnet_path(self) -> Path:
+        """A ControlNet for ``sd15``."""
+        return self._written("controlnet", "tiny_controlnet.safetensors", adapters.write_controlnet)
+
+    def lora_path(self) -> Path:
+        """A LoRA for ``sd15``."""
+        return self._written("loras", "tiny_lora.safetensors", adapters.write_lora)
+
+    def text_encoder_path(self) -> Path:
+        """A CLIP-L whose tokens are its embeddings."""
+        return self._written("text_encoders", "tiny_clip_l.ckpt", adapters.write_text_encoder)
+
+    def load(self, name: str) -> ModelPatcher:
+        """The diffusion model of family ``name`` by its stock loader."""
+        if FAMILIES[name].kind == "checkpoints":
+            return self.load_checkpoint(name)[0]
+        return self._nodes.UNETLoader().load_unet(self.path(name).name, "default")[0]
+
+    def load_checkpoint(self, name: str) -> tuple[ModelPatcher, CLIP | None, VAE]:
+        """MODEL, CLIP (only ``sd15`` has one) and VAE of family ``name``."""
+        return self._nodes.CheckpointLoaderSimple().load_checkpoint(self.path(name).name)
+
+    def load_controlnet(self) -> ControlNet:
+        """The ControlNet for ``sd15``."""
+        return self._nodes.ControlNetLoader().load_controlnet(self.controlnet_path().name)[0]
+
+    def load_lora(self, model: ModelPatcher, strength: float = 1.0) -> ModelPatcher:
+        """A clone of an ``sd15`` model with the LoRA."""
+        loader = self._nodes.LoraLoaderModelOnly()
+        return loader.load_lora_model_only(model, self.lora_path().name, strength)[0]
+
+    def load_text_encoder(self, clip_type: str = "sd3") -> CLIP:
+        """A text encoder of 768 channels; ``sd3`` pads them to the 4096 of the video transformers."""
+        return self._nodes.CLIPLoader().load_clip(self.text_encoder_path().name, clip_type)[0]
+
+    def _written(self, kind: str, file: str, write: Callable[[Path], None]) -> Path:
+        path = self.folder / kind / file
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            write(path)
+        return path
+
+    @cached_property
+    def _nodes(self) -> Any:
+        """ComfyUI's node classes, with this folder first among its model folders."""
+        import folder_paths
+
+        import nodes
+
+        for kind in KINDS:
+            folder_paths.add_model_folder_path(kind, str(self.folder / kind), is_default=True)
+        return nodes
+
+
+def sample(
+    model: ModelPatcher,
+    family: Family,
+    *,
+    steps: int = 2,
+    cfg: float = 4.0,
+    seed: int = 0,
+    sampler: str = "euler",
+    scheduler: str = "normal",
+    conditioning: tuple[Conditioning, Conditioning] | None = None,
+) -> torch.Tensor:
+    """Denoised latents of ``family.latent_shape`` by the KSampler node's own path, from zero latents."""
+    import comfy.sample
+
+    empty = torch.zeros(family.latent_shape)
+    noise = comfy.sample.prepare_noise(empty, seed)
+    positive, negative = conditioning or family.conditioning()
+    with torch.inference_mode():
+        return comfy.sample.sample(
+            model,
+            noise,
+            steps,
+            cfg,
+            sampler,
+            scheduler,
+            positive,
+            negative,
+            empty,
+            disable_pbar=True,
+            seed=seed,
+        )
