@@ -153,5 +153,5 @@ def write_sdxl(path: Path) -> None:
 
 
 def write_svd(path: Path) -> None:
-    """UNet and VAE of a Stable Video Diffusion checkpoint (130 + 2 M), without its image encoder (632 M)."""
+    """UNet and VAE of a Stable Video Diffusion checkpoint (141 + 2 M), without its image encoder (632 M)."""
     _write(path, SVD, seed=14)
