@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 COMFYUI = os.environ.get("COMFYUI_PATH")
 
@@ -12,12 +14,12 @@ COMFYUI = os.environ.get("COMFYUI_PATH")
 def _enter_comfyui() -> None:
     if not COMFYUI or not (Path(COMFYUI) / "main.py").is_file():
         raise RuntimeError(
-            f"COMFYUI_PATH is {COMFYUI!r}, expected the folder of a ComfyUI. Run `python3 host.py test`, which gets one."
+            f"COMFYUI_PATH is {COMFYUI!r}, expected the folder of a ComfyUI. "
+            "Run `python3 host.py test`, which gets one."
         )
     sys.path.insert(0, str(COMFYUI))
-    import torch
-
     import comfy.options  # noqa: F401  (argument parsing stays off: pytest owns sys.argv)
+    import torch
     from comfy.cli_args import args
 
     args.cpu = not torch.cuda.is_available()
@@ -25,8 +27,11 @@ def _enter_comfyui() -> None:
 
 def _load_pack(name: str = "coherence") -> None:
     """ComfyUI names a pack's module by its path; here it gets a name that tests can import."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    assert spec and spec.loader
+    spec = importlib.util.spec_from_file_location(
+        name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
@@ -36,3 +41,77 @@ _load_pack()
 
 sys.path.append(str(ROOT / "tests"))
 from tiny_models.fixtures import tiny_models  # noqa: E402, F401  (a fixture for every test)
+
+NO_BROWSER = os.environ.get("COHERENCE_BROWSER") == "none"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "browser: drives a browser (left out by `host.py test --no-browser`)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Whatever uses ``page`` drives a browser; only --no-browser leaves it out."""
+    for item in items:
+        if "page" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+    left_out = [item for item in items if NO_BROWSER and item.get_closest_marker("browser")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if NO_BROWSER:
+        terminalreporter.section(
+            "--no-browser: THE TESTS THAT DRIVE A BROWSER WERE LEFT OUT", sep="!", red=True
+        )
+
+
+@pytest.fixture(scope="session")
+def comfyui_path() -> Path:
+    """The folder of the ComfyUI that the tests run in."""
+    return Path(COMFYUI)
+
+
+@pytest.fixture(scope="session")
+def artefacts() -> Path:
+    """A folder for what a test wants to be looked at; git ignores it."""
+    folder = ROOT / "test-artifacts"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(comfyui_path: Path):
+    """A real ComfyUI server with this pack, in a temporary data folder; one for the whole session."""
+    from coherence.hosting.provision import Host
+    from coherence.hosting.server import Server
+
+    with Server(Host(comfyui_path, Path(sys.executable), is_ours=False)) as running:
+        yield running
+
+
+@pytest.fixture
+def page(server):
+    """A browser's page with ComfyUI's frontend, ready to be driven by playwright's synchronous interface.
+
+    A browser for each test: while one runs, its event loop keeps other tests from ``asyncio.run``.
+    """
+    from coherence.hosting.browser import CHROMIUM_FLAGS, find_browser
+    from playwright.sync_api import sync_playwright
+
+    executable = find_browser()
+    if executable is None:
+        pytest.fail(
+            "this test drives a browser and none is installed: run `python3 host.py test`, which gets one"
+        )
+    server.post("/settings/Comfy.TutorialCompleted", True)  # else a dialog covers the page
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=list(CHROMIUM_FLAGS))
+        opened = browser.new_page(viewport={"width": 1600, "height": 1000})
+        opened.goto(server.url)
+        opened.wait_for_function(
+            "() => window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler"
+        )
+        yield opened
+        browser.close()

@@ -1,0 +1,113 @@
+"""The command line of host.py."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .browser import require_browser
+from .errors import HostError
+from .provision import PACK, PACK_NAME, default_cache, find_host, require_test_packages
+from .server import Server
+from .tools import python_in, say
+
+DEMO_WORKFLOW = PACK / "workflows" / "zs2_text_to_video.json"
+_FIND = (
+    "ComfyUI is looked for at --comfyui, then COMFYUI_PATH, then where this pack lies (custom_nodes/..). "
+    "Without one, a pinned ComfyUI is prepared once in the cache folder. Either way the server gets a data "
+    "folder of its own, so nothing is written into a ComfyUI of yours. A GPU is used where there is one."
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of host.py."""
+    top = argparse.ArgumentParser("host.py", description=f"Run {PACK_NAME} in a real ComfyUI. {_FIND}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--comfyui", metavar="DIR", help="a ComfyUI of yours (the folder that holds main.py)")
+    common.add_argument(
+        "--python", metavar="EXE", help="the Python of that ComfyUI, if it is not found beside it"
+    )
+    common.add_argument(
+        "--cache", metavar="DIR", type=Path, help="where ComfyUI is prepared (or set COHERENCE_CACHE)"
+    )
+    server = argparse.ArgumentParser(add_help=False)
+    server.add_argument("--port", type=int, help="port to listen on (default: a free one)")
+    commands = top.add_subparsers(dest="command", required=True, metavar="demo|test|serve")
+
+    demo = commands.add_parser("demo", parents=[common, server], help="turn a prompt into a coherent clip")
+    demo.add_argument(
+        "--workflow", metavar="FILE", type=Path, default=DEMO_WORKFLOW, help="a UI workflow to run"
+    )
+    demo.add_argument("--prompt", metavar="TEXT", help="what the clip shows (default: the workflow's)")
+    demo.add_argument("--seed", type=int, metavar="N", help="seed of the noise (default: the workflow's)")
+    demo.add_argument(
+        "--output", metavar="DIR", type=Path, default=Path("coherence-demo"), help="default: ./coherence-demo"
+    )
+
+    description = "Run pytest in that host; arguments that host.py does not know go to pytest."
+    test = commands.add_parser("test", parents=[common], help="run the tests", description=description)
+    test.add_argument("--no-browser", action="store_true", help="leave out the tests that drive a browser")
+
+    commands.add_parser(
+        "serve", parents=[common, server], help="start ComfyUI with the pack, for your browser"
+    )
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run host.py; returns its exit code."""
+    arguments, others = parser().parse_known_args(argv)
+    if others and arguments.command != "test":
+        parser().error(f"unknown arguments: {' '.join(others)}")
+    # A polite kill ends like Ctrl-C, so that servers stop and half-made folders go.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if arguments.command == "demo":
+            from .demo import demo
+
+            return demo(arguments)
+        if arguments.command == "test":
+            return test(arguments, others)
+        return serve(arguments)
+    except HostError as error:
+        print(f"host.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("host.py: stopped", file=sys.stderr)
+        return 130
+
+
+def cache_of(arguments: argparse.Namespace) -> Path:
+    """The cache folder that was asked for."""
+    return arguments.cache.absolute() if arguments.cache else default_cache()
+
+
+def test(arguments: argparse.Namespace, pytest_arguments: Sequence[str]) -> int:
+    """Run pytest in the host."""
+    cache = cache_of(arguments)
+    host = find_host(arguments.comfyui, arguments.python, cache)
+    require_test_packages(host, cache)
+    env = os.environ | {"COMFYUI_PATH": str(host.comfyui)}
+    if arguments.no_browser:
+        say("--no-browser: THE TESTS THAT DRIVE A BROWSER ARE LEFT OUT")
+        env["COHERENCE_BROWSER"] = "none"
+    else:
+        env["COHERENCE_BROWSER"] = str(require_browser(host))
+    # Plain pytest: `python -m pytest` would put the pack's folders before ComfyUI's modules of the same name.
+    pytest = host.python.with_name(python_in(Path("x")).name.replace("python", "pytest"))
+    return subprocess.run([pytest, *pytest_arguments], cwd=PACK, env=env, check=False).returncode
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Start the server and leave it running until Ctrl-C."""
+    cache = cache_of(arguments)
+    host = find_host(arguments.comfyui, arguments.python, cache)
+    say("starting ComfyUI (Ctrl-C stops it)")
+    with Server(host, cache / "data", arguments.port) as server:
+        print(f"ComfyUI with {PACK_NAME}:  {server.url}")
+        print(f"The example:  {server.url}/?template={DEMO_WORKFLOW.stem}&source={PACK_NAME}", flush=True)
+        server.wait()
+    return 0
