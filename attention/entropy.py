@@ -113,9 +113,17 @@ def attention_entropy(
 def attention_energy(out: Tensor, v: Tensor) -> Energy:
     """Energies of an attention output `out` (B, H, N_q, D) = A·v over the values `v` (B, H, N_k, D).
 
-    Mean over batch, heads and rows of the squared norm, of A·V, of U·V (the mean over keys) and of V; with
-    cross-attention the last is the mean over the N_k rows of V. Not normalised by D, as in IE-Adapt §3.1.
+    Mean over batch, heads and rows of the squared norm: of A·V, of U·V (the mean over all keys, even hidden)
+    and of V, which has N_k rows also in cross-attention. Not divided by D (IE-Adapt §3.1).
+
+    Raises:
+        ValueError: shapes that do not fit.
     """
+    if out.ndim != 4 or v.ndim != 4 or out.shape[:2] != v.shape[:2] or out.shape[3] != v.shape[3]:
+        raise ValueError(
+            f"Expected an output (B, H, N_q, D) and values (B, H, N_k, D), "
+            f"got {tuple(out.shape)} and {tuple(v.shape)}."
+        )
     uniform = v.mean(dim=2, keepdim=True, dtype=_precise(v.dtype))
     return Energy(_mean_square_norm(out), _mean_square_norm(uniform), _mean_square_norm(v))
 
@@ -285,7 +293,7 @@ def _four_dims(mask: Tensor) -> Tensor:
 
 
 def _scores(q: Tensor, mean_key: Tensor, scale: float) -> Tensor:
-    """Expected score of each row, scale·q_i·E[k]_i, in float32 or better; by head, as the copies are large."""
+    """Expected score of each row, scale·q_i·E[k]_i, in float32 or better; by head, as copies are large."""
     dtype = _precise(q.dtype)
     heads = zip(q.unbind(1), mean_key.unbind(1), strict=True)
     return torch.stack([torch.linalg.vecdot(a.to(dtype), b.to(dtype)) for a, b in heads], dim=1) * scale

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 HALF = {torch.bfloat16: 2e-3, torch.float16: 1e-3}  # normalised; of the mean, half precision throughout
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 RUNNABLE = [flash_cpu, indicator_key, chunked]  # the backends that a CPU has
 
 
@@ -187,17 +188,23 @@ def test_half_precision_kernels_are_within_tolerance(dtype, backend, spread):
     assert rows.clamp(0, 1).mean().item() == pytest.approx(map_entropy(spread * q, k), abs=HALF[dtype])
 
 
-@pytest.mark.parametrize("dtype", HALF)
-def test_centring_makes_half_precision_blind_to_an_offset_of_the_keys(dtype):
-    q, k, offset = tensors(9, (1, 2, 512, 64), (1, 2, 512, 64), (1, 2, 1, 64), dtype=dtype)
-    k = k + 8 * offset
-    expected = map_entropy(q, k)
-    centred = k - k.float().mean(dim=2, keepdim=True).to(dtype)
-    with_offset, without = (
-        abs(flash_cpu(q, keys, 0.125, None).mean().item() / math.log(512) - expected) for keys in (k, centred)
-    )
-    assert without < 1e-4
-    assert without < with_offset
+@pytest.mark.parametrize("backend", RUNNABLE)
+def test_large_offset_of_the_keys_costs_no_precision(backend):
+    q, k, offset = tensors(9, (1, 2, 512, 64), (1, 2, 512, 64), (1, 2, 1, 64))
+    k = k + 1000 * offset
+    assert attention_entropy(q, k, backends=(backend,)).mean == pytest.approx(map_entropy(q, k), abs=1e-6)
+
+
+@pytest.mark.parametrize("d", [40, 41, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("device", DEVICES)
+def test_chain_of_every_device_equals_float64_map(device, dtype, d):
+    q, k = tensors(23, (2, 2, 150, d), (2, 2, 77, d), dtype=dtype)
+    mask = torch.arange(77) < 60
+    q, k, mask = q.to(device), k.to(device), mask.to(device)
+    for given_mask in (None, mask):
+        measured = attention_entropy(q, k, mask=given_mask).mean
+        assert measured == pytest.approx(map_entropy(q, k, mask=given_mask), abs=HALF.get(dtype, 1e-5))
 
 
 def test_views_of_other_layouts_give_the_same():
@@ -377,6 +384,11 @@ def test_given_output_is_used_and_absent_output_computed(mask):
 def test_misfit_raises_with_what_was_expected_and_what_came(q, k, options, message):
     with pytest.raises(ValueError, match=message):
         attention_entropy(torch.zeros(q), torch.zeros(k), **options)
+
+
+def test_output_with_merged_heads_raises():
+    with pytest.raises(ValueError, match=r"\(2, 4, 16\) and \(2, 2, 4, 8\)"):
+        attention_energy(torch.zeros(2, 4, 16), torch.zeros(2, 2, 4, 8))
 
 
 def test_mixed_dtypes_raise():
