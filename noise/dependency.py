@@ -48,7 +48,7 @@ def dependency_noise(
         elif target > 0:
             from_previous = Divergence(divergence, frame)
             pool = draw(index, candidates if index < searched_frames else 1)
-            candidate = pool[(from_previous(pool) - target).abs().argmin()]
+            candidate = min(pool, key=lambda frame: abs(from_previous(frame) - target))
             curve = from_previous.along(candidate)
             if solver == "bisection":
                 alpha = bisection(curve, target)

@@ -21,7 +21,8 @@ def correlation(frames: Tensor) -> Tensor:
 
 def neighbour_kl(frames: Tensor, divergence: str = "generalised") -> Tensor:
     """Divergence of each of ``frames`` (F, ...) from the one before, in nats, as float64 (F − 1,)."""
-    return torch.cat([Divergence(divergence, previous)(frame[None]) for previous, frame in pairwise(frames)])
+    values = [Divergence(divergence, previous)(frame) for previous, frame in pairwise(frames)]
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def neighbour_alpha(correlations: Tensor) -> Tensor:

@@ -1,0 +1,37 @@
+"""Clips of noise by every model, for the tests of noise."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from coherence.noise.dependency import dependency_noise
+from coherence.noise.priors import iid, mixed, progressive
+from coherence.noise.streams import NoiseModel, clip_noise, generator
+
+
+def dependency(kl: float | Callable[[int], float] = 0.01, **options) -> NoiseModel:
+    """The dependency noise with one λ, or λ as a function of the frame."""
+
+    def model(first, draw, frames):
+        schedule = [kl(frame) if callable(kl) else kl for frame in range(frames)]
+        return dependency_noise(first, draw, schedule, **options)
+
+    return model
+
+
+MODELS = {
+    "iid": iid,
+    "mixed": partial(mixed, alpha=0.5),
+    "progressive": partial(progressive, alpha=0.5),
+    "dependency": dependency(),
+    "line_search": dependency(0.05, solver="line_search"),
+    "closed_form": dependency(0.05, solver="closed_form", divergence="softmax"),
+}
+models = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
+
+
+def clip(
+    model: NoiseModel, seed: int = 0, shape: tuple[int, ...] = (8, 4, 64, 64), indices=None
+) -> torch.Tensor:
+    return clip_noise(shape, model, seed, generator(seed), indices)

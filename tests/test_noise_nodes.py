@@ -1,0 +1,193 @@
+"""The nodes: their faces, the NOISE they hand on, and the chart."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from coherence.nodes.noise import NODES, DependencyNoise, NoiseCorrelation, VideoNoisePrior
+from tiny_models import FAMILIES, TinyModels
+
+FACES = {
+    "DependencyNoise": (
+        "noise_seed kl kl_schedule divergence solver random_candidates line_iterations",
+        ["NOISE"],
+    ),
+    "VideoNoisePrior": ("noise_seed prior alpha", ["NOISE"]),
+    "NoiseCorrelation": ("noise latent_image", ["IMAGE", "STRING"]),
+}
+
+
+def dependency_noise(seed: int = 3, kl: float = 0.01, kl_schedule: str = "", **options):
+    options = {
+        "divergence": "generalised",
+        "solver": "bisection",
+        "random_candidates": 10,
+        "line_iterations": 15,
+        **options,
+    }
+    return DependencyNoise.execute(seed, kl, kl_schedule, **options)[0]
+
+
+def latent(*shape: int, **entries) -> dict:
+    return {"samples": torch.zeros(shape), **entries}
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_face_of_the_node(node) -> None:
+    schema = node.GET_SCHEMA()
+    inputs, outputs = FACES[schema.node_id]
+    assert [entry.id for entry in schema.inputs] == inputs.split()
+    assert [output.io_type for output in schema.outputs] == outputs
+    assert schema.category == "coherence/noise"
+    assert schema.description
+    assert schema.search_aliases
+    assert all(entry.tooltip for entry in schema.inputs)
+
+
+def test_noise_has_the_seed_and_the_latents_shape_and_dtype() -> None:
+    noise = dependency_noise(seed=2**64 - 1)
+    assert noise.seed == 2**64 - 1
+    made = noise.generate_noise({"samples": torch.zeros(5, 4, 16, 16, dtype=torch.float16)})
+    assert (made.shape, made.dtype, made.device.type) == ((5, 4, 16, 16), torch.float16, "cpu")
+
+
+def test_kl_schedule_takes_the_place_of_kl() -> None:
+    frames = latent(6, 4, 16, 16)
+    constant = dependency_noise(kl=0.05).generate_noise(frames)
+    assert torch.equal(dependency_noise(kl=1, kl_schedule="0:0.05").generate_noise(frames), constant)
+    changing = dependency_noise(kl=1, kl_schedule="2:0, 5:0.3").generate_noise(frames)
+    assert torch.equal(changing[2], changing[0])
+    assert not torch.equal(changing[3], changing[2])
+
+
+def test_wrong_schedule_is_refused_at_its_node() -> None:
+    with pytest.raises(ValueError, match=r"'8:2'.*between 0 and 1.65"):
+        dependency_noise(kl_schedule="0:0.1, 8:2")
+
+
+@pytest.mark.parametrize("prior", ["iid", "mixed", "progressive"])
+def test_prior_with_alpha_one_is_still_unless_independent(prior: str) -> None:
+    frames = VideoNoisePrior.execute(1, prior, 1.0)[0].generate_noise(latent(4, 4, 16, 16))
+    assert torch.equal(frames[3], frames[0]) == (prior != "iid")
+
+
+def test_batch_index_of_the_latent_is_honoured() -> None:
+    whole = dependency_noise().generate_noise(latent(9, 4, 16, 16))
+    part = dependency_noise().generate_noise(latent(2, 4, 16, 16, batch_index=[7, 4]))
+    assert torch.equal(part, whole[[7, 4]])
+
+
+def test_sound_beside_the_clip_gets_plain_noise_whatever_the_clips_length() -> None:
+    from comfy.nested_tensor import NestedTensor
+    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
+
+    def av(frames: int) -> dict:
+        return {"samples": NestedTensor((torch.zeros(1, 8, frames, 8, 8), torch.zeros(1, 8, 5, 4)))}
+
+    with torch.random.fork_rng(devices=[]):
+        core = Noise_RandomNoise(3).generate_noise(av(1)).unbind()
+    one, many = (dependency_noise().generate_noise(av(frames)).unbind() for frames in (1, 6))
+    assert torch.equal(one[0], core[0])
+    assert torch.equal(one[1], core[1])
+    assert torch.equal(many[1], core[1])
+    assert torch.equal(many[0][:, :, :1], core[0])
+    assert 0.9 < torch.corrcoef(many[0][0, :, :2].movedim(1, 0).flatten(1))[0, 1] < 1
+
+
+@pytest.mark.parametrize("family", ["sd15", "wan21"])
+def test_noise_drives_the_custom_sampler(family: str, tiny_models: TinyModels) -> None:
+    """A first frame as with RandomNoise, and a still clip at kl 0 where the model sees frames one by one."""
+    from comfy_extras.nodes_custom_sampler import (
+        CFGGuider,
+        KSamplerSelect,
+        RandomNoise,
+        SamplerCustomAdvanced,
+    )
+
+    model = tiny_models.load(family)
+    positive, negative = FAMILIES[family].conditioning()
+    guider = CFGGuider.execute(model, positive, negative, 3.0)[0]
+    sampler = KSamplerSelect.execute("euler")[0]
+    sigmas = torch.tensor([1.0, 0.5, 0.0])
+
+    def sample(noise, frames: int) -> torch.Tensor:
+        shape = list(FAMILIES[family].latent_shape)
+        shape[FAMILIES[family].frames_axis] = frames
+        return SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent(*shape))[0]["samples"]
+
+    assert torch.equal(sample(dependency_noise(), 1), sample(RandomNoise.execute(3)[0], 1))
+    still, moving = sample(dependency_noise(kl=0), 3), sample(dependency_noise(kl=0.1), 3)
+    assert moving.isfinite().all()
+    assert not torch.equal(moving, still)
+    if family == "sd15":
+        torch.testing.assert_close(still[1:], still[:1].expand(2, -1, -1, -1))
+        assert (moving[1] - moving[0]).abs().mean() > 0.05
+
+
+def chart_and_report(noise, *shape: int) -> tuple[torch.Tensor, dict]:
+    chart, report = NoiseCorrelation.execute(noise, latent(*shape)).args
+    return chart, json.loads(report)
+
+
+@pytest.mark.parametrize("shape", [(8, 4, 32, 32), (2, 4, 8, 32, 32)])
+def test_report_tells_what_the_noise_was_made_with(shape: tuple[int, ...]) -> None:
+    _, report = chart_and_report(dependency_noise(kl=0.1), *shape)
+    assert report["frames"] == 8
+    assert report["kl"] == pytest.approx([0.1] * 7, abs=1e-4)
+    assert report["alpha"] == pytest.approx([(1 - 0.1 / 1.6487) ** 2] * 7, abs=0.02)
+    matrix = np.array(report["correlation"])
+    assert matrix.shape == (8, 8)
+    assert np.allclose(matrix, matrix.T)
+    assert np.allclose(matrix.diagonal(), 1)
+    assert report["first_last_correlation"] == matrix[0, 7]
+    assert report["neighbour_correlation"] == pytest.approx(matrix.diagonal(1).mean())
+    assert max(map(abs, report["mean"])) < 0.1
+    assert report["std"] == pytest.approx([1] * 8, abs=0.06)
+
+
+@pytest.mark.parametrize("frames", [2, 8, 16, 70])
+def test_chart_is_an_image_that_shows_the_noise(frames: int) -> None:
+    still, _ = chart_and_report(dependency_noise(kl=0), frames, 4, 8, 8)
+    moving, _ = chart_and_report(dependency_noise(kl=0.5), frames, 4, 8, 8)
+    assert still.dtype == torch.float32
+    assert still.shape == moving.shape == (1, 768, 1440, 3)
+    assert still.min() >= 0
+    assert still.max() == 1
+    assert (still != moving).any(-1).float().mean() > 0.1
+
+
+def test_chart_is_drawn_without_global_state() -> None:
+    import matplotlib
+
+    settings = matplotlib.rcParams.copy()
+    states = torch.get_rng_state(), random.getstate()
+    chart_and_report(dependency_noise(), 4, 4, 8, 8)
+    assert matplotlib.rcParams.copy() == settings
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+
+
+def test_chart_takes_the_noise_of_other_nodes() -> None:
+    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
+
+    with torch.random.fork_rng(devices=[]):
+        _, report = chart_and_report(Noise_RandomNoise(1), 6, 4, 64, 64)
+    assert abs(report["neighbour_correlation"]) < 0.02
+    assert report["kl"] == pytest.approx([report["kl_of_independent_frames"]] * 5, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"), [((1, 4, 8, 8), "Raise the batch size"), ((1, 64, 215), "the latent of a clip")]
+)
+def test_latent_without_a_clip_is_refused_with_a_cure(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        chart_and_report(dependency_noise(), *shape)
+
+
+def test_empty_noise_is_refused_with_its_frame() -> None:
+    from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise
+
+    with pytest.raises(ValueError, match="Frame 0 of the noise is constant"):
+        chart_and_report(Noise_EmptyNoise(), 4, 4, 8, 8)
