@@ -2,9 +2,9 @@
 
     python benchmarks/noise_search.py
 
-64 frames of 4×64×64, those of 512×512 pixels in SD models, against drawing 11 × 64 plain noises: the paper's
-Algorithm 1 draws a noise and 10 candidates for every frame. The jobs take turns and the median counts, so that
-other work on the machine touches all of them alike. The target is less than 3 times.
+64 frames of 4×64×64, those of 512×512 pixels in SD, against drawing 11 × 64 plain noises: the paper's
+Algorithm 1 draws a noise and 10 candidates for every frame. The jobs take turns and the median counts, so
+that other work on the machine touches all of them alike. The target is less than 3 times.
 """
 
 import sys
