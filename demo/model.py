@@ -1,0 +1,154 @@
+"""The demo model: ComfyUI's own SD1.5 classes (UNet, CLIP text encoder, TAESD) with a small config.
+
+Everything that hooks into a Stable Diffusion 1.5 checkpoint hooks into this one too: eps-prediction, SD1.5's noise
+schedule and latent format, ``input``/``middle``/``output`` blocks with ``attn1`` and ``attn2`` at every level.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from comfy.clip_model import CLIPTextModel
+
+FOLDER = Path(__file__).parent
+UNET_FILE, TEXT_ENCODER_FILE, VAE_FILE = (
+    FOLDER / f"coherence_demo_{part}.safetensors" for part in ("unet", "text_encoder", "vae")
+)
+CONTEXT_WIDTH = 128
+MAX_TOKENS = 32
+
+UNET_CONFIG = {
+    "image_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 64,
+    "channel_mult": [1, 2],
+    "num_res_blocks": [1, 1],
+    "transformer_depth": [1, 1],
+    "transformer_depth_middle": 1,
+    "transformer_depth_output": [1, 1, 1, 1],
+    "context_dim": CONTEXT_WIDTH,
+    "num_heads": -1,
+    "num_head_channels": 32,
+    "use_spatial_transformer": True,
+    "use_linear_in_transformer": False,
+    "legacy": False,
+    "adm_in_channels": None,
+    "use_temporal_attention": False,
+}
+
+
+class DemoConfig(comfy.supported_models.SD15):
+    """SD1.5 with head width instead of head count; never used for detection, only constructed here."""
+
+    unet_config = {}
+    unet_extra_config = {}
+
+
+class DemoTokenizer(comfy.sd1_clip.SDTokenizer):
+    """CLIP's byte-level tokenizer with merges for the words of the captions; other words fall into bytes."""
+
+    def __init__(self, embedding_directory=None, tokenizer_data=None):
+        super().__init__(
+            tokenizer_path=str(FOLDER / "tokenizer"),
+            max_length=MAX_TOKENS,
+            embedding_directory=embedding_directory,
+            embedding_size=CONTEXT_WIDTH,
+            tokenizer_data=tokenizer_data or {},
+        )
+
+
+class DemoSD1Tokenizer(comfy.sd1_clip.SD1Tokenizer):
+    def __init__(self, embedding_directory=None, tokenizer_data=None):
+        super().__init__(embedding_directory, tokenizer_data or {}, tokenizer=DemoTokenizer)
+
+
+class SmallVocabulary(CLIPTextModel):
+    def __init__(self, config, dtype, device, operations):
+        super().__init__(config, dtype, device, operations)
+        self.set_input_embeddings(
+            operations.Embedding(config["vocab_size"], config["hidden_size"], dtype=dtype, device=device)
+        )
+
+
+class DemoTextEncoder(comfy.sd1_clip.SDClipModel):
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        tokens = DemoTokenizer()
+        super().__init__(
+            device=device,
+            dtype=dtype,
+            max_length=MAX_TOKENS,
+            model_class=SmallVocabulary,
+            return_projected_pooled=False,
+            special_tokens={"start": tokens.start_token, "end": tokens.end_token, "pad": tokens.pad_token},
+            textmodel_json_config={
+                "num_hidden_layers": 2,
+                "hidden_size": CONTEXT_WIDTH,
+                "num_attention_heads": 4,
+                "intermediate_size": 4 * CONTEXT_WIDTH,
+                "hidden_act": "quick_gelu",
+                "max_position_embeddings": MAX_TOKENS,
+                "eos_token_id": tokens.end_token,
+                "vocab_size": len(tokens.inv_vocab),
+            },
+            model_options=model_options or {},
+        )
+
+
+class DemoClip(comfy.sd1_clip.SD1ClipModel):
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        super().__init__(device, dtype, model_options or {}, clip_model=DemoTextEncoder)
+
+
+def unet_module(dtype: torch.dtype, device: torch.device | str, operations=None) -> comfy.model_base.BaseModel:
+    """ComfyUI's BaseModel around its UNet, with weights still to be loaded."""
+    config = DemoConfig({**UNET_CONFIG, "dtype": dtype})
+    config.custom_operations = operations
+    return comfy.model_base.BaseModel(config, device=device)
+
+
+def load_model() -> comfy.model_patcher.ModelPatcher:
+    weights = _read(UNET_FILE)
+    management = comfy.model_management
+    device = management.get_torch_device()
+    offload = management.unet_offload_device()
+    dtype = management.unet_dtype(model_params=comfy.utils.calculate_parameters(weights))
+    model = unet_module(dtype, offload)
+    model.diffusion_model.load_state_dict(weights)
+    return comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=offload)
+
+
+def load_clip() -> comfy.sd.CLIP:
+    target = comfy.supported_models_base.ClipTarget(DemoSD1Tokenizer, DemoClip)
+    weights = _read(TEXT_ENCODER_FILE)
+    return comfy.sd.CLIP(
+        target, parameters=comfy.utils.calculate_parameters(weights), state_dict=_with_prefix(weights, "clip_l.")
+    )
+
+
+def load_vae() -> comfy.sd.VAE:
+    return comfy.sd.VAE(sd=_read(VAE_FILE))
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"The demo model's file {file.name} is missing from the pack's demo folder. It comes with the git "
+            "repository, not with the registry's package: clone the repository, or retrain it with `python demo/train.py`."
+        )
+    return comfy.utils.load_torch_file(str(file), safe_load=True)
+
+
+def _with_prefix(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in weights.items()}
