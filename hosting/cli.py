@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .browser import require_browser
+from .demo import demo
 from .errors import HostError
-from .provision import PACK, PACK_NAME, default_cache, find_host, require_test_packages
+from .find import default_cache, find_host, require_test_packages
+from .provision import PACK, PACK_NAME, Host
 from .server import Server
 from .tools import python_in, say
 
@@ -65,13 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A polite kill ends like Ctrl-C, so that servers stop and half-made folders go.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        arguments.cache = (arguments.cache or default_cache()).absolute()
+        host = find_host(arguments.comfyui, arguments.python, arguments.cache)
         if arguments.command == "demo":
-            from .demo import demo
-
-            return demo(arguments)
+            return demo(host, arguments)
         if arguments.command == "test":
-            return test(arguments, others)
-        return serve(arguments)
+            return test(host, arguments, others)
+        return serve(host, arguments)
     except HostError as error:
         print(f"host.py: {error}", file=sys.stderr)
         return 1
@@ -80,16 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def cache_of(arguments: argparse.Namespace) -> Path:
-    """The cache folder that was asked for."""
-    return arguments.cache.absolute() if arguments.cache else default_cache()
-
-
-def test(arguments: argparse.Namespace, pytest_arguments: Sequence[str]) -> int:
+def test(host: Host, arguments: argparse.Namespace, pytest_arguments: Sequence[str]) -> int:
     """Run pytest in the host."""
-    cache = cache_of(arguments)
-    host = find_host(arguments.comfyui, arguments.python, cache)
-    require_test_packages(host, cache)
+    require_test_packages(host, arguments.cache)
     env = os.environ | {"COMFYUI_PATH": str(host.comfyui)}
     if arguments.no_browser:
         say("--no-browser: THE TESTS THAT DRIVE A BROWSER ARE LEFT OUT")
@@ -101,12 +96,10 @@ def test(arguments: argparse.Namespace, pytest_arguments: Sequence[str]) -> int:
     return subprocess.run([pytest, *pytest_arguments], cwd=PACK, env=env, check=False).returncode
 
 
-def serve(arguments: argparse.Namespace) -> int:
+def serve(host: Host, arguments: argparse.Namespace) -> int:
     """Start the server and leave it running until Ctrl-C."""
-    cache = cache_of(arguments)
-    host = find_host(arguments.comfyui, arguments.python, cache)
     say("starting ComfyUI (Ctrl-C stops it)")
-    with Server(host, cache / "data", arguments.port) as server:
+    with Server(host, arguments.cache / "data", arguments.port) as server:
         print(f"ComfyUI with {PACK_NAME}:  {server.url}")
         print(f"The example:  {server.url}/?template={DEMO_WORKFLOW.stem}&source={PACK_NAME}", flush=True)
         server.wait()

@@ -48,8 +48,8 @@ def run(command: Sequence[str | Path], purpose: str, env: Mapping[str, str] | No
         raise HostError(f"{purpose}: {command[0]} cannot be started: {error}") from error
     if code:
         raise HostError(
-            f"{purpose} failed with exit code {code}; the reason stands above. If a name could not be resolved "
-            "or a connection failed, this machine has no network: connect it and run this again."
+            f"{purpose} failed with exit code {code}; its reason stands above. If a name could not be "
+            "resolved or a connection failed, this machine has no network: connect it and try again."
         )
 
 
@@ -120,20 +120,20 @@ def installers(cache: Path) -> Installers:
 
 def _create_seeded_environment(path: Path, uv: tuple[str, ...] | None) -> None:
     """A virtual environment with pip in it."""
+    command = [sys.executable, "-m", "venv", str(path)]
+    if works(command):
+        return
+    shutil.rmtree(path, ignore_errors=True)  # Debian's Python without python3-venv fails halfway
     if uv:
         run(
             [*uv, "venv", "--quiet", "--seed", "--python", sys.executable, path],
             "Creating an environment for pip",
         )
-        return
-    command = [sys.executable, "-m", "venv", str(path)]
-    if works(command):
-        return
-    shutil.rmtree(path, ignore_errors=True)
-    if not is_debian_root():
+    elif is_debian_root():
+        apt_install("python3-venv")
+        run(command, "Creating an environment for pip")
+    else:
         raise HostError(
             f"{sys.executable} cannot create virtual environments (on Debian and Ubuntu: install the package "
             "python3-venv), and uv is not installed. Install either, then try again."
         )
-    apt_install("python3-venv")
-    run(command, "Creating an environment for pip")

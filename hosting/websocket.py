@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
@@ -66,7 +66,7 @@ class WebSocket:
         while True:
             final, opcode, payload = self._read_frame(deadline)
             if opcode == _PING:
-                self._send_frame(_PONG, payload)
+                self._reply(_PONG, payload)
             elif opcode == _CLOSE:
                 self._answer_close(payload)
             elif opcode in (_TEXT, _BINARY, _CONTINUATION):
@@ -78,17 +78,14 @@ class WebSocket:
 
     def close(self, code: int = 1000) -> None:
         """Send a close frame and wait shortly for the answer."""
-        try:
+        with suppress(OSError):  # the connection may be gone, which is what closing is for
             if not self._close_sent:
                 self._send_frame(_CLOSE, struct.pack("!H", code))
                 self._close_sent = True
                 deadline = time.monotonic() + 1.0
                 while self._read_frame(deadline)[1] != _CLOSE:
                     pass
-        except OSError:
-            pass  # the connection is gone, which is what closing is for
-        finally:
-            self._socket.close()
+        self._socket.close()
 
     def _shake_hands(self, host: str, path: str, deadline: float) -> None:
         key = base64.b64encode(os.urandom(16))
@@ -174,21 +171,22 @@ class WebSocket:
         code = struct.unpack("!H", payload[:2])[0] if len(payload) >= 2 else 1005
         if not self._close_sent:
             self._close_sent = True
-            self._send_frame(_CLOSE, payload[:2])
+            self._reply(_CLOSE, payload[:2])
         self._socket.close()
         raise WebSocketClosed(code, payload[2:].decode(errors="replace"))
 
     def _fail(self, code: int, reason: str) -> WebSocketError:
         """Close the connection with ``code`` (section 7.1.7); returns the error to raise."""
-        try:
-            if not self._close_sent:
-                self._close_sent = True
-                self._send_frame(_CLOSE, struct.pack("!H", code))
-        except OSError:
-            pass  # the reason is reported all the same
-        finally:
-            self._socket.close()
+        if not self._close_sent:
+            self._close_sent = True
+            self._reply(_CLOSE, struct.pack("!H", code))
+        self._socket.close()
         return WebSocketError(reason)
+
+    def _reply(self, opcode: int, payload: bytes) -> None:
+        """Send a control frame; that the server has gone is left for the next reading to find out."""
+        with suppress(OSError):
+            self._send_frame(opcode, payload)
 
     def _send_frame(self, opcode: int, payload: bytes) -> None:
         """A final frame, masked with a fresh key as a client's must be (section 5.3)."""

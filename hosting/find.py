@@ -1,0 +1,114 @@
+"""Find the ComfyUI to work with: the user's own, or the provisioned one."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from .errors import HostError
+from .locking import lock
+from .provision import COMFYUI, PACK, Host, provision
+from .tools import installers, python_in, run, say, works
+
+PACK_REQUIREMENTS = PACK / "requirements.txt"
+TEST_REQUIREMENTS = PACK / "requirements-dev.txt"
+_MISSING = """
+import importlib.metadata, json, sys
+def is_missing(name):
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return True
+    return False
+print(json.dumps([name for name in sys.argv[1:] if is_missing(name)]))
+"""
+
+
+def default_cache() -> Path:
+    """COHERENCE_CACHE, or this system's folder for caches."""
+    if path := os.environ.get("COHERENCE_CACHE"):
+        return Path(path).absolute()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return base / "comfyui-coherence"
+
+
+def find_host(comfyui: str | None, python: str | None, cache: Path) -> Host:
+    """The ComfyUI that was named or that this pack lies in; else the provisioned one.
+
+    Args:
+        comfyui: Folder of a ComfyUI; None looks at COMFYUI_PATH, then at ``custom_nodes/..``.
+        python: Interpreter of that ComfyUI; None looks beside it.
+        cache: Where a provisioned one is kept.
+    """
+    if named := comfyui or os.environ.get("COMFYUI_PATH"):
+        folder = Path(named).absolute()
+        if not (folder / "main.py").is_file():
+            raise HostError(
+                f"{folder} is not a ComfyUI: it holds no main.py. Name the folder that does, or let host.py "
+                "prepare a ComfyUI: without --comfyui and COMFYUI_PATH."
+            )
+        return _users_host(folder, python)
+    if PACK.parent.name == "custom_nodes" and (PACK.parent.parent / "main.py").is_file():
+        return _users_host(PACK.parent.parent, python)
+    if python:
+        raise HostError("--python names the interpreter of a ComfyUI of yours: give --comfyui DIR too.")
+    return provision(cache, COMFYUI)
+
+
+def _users_host(comfyui: Path, python: str | None) -> Host:
+    environments = [folder / name for folder in (comfyui, comfyui.parent) for name in ("venv", ".venv")]
+    beside = [*map(python_in, environments), comfyui.parent / "python_embeded" / "python.exe"]
+    found = next((path for path in beside if path.is_file()), Path(sys.executable))
+    host = Host(comfyui, Path(python).absolute() if python else found, is_ours=False)
+    if not works([host.python, "-c", "import torch, aiohttp"]):
+        raise HostError(
+            f"{host.python} cannot run the ComfyUI in {comfyui}: torch or aiohttp does not import. Name its "
+            f"Python with --python, or run  {_pip_install(host, comfyui / 'requirements.txt')}"
+        )
+    _require_packages(host, PACK_REQUIREMENTS)
+    return host
+
+
+def _require_packages(host: Host, requirements: Path) -> None:
+    """Raise HostError if a user's host lacks a package; nothing is installed into it unasked."""
+    lines = requirements.read_text("utf-8").splitlines()
+    names = [match[0] for match in (re.match(r"[A-Za-z0-9][\w.-]*", line) for line in lines) if match]
+    result = subprocess.run([host.python, "-c", _MISSING, *names], capture_output=True, check=True)
+    if missing := json.loads(result.stdout):
+        raise HostError(
+            f"{host.python} lacks {', '.join(missing)}, and nothing is installed into your ComfyUI unasked. "
+            f"Run  {_pip_install(host, requirements)}  or use a ComfyUI of our own: without --comfyui and "
+            "COMFYUI_PATH."
+        )
+
+
+def _pip_install(host: Host, requirements: Path) -> str:
+    return f"{host.python} -m pip install -r {requirements}"
+
+
+def require_test_packages(host: Host, cache: Path) -> None:
+    """Install what the tests need into our own host; of a user's host, say what is missing."""
+    if not host.is_ours:
+        _require_packages(host, TEST_REQUIREMENTS)
+        return
+    digest = hashlib.sha256(TEST_REQUIREMENTS.read_bytes()).hexdigest()[:12]
+    installed = host.comfyui.parent / f"test-packages-{digest}"
+    if installed.exists():
+        return
+    with lock(
+        cache / "provision.lock", on_wait=lambda: say("waiting for another run that installs packages")
+    ):
+        if not installed.exists():
+            say("installing what the tests need")
+            tools = installers(cache)
+            command = [*tools.uv, "pip", "install", "--python", host.python, "-r", TEST_REQUIREMENTS]
+            run(command, "Installing the packages of the tests", tools.uv_environment())
+            installed.touch()
