@@ -111,7 +111,9 @@ class DemoClip(comfy.sd1_clip.SD1ClipModel):
         super().__init__(device, dtype, model_options or {}, clip_model=DemoTextEncoder)
 
 
-def unet_module(dtype: torch.dtype, device: torch.device | str, operations=None) -> comfy.model_base.BaseModel:
+def unet_module(
+    dtype: torch.dtype, device: torch.device | str, operations=None
+) -> comfy.model_base.BaseModel:
     """ComfyUI's BaseModel around its UNet, with weights still to be loaded."""
     config = DemoConfig({**UNET_CONFIG, "dtype": dtype})
     config.custom_operations = operations
@@ -133,7 +135,9 @@ def load_clip() -> comfy.sd.CLIP:
     target = comfy.supported_models_base.ClipTarget(DemoSD1Tokenizer, DemoClip)
     weights = _read(TEXT_ENCODER_FILE)
     return comfy.sd.CLIP(
-        target, parameters=comfy.utils.calculate_parameters(weights), state_dict=_with_prefix(weights, "clip_l.")
+        target,
+        parameters=comfy.utils.calculate_parameters(weights),
+        state_dict=_with_prefix(weights, "clip_l."),
     )
 
 

@@ -96,7 +96,20 @@ def outline(shape: str) -> list[tuple[float, float]] | None:
         return [(r * math.cos(a), r * math.sin(a)) for r, a in spokes]
     if shape == "cross":
         a, b = 0.34, 1.05
-        return [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
+        return [
+            (-a, -b),
+            (a, -b),
+            (a, -a),
+            (b, -a),
+            (b, a),
+            (a, a),
+            (a, b),
+            (-a, b),
+            (-a, a),
+            (-b, a),
+            (-b, -a),
+            (-a, -a),
+        ]
     if shape == "circle":
         return None
     raise ValueError(f"shape is {shape!r}, expected one of {', '.join(SHAPES)}")

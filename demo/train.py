@@ -46,10 +46,18 @@ def train_tokenizer() -> None:
     )
     tokenizer.train_from_iterator(captions + [_MOTION_WORDS] * 1000, trainer)
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges), start, end]
+    tokens = [
+        *alphabet,
+        *(letter + "</w>" for letter in alphabet),
+        *("".join(pair) for pair in merges),
+        start,
+        end,
+    ]
     folder = FOLDER / "tokenizer"
     folder.mkdir(exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(dict.fromkeys(tokens))}))
+    (folder / "vocab.json").write_text(
+        json.dumps({token: index for index, token in enumerate(dict.fromkeys(tokens))})
+    )
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), "utf-8")
     special = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": end}
     config = {"tokenizer_class": "CLIPTokenizer", "do_lower_case": True, "model_max_length": 32, **special}
@@ -126,11 +134,15 @@ def train_text(arguments: argparse.Namespace) -> None:
         context = encode_text(encoder, tokens)
         first_end = (tokens == encoder.special_tokens["end"]).int().argmax(1)
         rows = torch.arange(len(tokens))
-        later = first_end + (torch.rand(len(tokens)) * (31 - first_end.cpu() + 1)).long().clamp(max=31).to(first_end)
+        later = first_end + (torch.rand(len(tokens)) * (31 - first_end.cpu() + 1)).long().clamp(max=31).to(
+            first_end
+        )
         loss, right = 0.0, {}
         for place in (first_end, later.clamp(max=31)):
             for name, values in classes.items():
-                target = torch.tensor([values.index(getattr(scene, name)) for scene in scenes], device=tokens.device)
+                target = torch.tensor(
+                    [values.index(getattr(scene, name)) for scene in scenes], device=tokens.device
+                )
                 logits = heads[name](context[rows, place])
                 loss = loss + F.cross_entropy(logits, target)
                 right[name] = (logits.argmax(1) == target).float().mean().item()
@@ -161,7 +173,9 @@ def initialise(unet: torch.nn.Module) -> None:
             torch.nn.init.zeros_(module.bias)
 
 
-def explicit_attention(_, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **__) -> Tensor:
+def explicit_attention(
+    _, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **__
+) -> Tensor:
     """Plain softmax attention: at 256 tokens its backward pass on CPU takes a third of the fused one's time."""
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1, dtype=q.dtype)
@@ -201,7 +215,9 @@ def train_unet(arguments: argparse.Namespace) -> None:
     decay = [p for p in unet.parameters() if p.ndim > 1]
     no_decay = [p for p in unet.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.01}, {"params": no_decay, "weight_decay": 0.0}], betas=(0.9, 0.99), eps=1e-8
+        [{"params": decay, "weight_decay": 0.01}, {"params": no_decay, "weight_decay": 0.0}],
+        betas=(0.9, 0.99),
+        eps=1e-8,
     )
     step, curve, total = 0, [], arguments.unet_steps
     checkpoint = STATE / "unet.pt"
@@ -248,7 +264,14 @@ def train_unet(arguments: argparse.Namespace) -> None:
         step += 1
         if step % 50 == 0:
             rate_seen = (step - started_at) * arguments.batch / (time.time() - began)
-            curve.append({"step": step, "pictures": step * arguments.batch, "loss": running, "eps": squared.mean().item()})
+            curve.append(
+                {
+                    "step": step,
+                    "pictures": step * arguments.batch,
+                    "loss": running,
+                    "eps": squared.mean().item(),
+                }
+            )
             print("unet", json.dumps(curve[-1]), f"{rate_seen:.0f} pictures/s", flush=True)
         if step % arguments.save_every == 0 or step == total:
             state = {"unet": unet.state_dict(), "average": average, "optimizer": optimizer.state_dict()}
@@ -291,7 +314,9 @@ def train_vae(arguments: argparse.Namespace) -> None:
             torch.nn.Conv2d.reset_parameters(module)
     with torch.no_grad():
         hand_set_encoder(vae.taesd_encoder)
-        vae.vae_scale.fill_(0.18215)  # SD1.5's latent format: the UNet then sees the encoder's output as it is
+        vae.vae_scale.fill_(
+            0.18215
+        )  # SD1.5's latent format: the UNet then sees the encoder's output as it is
     decoder = vae.taesd_decoder
     average = {name: tensor.detach().clone() for name, tensor in decoder.state_dict().items()}
     optimizer = torch.optim.AdamW(decoder.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
@@ -309,7 +334,10 @@ def train_vae(arguments: argparse.Namespace) -> None:
         pictures, crops, latents = [], 32, []
         for _ in range(crops):
             scene = shapes.random_scene(rng)
-            x, y = shapes.COLUMNS[scene.column] + rng.uniform(-8, 8), shapes.ROWS[scene.row] + rng.uniform(-8, 8)
+            x, y = (
+                shapes.COLUMNS[scene.column] + rng.uniform(-8, 8),
+                shapes.ROWS[scene.row] + rng.uniform(-8, 8),
+            )
             cover = shapes.coverage(
                 scene.shape,
                 shapes.RADII[scene.size] * rng.uniform(0.85, 1.15),
@@ -351,14 +379,19 @@ def train_vae(arguments: argparse.Namespace) -> None:
             state = {"decoder": decoder.state_dict(), "average": average, "optimizer": optimizer.state_dict()}
             torch.save({**state, "step": step, "curve": curve}, partial)
             partial.replace(checkpoint)
-            whole = {**vae.state_dict(), **{"taesd_decoder." + name: tensor for name, tensor in average.items()}}
+            whole = {
+                **vae.state_dict(),
+                **{"taesd_decoder." + name: tensor for name, tensor in average.items()},
+            }
             _save(whole, "vae")
     _write_curve("vae", curve)
 
 
 def _save(weights: dict[str, Tensor], part: str) -> None:
     """Full precision beside the checkpoints, fp16 where the pack ships it."""
-    save_file({name: tensor.float().contiguous() for name, tensor in weights.items()}, STATE / f"{part}.safetensors")
+    save_file(
+        {name: tensor.float().contiguous() for name, tensor in weights.items()}, STATE / f"{part}.safetensors"
+    )
     shipped = FOLDER / f"coherence_demo_{part}.safetensors"
     partial = shipped.with_suffix(".partial")
     save_file({name: tensor.half().contiguous() for name, tensor in weights.items()}, partial)
@@ -385,7 +418,9 @@ def _enter(comfyui: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
     parser.add_argument("--parts", nargs="+", default=["tokenizer", "text", "unet", "vae"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -402,7 +437,12 @@ def main() -> None:
     torch.set_flush_denormal(True)  # the zero-initialised layers start with denormal gradients
     STATE.mkdir(exist_ok=True)
     _enter(arguments.comfyui.resolve())
-    trainers = {"tokenizer": lambda _: train_tokenizer(), "text": train_text, "unet": train_unet, "vae": train_vae}
+    trainers = {
+        "tokenizer": lambda _: train_tokenizer(),
+        "text": train_text,
+        "unet": train_unet,
+        "vae": train_vae,
+    }
     for part in arguments.parts:
         trainers[part](arguments)
 

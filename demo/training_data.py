@@ -39,14 +39,21 @@ class LatentBank:
     """Block statistics of every shape × size × row × column × scale × jitter (about 48,000 coverages)."""
 
     def __init__(self) -> None:
-        dx, dy = (axis.flatten().float() for axis in torch.meshgrid(torch.tensor(JITTER), torch.tensor(JITTER), indexing="xy"))
+        dx, dy = (
+            axis.flatten().float()
+            for axis in torch.meshgrid(torch.tensor(JITTER), torch.tensor(JITTER), indexing="xy")
+        )
         self._statistics: dict[tuple[str, str, str, str], Tensor] = {}
         for shape in SHAPES:
             for size, radius in RADII.items():
                 for row, y in ROWS.items():
                     for column, x in COLUMNS.items():
-                        cover = torch.cat([coverage(shape, radius * scale, x + dx, y + dy) for scale in SCALES])
-                        self._statistics[shape, size, row, column] = torch.stack(block_statistics(cover), dim=1).half()
+                        cover = torch.cat(
+                            [coverage(shape, radius * scale, x + dx, y + dy) for scale in SCALES]
+                        )
+                        self._statistics[shape, size, row, column] = torch.stack(
+                            block_statistics(cover), dim=1
+                        ).half()
 
     def latent(self, scene: Scene, rng: random.Random) -> Tensor:
         """Latent (4, 16, 16) of one jittered picture of ``scene``."""

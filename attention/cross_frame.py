@@ -1,0 +1,44 @@
+"""Cross-frame attention: keys and values taken from other frames, queries from the own.
+
+``first``: those of frame 1 (Text2Video-Zero, arXiv 2303.13439, Eq. 6; ZS² §4). ``previous``: those of the frame
+before. ``first_and_previous``: both side by side (Tune-A-Video's sparse-causal attention, arXiv 2212.11565, §4.2).
+The first frame has no frame before it and attends to itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .technique import AttentionCall, Proceed
+
+Keys = Literal["first", "previous", "first_and_previous"]
+
+
+def source_frames(keys: Keys, frames: int) -> list[list[int]]:
+    """For each part of the keys, the frame that every frame takes it from."""
+    first, previous = [0] * frames, [max(i - 1, 0) for i in range(frames)]
+    return {"first": [first], "previous": [previous], "first_and_previous": [first, previous]}[keys]
+
+
+def take_from_frames(x: Tensor, sources: list[list[int]]) -> Tensor:
+    """``x``: (branches · frames, ..., tokens, channels), frames inside → the parts joined along the tokens."""
+    frames = x.unflatten(0, (-1, len(sources[0])))
+    return torch.cat([frames[:, source].flatten(0, 1) for source in sources], dim=-2)
+
+
+@dataclass(frozen=True)
+class CrossFrame:
+    """The technique."""
+
+    keys: Keys
+    stage = 0
+
+    def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
+        if call.frames == 1:
+            return proceed(call.q, call.k, call.v)
+        sources = source_frames(self.keys, call.frames)
+        return proceed(call.q, take_from_frames(call.k, sources), take_from_frames(call.v, sources))

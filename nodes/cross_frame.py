@@ -1,0 +1,57 @@
+"""CrossFrameAttention: the baselines that ZS² compares with (Text2Video-Zero, Tune-A-Video)."""
+
+from __future__ import annotations
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..attention.cross_frame import CrossFrame, Keys
+from .attention_inputs import CATEGORY, layers_input, percent_inputs, tapped
+
+
+class CrossFrameAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CrossFrameAttention",
+            display_name="Cross-Frame Attention",
+            category=CATEGORY,
+            description="Lets each frame attend to other frames instead of itself, so that they share one look. "
+            "For image models (SD1.5, SD2, SDXL); the latent's batch is the clip.",
+            search_aliases=[
+                "text2video-zero",
+                "sparse-causal attention",
+                "tune-a-video",
+                "first frame attention",
+            ],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="An image model: SD1.5, SD2 or SDXL. It is cloned, not changed."
+                ),
+                io.Combo.Input(
+                    "keys",
+                    options=["first", "previous", "first_and_previous"],
+                    default="first",
+                    tooltip="The frames attended to. first: the look stays that of frame 1 (Text2Video-Zero). "
+                    "previous: it may drift slowly. first_and_previous: both (Tune-A-Video), at twice the cost of "
+                    "the attention.",
+                ),
+                layers_input(),
+                *percent_inputs(),
+            ],
+            outputs=[io.Model.Output(tooltip="The model, with cross-frame attention.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        keys: Keys,
+        layers: str = "*",
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+    ) -> io.NodeOutput:
+        return tapped(model, CrossFrame(keys), cls, ["spatial"], layers, start_percent, end_percent)
+
+
+NODES = [CrossFrameAttention]

@@ -1,0 +1,73 @@
+"""TemporalMomentumAttention: ZS²'s running average of keys and values over the frames (arXiv 2407.21475)."""
+
+from __future__ import annotations
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..attention.momentum import TemporalMomentum
+from ..noise.schedule import parse_schedule
+from .attention_inputs import CATEGORY, layers_input, percent_inputs, tapped
+
+
+class TemporalMomentumAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TemporalMomentumAttention",
+            display_name="Temporal Momentum Attention (ZS²)",
+            category=CATEGORY,
+            description="Keeps the look of a clip from frame to frame: each frame attends to a running average of "
+            "all frames before it. For image models (SD1.5, SD2, SDXL); the latent's batch is the clip.",
+            search_aliases=[
+                "zs2",
+                "zero-shot video",
+                "cross-frame attention",
+                "temporal consistency",
+                "coherence",
+            ],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="An image model: SD1.5, SD2 or SDXL. It is cloned, not changed."
+                ),
+                io.Float.Input(
+                    "mu",
+                    default=0.98,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip="How slowly the average follows the frames (the paper's μ). 0: every frame on its own. "
+                    "0.98: nearly the first frame's look. 1: the first frame's look throughout. Lower it for more "
+                    "change along the clip.",
+                ),
+                io.String.Input(
+                    "mu_schedule",
+                    default="",
+                    placeholder="0:0.98, 8:0.5",
+                    advanced=True,
+                    tooltip="mu frame by frame, as frame:value pairs with straight lines in between, frames from 0. "
+                    "Empty: mu throughout. Use it to let a part of the clip change faster.",
+                ),
+                layers_input(),
+                *percent_inputs(),
+            ],
+            outputs=[io.Model.Output(tooltip="The model, with momentum attention.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        mu: float,
+        mu_schedule: str = "",
+        layers: str = "*",
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+    ) -> io.NodeOutput:
+        parse_schedule(mu_schedule, 0.0, 1.0)
+        technique = TemporalMomentum(mu, mu_schedule)
+        return tapped(model, technique, cls, ["spatial"], layers, start_percent, end_percent)
+
+
+NODES = [TemporalMomentumAttention]
