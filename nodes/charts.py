@@ -24,11 +24,9 @@ def new_figure(title: str, subtitle: str, width: int = 1440, height: int = 768) 
 
     Axes belong below 0.84 of its height. Font sizes are points of 1/72 inch at 120 pixels an inch.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
     left = 28 / width
     figure.text(left, 1 - 26 / height, title, fontsize=17, fontweight="bold", color=INK, va="top")
     figure.text(left, 1 - 68 / height, subtitle, fontsize=11, color=MUTED, va="top")
@@ -38,9 +36,7 @@ def new_figure(title: str, subtitle: str, width: int = 1440, height: int = 768) 
 def style_axes(axes: Axes, title: str, x_label: str, y_label: str, note: str = "") -> None:
     """Title at the left, a quiet note in a line below it, labels in ink, light horizontal rules, no box."""
     axes.set_title(title, loc="left", fontsize=11, color=INK, pad=23 if note else 8)
-    axes.annotate(
-        note, (0, 1), (0, 8), "axes fraction", "offset points", fontsize=9, color=MUTED, va="bottom"
-    )
+    axes.annotate(note, (0, 1), (0, 8), "axes fraction", "offset points", fontsize=9, color=MUTED, va="bottom")
     axes.set_xlabel(x_label, fontsize=10, color=INK)
     axes.set_ylabel(y_label, fontsize=10, color=INK)
     axes.tick_params(colors=MUTED, labelsize=9, length=0)
@@ -50,9 +46,7 @@ def style_axes(axes: Axes, title: str, x_label: str, y_label: str, note: str = "
         side.set_visible(False)
 
 
-def draw_heat_map(
-    axes: Axes, values: Tensor, label: str, *, low: float, high: float, form: str = ".2f"
-) -> None:
+def draw_heat_map(axes: Axes, values: Tensor, label: str, *, low: float, high: float, form: str = ".2f") -> None:
     """``values`` (rows, columns) as coloured cells, with a colour bar named ``label``.
 
     Up to 16 rows and columns the cells carry their values, in the format ``form``.
@@ -74,6 +68,9 @@ def draw_heat_map(
 
 def render(figure: Figure) -> Tensor:
     """``figure`` as an IMAGE: float32 (1, height, width, 3) in [0, 1]."""
-    figure.canvas.draw()
-    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     return torch.from_numpy(pixels.astype(np.float32) / 255)[None]

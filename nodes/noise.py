@@ -197,7 +197,7 @@ class VideoNoisePrior(io.ComfyNode):
 
     @classmethod
     def execute(cls, noise_seed: int, prior: str, alpha: float) -> io.NodeOutput:
-        models = {
+        models: dict[str, NoiseModel] = {
             "iid": iid,
             "mixed": partial(mixed, alpha=alpha),
             "progressive": partial(progressive, alpha=alpha),

@@ -32,9 +32,7 @@ def frame_schedule(text: str, default: float, frames: int, low: float, high: flo
     does not depend on ``frames``.
     """
     pairs = parse_schedule(text, low, high) or [(0, default)]
-    return torch.tensor(
-        [_interpolate(pairs, frame) for frame in range(frames)], dtype=torch.float64, device="cpu"
-    )
+    return torch.tensor([_interpolate(pairs, frame) for frame in range(frames)], dtype=torch.float64, device="cpu")
 
 
 def _parse_pair(piece: str) -> tuple[int, float]:

@@ -31,7 +31,5 @@ MODELS = {
 models = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS.keys())
 
 
-def clip(
-    model: NoiseModel, seed: int = 0, shape: tuple[int, ...] = (8, 4, 64, 64), indices=None
-) -> torch.Tensor:
+def clip(model: NoiseModel, seed: int = 0, shape: tuple[int, ...] = (8, 4, 64, 64), indices=None) -> torch.Tensor:
     return clip_noise(shape, model, seed, generator(seed), indices)

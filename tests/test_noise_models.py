@@ -20,9 +20,7 @@ from noise_clips import clip, dependency, models
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @given(seed=st.integers(0, 2**64 - 1), kl=st.floats(1e-3, 0.9))
 @settings(deadline=None, max_examples=15)
-def test_every_frame_lies_the_chosen_divergence_from_the_one_before(
-    divergence: str, seed: int, kl: float
-) -> None:
+def test_every_frame_lies_the_chosen_divergence_from_the_one_before(divergence: str, seed: int, kl: float) -> None:
     achieved = neighbour_kl(clip(dependency(kl, divergence=divergence), seed, (4, 4, 64, 64)), divergence)
     torch.testing.assert_close(achieved, torch.full_like(achieved, kl), rtol=0, atol=1e-4)
 
@@ -77,9 +75,7 @@ def test_neighbour_correlation_is_one_minus_kl_over_root_e(seed: int) -> None:
 
 @pytest.mark.parametrize("kl", [0.01, 0.1, 0.5])
 def test_closed_form_and_bisection_keep_the_same_share(kl: float) -> None:
-    alphas = [
-        neighbour_alpha(correlation(clip(dependency(kl, solver=s)))) for s in ("bisection", "closed_form")
-    ]
+    alphas = [neighbour_alpha(correlation(clip(dependency(kl, solver=s)))) for s in ("bisection", "closed_form")]
     torch.testing.assert_close(*alphas, rtol=0, atol=0.03)
 
 

@@ -84,7 +84,7 @@ def test_sound_beside_the_clip_gets_plain_noise_whatever_the_clips_length() -> N
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
     def av(frames: int) -> dict:
-        return {"samples": NestedTensor((torch.zeros(1, 8, frames, 8, 8), torch.zeros(1, 8, 5, 4)))}
+        return {"samples": NestedTensor((torch.zeros(2, 8, frames, 8, 8), torch.zeros(2, 8, 5, 4)))}
 
     with torch.random.fork_rng(devices=[]):
         core = Noise_RandomNoise(3).generate_noise(av(1)).unbind()

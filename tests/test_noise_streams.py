@@ -35,18 +35,17 @@ def test_one_frame_with_batch_index_is_the_noise_of_random_noise() -> None:
 
 def test_plain_noise_is_that_of_random_noise() -> None:
     assert torch.equal(plain_noise((5, *SMALL), generator(9)), core_noise(9, (5, *SMALL)))
-    assert torch.equal(
-        plain_noise((3, *SMALL), generator(9), [6, 2, 6]), core_noise(9, (3, *SMALL), [6, 2, 6])
-    )
+    assert torch.equal(plain_noise((3, *SMALL), generator(9), [6, 2, 6]), core_noise(9, (3, *SMALL), [6, 2, 6]))
 
 
 @models
-@pytest.mark.parametrize("more", [1, 14, 22])
-def test_frame_does_not_depend_on_how_many_follow(model, more: int) -> None:
-    short, long = clip(model, 1, (3, *SMALL)), clip(model, 1, (3 + more, *SMALL))
-    assert torch.equal(long[:3], short)
-    short, long = clip(model, 1, (2, 4, 3, 8, 8)), clip(model, 1, (2, 4, 3 + more, 8, 8))
-    assert torch.equal(long[:, :, :3], short)
+@pytest.mark.parametrize("frames", [1, 3, 17])
+def test_frame_does_not_depend_on_how_many_follow(model, frames: int) -> None:
+    """Sizes that are no multiple of 16, too: torch draws the last few numbers of those differently."""
+    for size in [(9, 7), (16, 16)]:
+        assert torch.equal(clip(model, 1, (20, 4, *size))[:frames], clip(model, 1, (frames, 4, *size)))
+        long, short = clip(model, 1, (2, 4, 20, *size)), clip(model, 1, (2, 4, frames, *size))
+        assert torch.equal(long[:, :, :frames], short)
 
 
 @models
@@ -69,8 +68,9 @@ def test_five_dimensions_hold_the_clip_that_four_do(model) -> None:
     assert clip_frames(four) is four
 
 
-def test_clips_of_a_batch_are_independent() -> None:
-    batch = clip(MODELS["dependency"], 4, (2, 4, 3, 64, 64))
+@models
+def test_clips_of_a_batch_are_independent(model) -> None:
+    batch = clip(model, 4, (2, 4, 3, 64, 64))
     for frame in range(3):
         assert abs(torch.corrcoef(batch[:, :, frame].flatten(1))[0, 1]) < 0.04
 
