@@ -1,0 +1,136 @@
+"""host.py as its users meet it: a process, its exit code and what it prints."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from coherence.hosting.demo import prompt_text_node, read_workflow, set_seed
+from coherence.hosting.errors import HostError
+from coherence.hosting.provision import PACK
+from PIL import Image
+
+HOST_PY = PACK / "host.py"
+
+
+def run(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, HOST_PY, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | env, check=False)
+
+
+def test_help_names_the_commands_and_where_comfyui_is_looked_for():
+    result = run("--help")
+    assert result.returncode == 0
+    for word in ("demo", "test", "serve", "COMFYUI_PATH", "--comfyui"):
+        assert word in result.stdout
+
+
+def test_an_old_python_is_told_so():
+    source = HOST_PY.read_text("utf-8")
+    ast.parse(source, feature_version=(3, 4))
+    pretend = f"import sys; sys.version_info = (3, 9, 0); exec(compile({source!r}, 'host.py', 'exec'))"
+    result = subprocess.run([sys.executable, "-c", pretend], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("host.py needs Python 3.10 or newer")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["demo", "--comfyui", "nowhere"], "is not a ComfyUI: it holds no main.py"),
+        (["demo", "--python", os.devnull], "cannot run the ComfyUI"),
+        (["demo", "--workflow", "nowhere.json", "--python", sys.executable], "nowhere.json cannot be read"),
+    ],
+)
+def test_a_mistake_is_explained_without_a_traceback(arguments, complaint):
+    result = run(*arguments)
+    assert result.returncode == 1
+    assert complaint in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_workflow_that_is_no_json_is_named(tmp_path):
+    (tmp_path / "workflow.json").write_text("{nodes")
+    with pytest.raises(HostError, match=r"workflow\.json is no JSON"):
+        read_workflow(tmp_path / "workflow.json")
+
+
+def test_arguments_and_exit_code_go_to_and_come_from_pytest(tmp_path):
+    failing = tmp_path / "test_fails.py"
+    failing.write_text("def test_red(): assert False\ndef test_green(): pass\n")
+    run_test = ("test", "--python", sys.executable, "--no-browser", "-p", "no:cacheprovider", failing)
+    browsing = PACK / "tests" / "test_workflow_conversion.py"
+    result = run(*run_test, browsing, "-k", "test_red or test_green or as_in_the_browser")
+    assert result.returncode == 1
+    assert re.search("1 failed, 1 passed, .*deselected", result.stdout)
+    assert "THE TESTS THAT DRIVE A BROWSER WERE LEFT OUT" in result.stdout
+    assert run(*run_test, "-k", "test_green").returncode == 0
+
+
+def test_the_demo_saves_clip_mp4_and_contact_sheet_and_says_where(comfyui_path, tmp_path):
+    workflow = tmp_path / "two_frames.json"
+    workflow.write_text(json.dumps(TWO_FRAMES))
+    result = run("demo", "--python", sys.executable, "--workflow", workflow, "--output", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    paths = [line.removeprefix("Saved:").strip() for line in result.stdout.splitlines() if "Saved:" in line]
+    assert {os.path.splitext(path)[1] for path in paths} == {".webp", ".png", ".mp4"}
+    assert all(os.path.getsize(path) for path in paths)
+    (clip,) = (path for path in paths if path.endswith(".webp"))
+    assert Image.open(clip).n_frames == 2
+    assert "2 frames at 8 per second" in result.stdout
+    assert "Temporal consistency" in result.stdout
+    assert "/?template=two_frames&source=ComfyUI-Coherence" in result.stdout
+    assert "100%" in result.stderr, "no progress was shown"
+
+
+def _image(node_id: int, colour: int, link: int) -> dict:
+    output = {"name": "IMAGE", "type": "IMAGE", "links": [link]}
+    return {"id": node_id, "type": "EmptyImage", "outputs": [output], "widgets_values": [64, 48, 1, colour]}
+
+
+TWO_FRAMES = {
+    "nodes": [
+        _image(1, 0x336699, 1),
+        _image(2, 0xEE8800, 2),
+        {
+            "id": 3,
+            "type": "ImageBatch",
+            "inputs": [{"name": f"image{i}", "type": "IMAGE", "link": i} for i in (1, 2)],
+            "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": [3]}],
+        },
+        {
+            "id": 4,
+            "type": "SaveAnimatedWEBP",
+            "inputs": [{"name": "images", "type": "IMAGE", "link": 3}],
+            "widgets_values": ["clip", 8, True, 90, "default"],
+        },
+    ],
+    "links": [[1, 1, 0, 3, 0, "IMAGE"], [2, 2, 0, 3, 1, "IMAGE"], [3, 3, 0, 4, 0, "IMAGE"]],
+}
+
+
+def test_the_prompt_is_the_text_that_reaches_the_positive_conditioning():
+    prompt = {
+        "1": {"inputs": {"text": "ugly"}, "class_type": "CLIPTextEncode"},
+        "2": {"inputs": {"text": "a red star"}, "class_type": "CLIPTextEncode"},
+        "3": {"inputs": {"conditioning_1": ["2", 0]}, "class_type": "ConditioningCombine"},
+        "4": {"inputs": {"negative": ["1", 0], "positive": ["3", 0], "seed": 1}, "class_type": "KSampler"},
+    }
+    assert prompt_text_node(prompt) is prompt["2"]
+    assert prompt_text_node({"1": prompt["1"]}) is None
+
+
+def test_a_seed_is_set_everywhere_but_over_links():
+    prompt = {
+        "1": {"inputs": {"seed": 1, "steps": 2}},
+        "2": {"inputs": {"noise_seed": 3}},
+        "3": {"inputs": {"seed": ["9", 0]}},
+        "4": {"inputs": {}},
+    }
+    set_seed(prompt, 77)
+    inputs = [node["inputs"] for node in prompt.values()]
+    assert inputs == [{"seed": 77, "steps": 2}, {"noise_seed": 77}, {"seed": ["9", 0]}, {}]
