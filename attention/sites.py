@@ -121,7 +121,7 @@ def _walk_image_unet(unet: nn.Module) -> Iterator[Site]:
                     module = getattr(layer, attention)
                     if module is not None:
                         key = (attention, part, number, depth)
-                        yield Site(f"{place}.{attention}", next(order), kind, module.heads, module, key)
+                        yield Site(f"{place}.{attention}", next(order), kind, layer.n_heads, module, key)
 
 
 FAMILIES: dict[str, tuple[Callable[[nn.Module], bool], Callable[[nn.Module], Iterator[Site]]]] = {

@@ -7,6 +7,7 @@ schedule and latent format, ``input``/``middle``/``output`` blocks with ``attn1`
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import comfy.latent_formats
 import comfy.model_base
@@ -52,8 +53,8 @@ UNET_CONFIG = {
 class DemoConfig(comfy.supported_models.SD15):
     """SD1.5 with head width instead of head count; never used for detection, only constructed here."""
 
-    unet_config = {}
-    unet_extra_config = {}
+    unet_config: ClassVar[dict] = {}
+    unet_extra_config: ClassVar[dict] = {}
 
 
 class DemoTokenizer(comfy.sd1_clip.SDTokenizer):
@@ -149,7 +150,7 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
     if not file.is_file():
         raise FileNotFoundError(
             f"The demo model's file {file.name} is missing from the pack's demo folder. It comes with the git "
-            "repository, not with the registry's package: clone the repository, or retrain it with `python demo/train.py`."
+            "repository, not with the registry's package: clone that, or retrain it with `python demo/train.py`."
         )
     return comfy.utils.load_torch_file(str(file), safe_load=True)
 

@@ -283,7 +283,7 @@ def train_unet(arguments: argparse.Namespace) -> None:
 
 
 def hand_set_encoder(encoder: torch.nn.Module) -> None:
-    """TAESD's encoder as block statistics: its blocks pass on what is positive, its strided convolutions average 2×2."""
+    """TAESD's encoder as block statistics: its blocks pass on what is positive, strided convolutions average 2×2."""
     data = importlib.import_module("coherence_demo.demo.training_data")
     for parameter in encoder.parameters():
         torch.nn.init.zeros_(parameter)
@@ -331,7 +331,7 @@ def train_vae(arguments: argparse.Namespace) -> None:
     while step < total:
         rng = random.Random(arguments.seed * 7_000_003 + step)
         generator = torch.Generator().manual_seed(arguments.seed * 7_000_003 + step)
-        pictures, crops, latents = [], 32, []
+        pictures, crops, latents = [], 24, []
         for _ in range(crops):
             scene = shapes.random_scene(rng)
             x, y = (
@@ -353,7 +353,7 @@ def train_vae(arguments: argparse.Namespace) -> None:
         level = torch.rand(crops, 1, 1, 1, generator=generator) * 0.12
         noisy = latent + level * torch.randn(latent.shape, generator=generator)
         target, noisy = target.to(arguments.device), noisy.to(arguments.device)
-        rate = 1e-3 * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / total))
+        rate = 2e-3 * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / total))
         for group in optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(torch.device(arguments.device).type, torch.bfloat16):
@@ -374,7 +374,7 @@ def train_vae(arguments: argparse.Namespace) -> None:
         if step % 50 == 0:
             curve.append({"step": step, "psnr": -10 * math.log10(running)})
             print("vae", json.dumps(curve[-1]), flush=True)
-        if step % 250 == 0 or step == total:
+        if step % 100 == 0 or step == total:
             partial = checkpoint.with_suffix(".partial")
             state = {"decoder": decoder.state_dict(), "average": average, "optimizer": optimizer.state_dict()}
             torch.save({**state, "step": step, "curve": curve}, partial)
@@ -430,7 +430,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--text-steps", type=int, default=400)
     parser.add_argument("--unet-steps", type=int, default=7000)
-    parser.add_argument("--vae-steps", type=int, default=4000)
+    parser.add_argument("--vae-steps", type=int, default=1000)
     parser.add_argument("--save-every", type=int, default=200)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
