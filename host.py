@@ -5,9 +5,7 @@ import sys
 
 # Plain old syntax in this file, so that an old Python gets this far and can say what is wrong.
 if sys.version_info < (3, 10):  # noqa: UP036
-    sys.exit(
-        "host.py needs Python 3.10 or newer, and this is " + sys.version.split()[0] + ": " + sys.executable
-    )
+    sys.exit("host.py needs Python 3.10 or newer, and this is " + sys.version.split()[0] + ": " + sys.executable)
 
 if __name__ == "__main__":
     from hosting.cli import main

@@ -33,17 +33,13 @@ def extract(archive: Path, subtree: str, target: Path) -> None:
         inside = [(member, name.relative_to(root)) for member, name in members if name.is_relative_to(root)]
         for member, name in inside:
             if ".." in name.parts or "\\" in str(name) or ":" in str(name):
-                raise HostError(
-                    f"{archive.name} holds the unsafe path {member.name!r}: nothing was extracted."
-                )
+                raise HostError(f"{archive.name} holds the unsafe path {member.name!r}: nothing was extracted.")
             if not (member.isfile() or member.isdir()):
                 raise HostError(
                     f"{archive.name} holds {member.name!r}, neither file nor folder: nothing was extracted."
                 )
         if not inside:
-            raise HostError(
-                f"{archive.name} holds no folder {subtree!r}: it is not the archive that was expected."
-            )
+            raise HostError(f"{archive.name} holds no folder {subtree!r}: it is not the archive that was expected.")
         for member, name in inside:
             path = target.joinpath(*name.parts)
             if member.isdir():

@@ -43,9 +43,7 @@ def find_browser() -> Path | None:
     """An installed Chromium, Chrome or Edge; COHERENCE_BROWSER comes first."""
     if named := os.environ.get("COHERENCE_BROWSER"):
         if not Path(named).is_file():
-            raise HostError(
-                f"COHERENCE_BROWSER is {named!r}, which is no file: expected a Chromium, Chrome or Edge."
-            )
+            raise HostError(f"COHERENCE_BROWSER is {named!r}, which is no file: expected a Chromium, Chrome or Edge.")
         return Path(named)
     candidates = [Path(path) for path in map(shutil.which, _NAMES) if path]
     if sys.platform == "darwin":
@@ -70,7 +68,7 @@ def require_browser(host: Host) -> Path:
     if browser := find_browser() or _playwrights_own(host):
         return browser
     say("no browser found: installing playwright's Chromium")
-    install = [host.python, "-m", "playwright", "install", "chromium"]
+    install: list[str | Path] = [host.python, "-m", "playwright", "install", "chromium"]
     result = subprocess.run(install, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if browser := _playwrights_own(host):
         return browser
@@ -88,8 +86,6 @@ def require_browser(host: Host) -> Path:
 
 
 def _playwrights_own(host: Host) -> Path | None:
-    command = [host.python, "-c", _PLAYWRIGHT_PATH]
-    path = Path(
-        subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or os.devnull
-    )
+    command: list[str | Path] = [host.python, "-c", _PLAYWRIGHT_PATH]
+    path = Path(subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or os.devnull)
     return path if path.is_file() and _starts(path) else None

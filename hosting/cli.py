@@ -29,20 +29,14 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("host.py", description=f"Run {PACK_NAME} in a real ComfyUI. {_FIND}")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--comfyui", metavar="DIR", help="a ComfyUI of yours (the folder that holds main.py)")
-    common.add_argument(
-        "--python", metavar="EXE", help="the Python of that ComfyUI, if it is not found beside it"
-    )
-    common.add_argument(
-        "--cache", metavar="DIR", type=Path, help="where ComfyUI is prepared (or set COHERENCE_CACHE)"
-    )
+    common.add_argument("--python", metavar="EXE", help="the Python of that ComfyUI, if it is not found beside it")
+    common.add_argument("--cache", metavar="DIR", type=Path, help="where ComfyUI is prepared (or set COHERENCE_CACHE)")
     server = argparse.ArgumentParser(add_help=False)
     server.add_argument("--port", type=int, help="port to listen on (default: a free one)")
     commands = top.add_subparsers(dest="command", required=True, metavar="demo|test|serve")
 
     demo = commands.add_parser("demo", parents=[common, server], help="turn a prompt into a coherent clip")
-    demo.add_argument(
-        "--workflow", metavar="FILE", type=Path, default=DEMO_WORKFLOW, help="a UI workflow to run"
-    )
+    demo.add_argument("--workflow", metavar="FILE", type=Path, default=DEMO_WORKFLOW, help="a UI workflow to run")
     demo.add_argument("--prompt", metavar="TEXT", help="what the clip shows (default: the workflow's)")
     demo.add_argument("--seed", type=int, metavar="N", help="seed of the noise (default: the workflow's)")
     demo.add_argument(
@@ -53,9 +47,7 @@ def parser() -> argparse.ArgumentParser:
     test = commands.add_parser("test", parents=[common], help="run the tests", description=description)
     test.add_argument("--no-browser", action="store_true", help="leave out the tests that drive a browser")
 
-    commands.add_parser(
-        "serve", parents=[common, server], help="start ComfyUI with the pack, for your browser"
-    )
+    commands.add_parser("serve", parents=[common, server], help="start ComfyUI with the pack, for your browser")
     return top
 
 

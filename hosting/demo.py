@@ -69,9 +69,7 @@ def demo(host: Host, arguments: argparse.Namespace) -> int:
         text_node = prompt_text_node(prompt)
         if arguments.prompt is not None:
             if text_node is None:
-                raise HostError(
-                    "The workflow has no text that leads to a positive conditioning, for --prompt."
-                )
+                raise HostError("The workflow has no text that leads to a positive conditioning, for --prompt.")
             text_node["inputs"]["text"] = arguments.prompt
         bar = ProgressBar({node_id: node["_meta"]["title"] for node_id, node in prompt.items()})
         started = time.monotonic()
@@ -86,13 +84,9 @@ def demo(host: Host, arguments: argparse.Namespace) -> int:
         print(f"Prompt:  {text_node['inputs']['text']}")
     for path in saved:
         print(f"Saved:   {path.absolute()}")
-    print(
-        f"Clip:    {measured['frames']} frames at {measured['fps']:.3g} per second, made in {seconds:.0f} s"
-    )
+    print(f"Clip:    {measured['frames']} frames at {measured['fps']:.3g} per second, made in {seconds:.0f} s")
     if measured["temporal_consistency"] is not None:
-        print(
-            f"Temporal consistency (mean SSIM of neighbouring frames): {measured['temporal_consistency']:.4f}"
-        )
+        print(f"Temporal consistency (mean SSIM of neighbouring frames): {measured['temporal_consistency']:.4f}")
     template = f"/?template={arguments.workflow.stem}&source={PACK_NAME}"
     print(f"To open the graph in your browser: python3 host.py serve, then its address with {template}")
     return 0

@@ -103,12 +103,10 @@ def require_test_packages(host: Host, cache: Path) -> None:
     installed = host.comfyui.parent / f"test-packages-{digest}"
     if installed.exists():
         return
-    with lock(
-        cache / "provision.lock", on_wait=lambda: say("waiting for another run that installs packages")
-    ):
+    with lock(cache / "provision.lock", on_wait=lambda: say("waiting for another run that installs packages")):
         if not installed.exists():
             say("installing what the tests need")
             tools = installers(cache)
-            command = [*tools.uv, "pip", "install", "--python", host.python, "-r", TEST_REQUIREMENTS]
+            command: list[str | Path] = [*tools.uv, "pip", "install", "--python", host.python, "-r", TEST_REQUIREMENTS]
             run(command, "Installing the packages of the tests", tools.uv_environment())
             installed.touch()

@@ -97,6 +97,8 @@ def provision(cache: Path, recipe: Recipe = COMFYUI) -> Host:
             building.rename(folder)
             on_failure.pop_all()
     say("ComfyUI is ready")
+    if older := [str(path) for path in folder.parent.iterdir() if path != folder]:
+        say(f"if no other copy of the pack uses them, you can delete these older ones: {', '.join(older)}")
     return host
 
 
@@ -126,11 +128,11 @@ def _create_environment(tools: Installers, recipe: Recipe, folder: Path) -> None
     say("2/2 installing its packages")
     venv = folder / "venv"
     # Relocatable: its scripts find their Python after the folder is renamed.
-    create = [*tools.uv, "venv", "--quiet", "--relocatable", "--python", sys.executable, venv]
+    create: list[str | Path] = [*tools.uv, "venv", "--quiet", "--relocatable", "--python", sys.executable, venv]
     run(create, "Creating the Python environment")
     files = [folder / "ComfyUI" / "requirements.txt", *recipe.requirements]
-    requirements = [*(argument for file in files for argument in ("-r", file)), *recipe.pins]
+    requirements: list[str | Path] = [*(argument for file in files for argument in ("-r", file)), *recipe.pins]
     # On Windows the registry's own torch knows no GPU; uv finds the build for the driver.
     backend = ["--torch-backend=auto"] if sys.platform == "win32" and shutil.which("nvidia-smi") else []
-    install = [*tools.uv, "pip", "install", "--python", python_in(venv), *backend, *requirements]
+    install: list[str | Path] = [*tools.uv, "pip", "install", "--python", python_in(venv), *backend, *requirements]
     run(install, "Installing the packages of ComfyUI", tools.uv_environment())

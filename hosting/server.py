@@ -111,13 +111,28 @@ class Server:
     def _start(self, cleanup: ExitStack) -> None:
         device = [] if has_gpu(self.host.python) else ["--cpu"]
         listen = ["--listen", ADDRESS, "--port", str(self.port), "--disable-auto-launch", *device]
-        command = [self.host.python, "main.py", *listen, *prepare(self.base, self.host), *self._arguments]
+        command: list[str | Path] = [
+            self.host.python,
+            "main.py",
+            *listen,
+            *prepare(self.base, self.host),
+            *self._arguments,
+        ]
         log = cleanup.enter_context(self.log.open("wb"))
         # A group of its own: Ctrl-C reaches only us, and we stop it.
-        group = {"creationflags": 0x200} if sys.platform == "win32" else {"start_new_session": True}
+        new_group = 0
+        if sys.platform == "win32":
+            new_group = subprocess.CREATE_NEW_PROCESS_GROUP
         env = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
         self._process = subprocess.Popen(
-            command, cwd=self.host.comfyui, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **group
+            command,
+            cwd=self.host.comfyui,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            creationflags=new_group,
+            start_new_session=sys.platform != "win32",
         )
         cleanup.callback(self._stop)
 
@@ -148,9 +163,7 @@ class Server:
         """Raise HostError with the end of the log if the server has ended."""
         code = self._process.poll()
         if code is not None:
-            raise HostError(
-                f"The ComfyUI server died with exit code {code}. Its log ends:\n{self.log_tail()}"
-            )
+            raise HostError(f"The ComfyUI server died with exit code {code}. Its log ends:\n{self.log_tail()}")
 
     def log_tail(self, lines: int = 25) -> str:
         """The last lines of the server's log."""

@@ -107,9 +107,7 @@ def installers(cache: Path) -> Installers:
         return Installers(pip, uv)
     tools = cache / "tools"
     python = python_in(tools)
-    if not (
-        works([python, "-m", "pip", "--version"]) and (has_uv or works([python, "-m", "uv", "--version"]))
-    ):
+    if not (works([python, "-m", "pip", "--version"]) and (has_uv or works([python, "-m", "uv", "--version"]))):
         shutil.rmtree(tools, ignore_errors=True)
         _create_seeded_environment(tools, uv if has_uv else None)
         if not has_uv:

@@ -99,16 +99,11 @@ class WebSocket:
         head, _, rest = bytes(self._buffer).partition(b"\r\n\r\n")
         self._buffer = bytearray(rest)
         status, *lines = head.decode("latin-1").split("\r\n")
-        headers = {
-            name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
-        }
+        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         expected = base64.b64encode(hashlib.sha1(key + _ACCEPT_GUID).digest()).decode()
         if status.split()[1:2] != ["101"]:
             raise WebSocketError(f"expected '101 Switching Protocols' from {host}{path}, got {status!r}")
-        if (
-            headers.get("upgrade", "").lower() != "websocket"
-            or headers.get("sec-websocket-accept") != expected
-        ):
+        if headers.get("upgrade", "").lower() != "websocket" or headers.get("sec-websocket-accept") != expected:
             raise WebSocketError(f"{host}{path} does not answer the WebSocket handshake as RFC 6455 asks")
 
     def _fill(self, deadline: float | None) -> None:

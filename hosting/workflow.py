@@ -50,9 +50,7 @@ class _Scope:
     """The node in ``parent`` that stands for this subgraph."""
 
     @classmethod
-    def read(
-        cls, graph: Json, path: str = "", parent: "_Scope | None" = None, node: Json | None = None
-    ) -> "_Scope":
+    def read(cls, graph: Json, path: str = "", parent: "_Scope | None" = None, node: Json | None = None) -> "_Scope":
         """Links are arrays on the canvas and objects in subgraphs."""
         links = {}
         for link in graph.get("links", ()):
@@ -147,9 +145,7 @@ class _Converter:
                 if kind not in _WIDGETS or options.get("forceInput"):
                     continue
                 default = _default(kind, spec, options)
-                value = (
-                    by_name.get(prefix + name, default) if by_name is not None else next(remaining, default)
-                )
+                value = by_name.get(prefix + name, default) if by_name is not None else next(remaining, default)
                 yield prefix + name, _wrap(kind, value)
                 # The canvas saves "fixed", "randomize" … as one more value after the widget it controls.
                 if _has_control(kind, prefix + name, options):
@@ -163,23 +159,21 @@ class _Converter:
 
         yield from walk(info["input"])
 
-    def _resolve_input(
-        self, scope: _Scope, node: Json, slot: int, kind: str
-    ) -> _Value | tuple[str, int] | None:
+    def _resolve_input(self, scope: _Scope, node: Json, slot: int, kind: str) -> _Value | tuple[str, int] | None:
         """What feeds an input: a value, (node id, output), or None where nothing does."""
         link = scope.links.get(node["inputs"][slot].get("link"))
         if link is None:
             return None
         if link.origin == _SUBGRAPH_INPUT and scope.parent is not None:
-            return self._resolve_boundary(scope, link.origin_slot, kind)
+            return self._resolve_boundary(scope, scope.parent, link.origin_slot, kind)
         return self._resolve_output(scope, scope.nodes[link.origin], link.origin_slot, kind)
 
-    def _resolve_boundary(self, scope: _Scope, slot: int, kind: str) -> _Value | tuple[str, int] | None:
+    def _resolve_boundary(self, scope: _Scope, parent: _Scope, slot: int, kind: str) -> _Value | tuple[str, int] | None:
         """What feeds an input of a subgraph from outside; None leaves a widget inside its own value."""
         names = [entry["name"] for entry in self._subgraphs[scope.node["type"]]["inputs"]]
         outside = [entry["name"] for entry in scope.node.get("inputs", ())]
         if names[slot] in outside:
-            source = self._resolve_input(scope.parent, scope.node, outside.index(names[slot]), kind)
+            source = self._resolve_input(parent, scope.node, outside.index(names[slot]), kind)
             if source is not None:
                 return source
         # The node's values are those of the inputs that lead to a widget, in order. Old workflows, which list
@@ -188,9 +182,7 @@ class _Converter:
         shown = sorted({link.origin_slot for link in scope.links.values() if _leads_to_widget(scope, link)})
         return _Value(values[shown.index(slot)]) if slot in shown[: len(values)] else None
 
-    def _resolve_output(
-        self, scope: _Scope, node: Json, slot: int, kind: str
-    ) -> _Value | tuple[str, int] | None:
+    def _resolve_output(self, scope: _Scope, node: Json, slot: int, kind: str) -> _Value | tuple[str, int] | None:
         if node.get("mode") == _MUTED:
             return None
         if node.get("mode") == _BYPASSED:
@@ -204,7 +196,11 @@ class _Converter:
             inner = self._inside(scope, node)
             ends = (link for link in inner.links.values() if link.target == _SUBGRAPH_OUTPUT)
             link = next((link for link in ends if link.target_slot == slot), None)
-            return link and self._resolve_output(inner, inner.nodes[link.origin], link.origin_slot, kind)
+            if link is None:
+                return None
+            if link.origin == _SUBGRAPH_INPUT:
+                return self._resolve_boundary(inner, scope, link.origin_slot, kind)
+            return self._resolve_output(inner, inner.nodes[link.origin], link.origin_slot, kind)
         return _id(scope, node), slot
 
 

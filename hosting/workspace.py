@@ -17,9 +17,7 @@ def link_folder(link: Path, target: Path) -> None:
     if link.is_symlink():
         link.unlink()
     elif link.exists():
-        raise HostError(
-            f"{link} is in the way: expected a link to {target}. Move it elsewhere and try again."
-        )
+        raise HostError(f"{link} is in the way: expected a link to {target}. Move it elsewhere and try again.")
     if sys.platform == "win32":
         subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(target)], check=True, capture_output=True)
     else:
@@ -42,8 +40,6 @@ def prepare(base: Path, host: Host) -> list[str]:
         config = base / "users_models.yaml"
         folders = {path.name: f"{path.name}/" for path in models.iterdir() if path.is_dir()}
         # JSON is YAML.
-        config.write_text(
-            json.dumps({"users_models": {"base_path": str(models), **folders}}, indent=1), "utf-8"
-        )
+        config.write_text(json.dumps({"users_models": {"base_path": str(models), **folders}}, indent=1), "utf-8")
         arguments += ["--extra-model-paths-config", str(config)]
     return arguments

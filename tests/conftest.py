@@ -27,9 +27,7 @@ def _enter_comfyui() -> None:
 
 def _load_pack(name: str = "coherence") -> None:
     """ComfyUI names a pack's module by its path; here it gets a name that tests can import."""
-    spec = importlib.util.spec_from_file_location(
-        name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
+    spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     assert spec is not None
     assert spec.loader is not None
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
@@ -62,9 +60,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if NO_BROWSER:
-        terminalreporter.section(
-            "--no-browser: THE TESTS THAT DRIVE A BROWSER WERE LEFT OUT", sep="!", red=True
-        )
+        terminalreporter.section("--no-browser: THE TESTS THAT DRIVE A BROWSER WERE LEFT OUT", sep="!", red=True)
 
 
 @pytest.fixture(scope="session")
@@ -102,16 +98,12 @@ def page(server):
 
     executable = find_browser()
     if executable is None:
-        pytest.fail(
-            "this test drives a browser and none is installed: run `python3 host.py test`, which gets one"
-        )
+        pytest.fail("this test drives a browser and none is installed: run `python3 host.py test`, which gets one")
     server.post("/settings/Comfy.TutorialCompleted", True)  # else a dialog covers the page
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=list(CHROMIUM_FLAGS))
         opened = browser.new_page(viewport={"width": 1600, "height": 1000})
         opened.goto(server.url)
-        opened.wait_for_function(
-            "() => window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler"
-        )
+        opened.wait_for_function("() => window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler")
         yield opened
         browser.close()

@@ -81,9 +81,7 @@ def index(tmp_path, monkeypatch) -> Path:
         "vendor/ComfyUI/requirements.txt": b"# nothing\n",
         "vendor/elsewhere/secret.txt": b"not to be taken",
     }
-    write_tar(
-        folder / "tiny_comfy-1.0.tar.gz", {f"tiny_comfy-1.0/{name}": body for name, body in files.items()}
-    )
+    write_tar(folder / "tiny_comfy-1.0.tar.gz", {f"tiny_comfy-1.0/{name}": body for name, body in files.items()})
     for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder), "UV_OFFLINE": "1"}.items():
         monkeypatch.setenv(name, value)
     return folder
@@ -122,9 +120,7 @@ def test_a_build_killed_halfway_is_cleared_away_and_done_again(index, cache):
         time.sleep(0.01)
     run.kill()
     run.communicate()
-    assert not [path for path in cache.glob("hosts/*") if path.suffix != ".building"], (
-        "killed too late to matter"
-    )
+    assert not [path for path in cache.glob("hosts/*") if path.suffix != ".building"], "killed too late to matter"
     host = provision(cache, Recipe(**tiny))
     assert subprocess.run([host.python, host.comfyui / "main.py"], capture_output=True, text=True).stdout
     assert not list(cache.glob("hosts/*.building"))

@@ -107,9 +107,7 @@ def test_ctrl_c_stops_serve_cleanly(server, tmp_path):
     port = free_port()
     serve = [sys.executable, PACK / "host.py", "serve", "--port", str(port), "--cache", tmp_path]
     env = os.environ | {"COMFYUI_PATH": str(server.host.comfyui)}
-    process = subprocess.Popen(
-        [*serve, "--python", sys.executable], env=env, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([*serve, "--python", sys.executable], env=env, stdout=subprocess.PIPE, text=True)
     assert f"http://127.0.0.1:{port}" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130

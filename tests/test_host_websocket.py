@@ -103,11 +103,7 @@ def raw_server(talk: Callable[[socket.socket], None]) -> Iterator[int]:
             request = b""
             while b"\r\n\r\n" not in request:
                 request += connection.recv(4096)
-            key = next(
-                line.split(b": ")[1]
-                for line in request.split(b"\r\n")
-                if line.startswith(b"Sec-WebSocket-Key")
-            )
+            key = next(line.split(b": ")[1] for line in request.split(b"\r\n") if line.startswith(b"Sec-WebSocket-Key"))
             accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
             head = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: WebSocket\r\nconnection: Upgrade\r\n"
             connection.sendall(head + b"sec-websocket-accept: " + accept + b"\r\n\r\n")
