@@ -185,7 +185,10 @@ class _OpenTap:
             return func(q, k, v, heads, *args, **kwargs)
 
         site = kwargs.get("transformer_options", {}).get(_SITE)
-        return proceed(q, k, v) if site is None else self._through_techniques(site, q, k, v, heads, proceed)
+        if site is None:
+            return proceed(q, k, v)
+        scores = {"mask": args[0] if args else kwargs.get("mask"), "scale": kwargs.get("scale")}
+        return self._through_techniques(site, q, k, v, heads, proceed, **scores)
 
     def _around(self, replacement: Callable, attention: str) -> Callable:
         """Another pack's replacement of an attention layer, with the techniques around it."""
@@ -202,17 +205,17 @@ class _OpenTap:
         return replaced if attention in ("attn1", "attn2") else replacement
 
     def _through_techniques(
-        self, site: Site, q: Tensor, k: Tensor, v: Tensor, heads: int, proceed: Proceed
+        self, site: Site, q: Tensor, k: Tensor, v: Tensor, heads: int, proceed: Proceed, **scores: Any
     ) -> Tensor:
         for tapped in reversed(self._active):
             if site.name in tapped.sites:
                 if self._run is not None:
                     self._run.reached.add((tapped, site.name))
-                proceed = partial(self._call_technique, tapped.technique, site, heads, proceed)
+                proceed = partial(self._call_technique, tapped.technique, site, heads, scores, proceed)
         return proceed(q, k, v)
 
-    def _call_technique(self, technique: Technique, site, heads, proceed: Proceed, q, k, v) -> Tensor:
-        call = AttentionCall(q, k, v, heads, site, self._branches, self._frame_indices, self._sigma)
+    def _call_technique(self, technique: Technique, site, heads, scores, proceed: Proceed, q, k, v) -> Tensor:
+        call = AttentionCall(q, k, v, heads, site, self._branches, self._frame_indices, self._sigma, **scores)
         return technique.attend(call, proceed)
 
 

@@ -20,6 +20,7 @@ class AttentionCall:
     ``q``, ``k``, ``v``: rows × … × tokens × channels, rows = branches × frames (branch by branch, frames inside).
     ``branches``: for each branch in this call the index of its conditioning and its uuid.
     ``frame_indices``: the clip's frame that each row of a branch holds.
+    ``mask``: what the host adds to the scores, or True where a key is seen; ``scale``: their factor, 1/√c if None.
     """
 
     q: Tensor
@@ -30,10 +31,31 @@ class AttentionCall:
     branches: tuple[tuple[int, Any], ...]
     frame_indices: tuple[int, ...]
     sigma: float
+    mask: Tensor | None = None
+    scale: float | None = None
 
     @property
     def frames(self) -> int:
         return len(self.frame_indices)
+
+    def per_head(self) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v as (rows, heads, tokens, channels per head), whichever layout the host uses.
+
+        Keys and values that several query heads share (grouped-query attention) are repeated for each.
+        """
+        q = _split_heads(self.q, self.q.shape[-1] // self.heads if self.q.ndim == 3 else self.q.shape[-1])
+        k, v = (_split_heads(x, q.shape[-1]) for x in (self.k, self.v))
+        k, v = (x.repeat_interleave(self.heads // x.shape[1], dim=1) for x in (k, v))
+        return q, k, v
+
+    def per_head_output(self, out: Tensor) -> Tensor:
+        """The layer's output, as ``proceed`` returns it, as (rows, heads, tokens, channels per head)."""
+        return _split_heads(out, out.shape[-1] // self.heads if out.ndim == 3 else out.shape[-1])
+
+
+def _split_heads(x: Tensor, channels: int) -> Tensor:
+    """(rows, tokens, heads · channels), or already (rows, heads, tokens, channels), to the latter."""
+    return x if x.ndim == 4 else x.unflatten(-1, (-1, channels)).transpose(1, 2)
 
 
 class Technique(Protocol):
