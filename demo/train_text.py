@@ -1,0 +1,138 @@
+"""The demo model's tokenizer and text encoder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .checkpoints import FOLDER, ship, write_curve
+from .model import CONTEXT_WIDTH, TEXT_ENCODER_FILE, DemoTextEncoder, DemoTokenizer
+from .shapes import COLOURS, COLUMNS, RADII, ROWS, SHAPES, caption, random_scene
+
+# Words of clips' captions to come: each gets a token of its own, as the captions' words do.
+_MOTION_WORDS = "moving up down to growing shrinking spinning turning standing still and an"
+
+
+def train_tokenizer(_: argparse.Namespace) -> None:
+    """Byte pairs learned from the captions, in CLIP's file format."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    rng = random.Random(0)
+    captions = [caption(random_scene(rng), rng) for _ in range(20_000)]
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
+    tokenizer.train_from_iterator(captions + [_MOTION_WORDS] * 1000, trainer)
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges), start, end]
+    folder = FOLDER / "tokenizer"
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(dict.fromkeys(tokens))}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), "utf-8")
+    special = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": end}
+    config = {"tokenizer_class": "CLIPTokenizer", "do_lower_case": True, "model_max_length": 32, **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1) + "\n")
+
+
+class Captions:
+    """Captions → token ids (B, 32). Byte pairs never cross words, so a caption is its words' tokens in a row."""
+
+    def __init__(self) -> None:
+        self._tokenizer = DemoTokenizer()
+        self._words: dict[str, list[int]] = {}
+
+    def __call__(self, captions: list[str]) -> Tensor:
+        tokens = torch.full((len(captions), self._tokenizer.max_length), self._tokenizer.end_token)
+        tokens[:, 0] = self._tokenizer.start_token
+        for row, text in zip(tokens, captions, strict=True):
+            ids = [token for word in re.findall(r"\w+|,", text) for token in self._word(word)]
+            row[1 : len(ids) + 1] = torch.tensor(ids)
+        return tokens
+
+    def _word(self, word: str) -> list[int]:
+        if word not in self._words:
+            (chunk,) = self._tokenizer.tokenize_with_weights(word)
+            ids = [token for token, _ in chunk[1:]]
+            self._words[word] = ids[: ids.index(self._tokenizer.end_token)]
+        return self._words[word]
+
+
+def trained_encoder(device: str) -> DemoTextEncoder:
+    encoder = DemoTextEncoder(device=device, dtype=torch.float32)
+    encoder.load_state_dict(load_file(TEXT_ENCODER_FILE))
+    return encoder
+
+
+def encode(encoder: DemoTextEncoder, tokens: Tensor) -> Tensor:
+    """The context the UNet sees: the last layer, normalised, (B, 32, width)."""
+    return encoder.transformer(tokens)[0]
+
+
+def train_text(arguments: argparse.Namespace) -> None:
+    """Every attribute must be linearly readable at the end token and at a padding token after it."""
+    classes: dict[str, tuple[str, ...]] = {
+        "shape": SHAPES,
+        "colour": tuple(COLOURS),
+        "background": tuple(COLOURS),
+        "size": tuple(RADII),
+        "row": tuple(ROWS),
+        "column": tuple(COLUMNS),
+    }
+    torch.manual_seed(arguments.seed)
+    rng, tokenize = random.Random(arguments.seed), Captions()
+    encoder = DemoTextEncoder(device=arguments.device, dtype=torch.float32)
+    _initialise(encoder)
+    encoder.requires_grad_(True)
+    heads = torch.nn.ModuleDict({name: torch.nn.Linear(CONTEXT_WIDTH, len(values)) for name, values in classes.items()})
+    heads.to(arguments.device)
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=arguments.text_steps)
+    curve = []
+    for step in range(arguments.text_steps):
+        scenes = [random_scene(rng) for _ in range(128)]
+        tokens = tokenize([caption(scene, rng) for scene in scenes]).to(arguments.device)
+        context = encode(encoder, tokens)
+        last = tokens.shape[1] - 1
+        end = (tokens == encoder.special_tokens["end"]).int().argmax(1)
+        after = end + (torch.rand(len(tokens)).to(tokens.device) * (last - end + 1)).long()
+        rows, loss, right = torch.arange(len(tokens)), torch.zeros(()), {}
+        for place in (end, after.clamp(max=last)):
+            for name, values in classes.items():
+                target = torch.tensor([values.index(getattr(scene, name)) for scene in scenes], device=tokens.device)
+                logits = heads[name](context[rows, place])
+                loss = loss + F.cross_entropy(logits, target)
+                right[name] = (logits.argmax(1) == target).float().mean().item()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0 or step == arguments.text_steps - 1:
+            curve.append({"step": step, "loss": loss.item(), **right})
+            print("text", json.dumps(curve[-1]), flush=True)
+    ship(encoder.state_dict(), "text_encoder")
+    write_curve("text", curve)
+
+
+def _initialise(encoder: torch.nn.Module) -> None:
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+            torch.nn.init.normal_(module.weight, std=0.05)
+        if getattr(module, "bias", None) is not None:
+            torch.nn.init.zeros_(module.bias)
+        if isinstance(module, torch.nn.LayerNorm):
+            torch.nn.init.ones_(module.weight)
+            # ComfyUI's layers add in place; autograd needs what the norms saw
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].clone(), *inputs[1:]))
