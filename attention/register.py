@@ -1,0 +1,254 @@
+"""Entropy and energy of every attention layer, and the layers chosen by them: IE-Adapt's register (§3, Eq. 3).
+
+:class:`EntropyRecorder` sits on the tap, looks at every layer's map while the model runs and changes nothing.
+:class:`AttentionRegistry` is what comes of it: the layers of a model in order, their figures, and which of them are
+selected. It is immutable; :func:`reselect` makes another one from the same figures.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from .entropy import Energy, measure
+from .sites import Kind, Site
+from .technique import AttentionCall, Proceed
+
+Choice = Literal["all", "spatial", "temporal", "joint"]
+Order = Literal["highest", "lowest"]
+Precision = Literal["exact", "sampled"]
+CHOICES, ORDERS, PRECISIONS = get_args(Choice), get_args(Order), get_args(Precision)
+SAMPLED_ROWS = 256
+
+
+class RegistryError(ValueError):
+    """A registry cannot do what is asked of it."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured of one layer: means over heads, rows of the map, frames, and the measured steps.
+
+    ``tokens`` and ``keys`` are N_q and N_k of the largest map; ``entropy`` is in [0, 1]; ``half_width`` is that of its
+    95% interval, 0 where every row was measured.
+    """
+
+    tokens: int
+    keys: int
+    entropy: float
+    half_width: float
+    energy: Energy
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An attention layer in a registry: of :class:`.sites.Site` what outlives the model, and its figures, if any."""
+
+    name: str
+    order: int
+    kind: Kind
+    heads: int
+    figures: Figures | None
+    selected: bool
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Choose layers by entropy: the ``count`` highest or lowest of a kind, or ``percent`` of them where count is 0."""
+
+    kind: Choice = "all"
+    select: Order = "highest"
+    count: int = 1
+    percent: float = 50.0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How the figures came about. ``steps`` are counted from 0, ``sigmas`` the noise levels there."""
+
+    steps: tuple[int, ...]
+    sigmas: tuple[float, ...]
+    precision: Precision
+    seed: int
+    latent_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class AttentionRegistry:
+    """A model's attention layers, some of them selected.
+
+    ``model`` and ``network`` name ComfyUI's classes; ``selection`` is the ranking, or the text the user wrote.
+    """
+
+    model: str
+    network: str
+    layers: tuple[Layer, ...]
+    selection: Ranking | str
+    measurement: Measurement | None = None
+
+    @property
+    def selected(self) -> tuple[str, ...]:
+        """The names of the selected layers, in order."""
+        return tuple(layer.name for layer in self.layers if layer.selected)
+
+    @property
+    def selector(self) -> str:
+        """The selected layers as :func:`.sites.select_sites` and :func:`.tap.tap` take them."""
+        return ", ".join(self.selected)
+
+
+def named_registry(
+    model: str, network: str, sites: Iterable[Site], chosen: Iterable[Site], text: str
+) -> AttentionRegistry:
+    """The registry of layers that the user named: no figures. ``text`` is the selector that chose them."""
+    names = {site.name for site in chosen}
+    return AttentionRegistry(model, network, tuple(_layer(s, None, s.name in names) for s in sites), text)
+
+
+def ranked_registry(
+    model: str,
+    network: str,
+    sites: Iterable[Site],
+    figures: dict[str, Figures],
+    ranking: Ranking,
+    measurement: Measurement,
+) -> AttentionRegistry:
+    """The registry of measured layers; ``figures`` by name, of every site. RegistryError as in :func:`rank`."""
+    layers = tuple(_layer(site, figures[site.name], False) for site in sites)
+    return reselect(AttentionRegistry(model, network, layers, ranking, measurement), ranking)
+
+
+def reselect(registry: AttentionRegistry, ranking: Ranking) -> AttentionRegistry:
+    """The same figures, another selection. RegistryError as in :func:`rank`."""
+    names = rank(registry.layers, ranking)
+    layers = tuple(replace(layer, selected=layer.name in names) for layer in registry.layers)
+    return replace(registry, layers=layers, selection=ranking)
+
+
+def rank(layers: Iterable[Layer], ranking: Ranking) -> frozenset[str]:
+    """The names of the layers that ``ranking`` chooses; layers of equal entropy by their order in the model.
+
+    ⌊n·percent/100⌋ of the n layers of the kind, but at least one. Cross-attention is never chosen: its map has no
+    identity to be replaced by, and its entropy is over words.
+
+    Raises:
+        RegistryError: the layers were not measured, none is of that kind, or there are fewer than ``count``.
+    """
+    layers = tuple(layers)
+    eligible = [layer for layer in layers if layer.kind != "cross" and ranking.kind in ("all", layer.kind)]
+    if not eligible:
+        kinds = ", ".join(sorted({layer.kind for layer in layers})) or "no attention"
+        raise RegistryError(f"kind: the model has no {ranking.kind} self-attention layer, only {kinds}. Choose 'all'.")
+    if any(layer.figures is None for layer in eligible):
+        raise RegistryError(
+            "The registry holds layers that were named, not measured: they have no entropy to rank by. "
+            "Connect a registry that EntropyRegister made."
+        )
+    number = ranking.count or max(1, math.floor(len(eligible) * ranking.percent / 100))
+    if number > len(eligible):
+        of_kind = "" if ranking.kind == "all" else f"{ranking.kind} "
+        raise RegistryError(
+            f"count: {number} layers asked for, but the model has {len(eligible)} {of_kind}self-attention layers. "
+            "Lower count, or set it to 0 and use percent."
+        )
+    sign = -1 if ranking.select == "highest" else 1
+    eligible.sort(key=lambda layer: (sign * layer.figures.entropy, layer.order))
+    return frozenset(layer.name for layer in eligible[:number])
+
+
+def _layer(site: Site, figures: Figures | None, selected: bool) -> Layer:
+    return Layer(site.name, site.order, site.kind, site.heads, figures, selected)
+
+
+# Measuring -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Sums:
+    """Of one layer: Σ w·figure and Σ w over calls, w the number of rows of the map, so that splits do not matter."""
+
+    weight: int = 0
+    tokens: int = 0
+    keys: int = 0
+    entropy: float = 0.0
+    half_width: float = 0.0
+    energy: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+@dataclass(eq=False)
+class EntropyRecorder:
+    """The technique that measures every layer it is put on, while ``recording``, and lets it run unchanged.
+
+    It stands last on the tap: it sees the map that the other techniques make. The energy is of what the layer returns,
+    so a pack that replaces the attention inside is measured, too. ``on_layer`` is called after every layer, recorded
+    or not. Of several attentions in one layer (a picture's and a text's keys) the mean over rows is taken; the
+    half-width of a mean is at most the mean half-width, which is given.
+    """
+
+    precision: Precision = "exact"
+    on_layer: Callable[[Site], None] = lambda site: None
+    recording: bool = False
+    stage = 100
+
+    _sums: dict[str, _Sums] = field(default_factory=dict, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
+        out = proceed(call.q, call.k, call.v)
+        if self.recording:
+            self._record(call, out)
+        self.on_layer(call.site)
+        return out
+
+    def _record(self, call: AttentionCall, out: Tensor) -> None:
+        q, k, v = call.per_head()
+        measured = measure(
+            q,
+            k,
+            v,
+            out=call.per_head_output(out),
+            scale=call.scale,
+            mask=four_dimensional(call.mask),
+            rows=SAMPLED_ROWS if self.precision == "sampled" else None,
+        )
+        weight, energy = q.shape[0] * q.shape[2], measured.energy
+        figures = (measured.entropy.mean, energy.attention, energy.uniform, energy.identity)
+        if not all(map(math.isfinite, figures)):
+            raise RegistryError(
+                f"Attention layer {call.site.name} gives no finite figures (entropy {figures[0]}, energy {figures[1]}) "
+                f"in {q.dtype}: its numbers overflow. Run the model in bf16 or fp32."
+            )
+        with self._lock:
+            sums = self._sums.setdefault(call.site.name, _Sums())
+            sums.weight += weight
+            sums.tokens, sums.keys = max(sums.tokens, q.shape[2]), max(sums.keys, k.shape[2])
+            sums.entropy += weight * measured.entropy.mean
+            sums.half_width += weight * measured.entropy.half_width
+            sums.energy = tuple(total + weight * x for total, x in zip(sums.energy, figures[1:], strict=True))
+
+    def figures(self, sites: Iterable[Site]) -> dict[str, Figures]:
+        """What was measured of ``sites``, by name. RegistryError names those that did not run while recording."""
+        missed = [site.name for site in sites if site.name not in self._sums]
+        if missed:
+            raise RegistryError(
+                f"At the measured steps these attention layers did not run: {', '.join(missed)}. Measure other steps, "
+                "or remove the node that leaves them out there."
+            )
+        return {name: _mean(sums) for name, sums in self._sums.items()}
+
+
+def four_dimensional(mask: Tensor | None) -> Tensor | None:
+    """A mask as ComfyUI's attention takes it, (N_q, N_k) or (rows, N_q, N_k), as (rows, heads, N_q, N_k)."""
+    if mask is None or mask.ndim == 4:
+        return mask
+    return mask.unsqueeze(1) if mask.ndim == 3 else mask[None, None]
+
+
+def _mean(sums: _Sums) -> Figures:
+    energy = Energy(*(total / sums.weight for total in sums.energy))
+    return Figures(sums.tokens, sums.keys, sums.entropy / sums.weight, sums.half_width / sums.weight, energy)

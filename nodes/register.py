@@ -1,0 +1,323 @@
+"""The register (IE-Adapt §3): measure every attention layer, choose layers by it, keep the choice."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+
+import folder_paths
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..attention import registry_file
+from ..attention.register import (
+    CHOICES,
+    ORDERS,
+    PRECISIONS,
+    AttentionRegistry,
+    Measurement,
+    Ranking,
+    named_registry,
+    ranked_registry,
+    reselect,
+)
+from ..attention.sites import list_sites, select_sites
+from ..samplers.measure import Start, measure_layers, parse_steps
+from .attention_inputs import CATEGORY
+from .register_chart import draw_registry
+
+Registry = io.Custom("ATTENTION_REGISTRY")
+SELF_ATTENTION = ("spatial", "temporal", "joint")
+
+
+def start_inputs() -> list[io.Input]:
+    """What a measuring run starts from, as the sampler gets it."""
+    return [
+        io.Model.Input("model", tooltip="The model to look into. It is neither changed nor left with anything."),
+        io.Conditioning.Input(
+            "conditioning",
+            tooltip="The prompt to measure with, usually the positive one. It is used alone: no negative, no cfg.",
+        ),
+        io.Noise.Input("noise", tooltip="The noise that goes into the sampler, so that its very steps are measured."),
+        io.Sigmas.Input(
+            "sigmas", tooltip="The noise levels that go into the sampler, from a scheduler node. Step 0 is the first."
+        ),
+        io.Latent.Input(
+            "latent_image",
+            tooltip="The latent that goes into the sampler: it gives frames and size. Bigger ones cost more.",
+        ),
+    ]
+
+
+def ranking_inputs() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "kind",
+            options=list(CHOICES),
+            default="all",
+            tooltip="Which layers may be selected. spatial: within a picture. temporal: across frames. joint: both at "
+            "once (video transformers). all: any of these; never cross-attention.",
+        ),
+        io.Combo.Input(
+            "select",
+            options=list(ORDERS),
+            default="highest",
+            tooltip="highest: the most even maps, for perturbation guidance. lowest: the most structured maps, for "
+            "editing.",
+        ),
+        io.Int.Input(
+            "count",
+            default=1,
+            min=0,
+            max=4096,
+            tooltip="How many layers to select, 1 to as many as there are. 1 is the paper's choice for guidance. "
+            "0: use percent instead.",
+        ),
+        io.Float.Input(
+            "percent",
+            default=50.0,
+            min=0.0,
+            max=100.0,
+            step=1.0,
+            tooltip="Share of the layers to select where count is 0, 0 to 100, rounded down, at least one. 50 is the "
+            "paper's choice for editing; more keeps more of the source.",
+        ),
+    ]
+
+
+def _registry_input() -> io.Input:
+    return Registry.Input("registry", tooltip="Layers and their figures: from EntropyRegister or a saved file.")
+
+
+def _registry_output(tooltip: str) -> io.Output:
+    return Registry.Output("registry", tooltip=tooltip)
+
+
+def _chart_output() -> io.Output:
+    return io.Image.Output(
+        "chart", tooltip="Energy, energy proportion and entropy of every self-attention layer; selected ones marked."
+    )
+
+
+def _class_names(model: ModelPatcher) -> tuple[str, str]:
+    return type(model.model).__name__, type(model.get_model_object("diffusion_model")).__name__
+
+
+def _log_selected(node: str, registry: AttentionRegistry) -> None:
+    logging.info("%s: %d layers: %s", node, len(registry.selected), registry.selector)
+
+
+class EntropyRegister(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EntropyRegister",
+            display_name="Entropy Register (IE-Adapt)",
+            category=CATEGORY,
+            description="Measures how evenly each attention layer of a model attends (entropy) and how much it "
+            "smooths (energy), draws it, and selects layers by it for guidance or editing. Costs one model call.",
+            search_aliases=[
+                "attention entropy",
+                "ie-adapt",
+                "attention analysis",
+                "layer selection",
+                "attention energy",
+            ],
+            inputs=[
+                *start_inputs(),
+                *ranking_inputs(),
+                io.String.Input(
+                    "measure_steps",
+                    default="0",
+                    tooltip="At which steps to measure, from 0; the mean is given. '0' is one model call, "
+                    "'0, 5-8' runs nine steps, 'all' the whole run. Later steps show structure, not noise.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(PRECISIONS),
+                    default="exact",
+                    advanced=True,
+                    tooltip="exact: every row of every map, at about the cost of a second attention. sampled: 256 rows "
+                    "of each map, with the 95% interval in the report; for very long clips.",
+                ),
+            ],
+            outputs=[
+                _registry_output("The layers, their figures and the selection."),
+                _chart_output(),
+                io.String.Output("report", tooltip="Every attention layer with its figures, as JSON."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        conditioning: list,
+        noise,
+        sigmas: Tensor,
+        latent_image: dict,
+        kind: str,
+        select: str,
+        count: int,
+        percent: float,
+        measure_steps: str,
+        precision: str,
+    ) -> io.NodeOutput:
+        start = Start(conditioning, noise, sigmas, latent_image)
+        steps = parse_steps(measure_steps, start.steps)
+        sites, figures = measure_layers(model, start, steps, precision, cls.__name__)
+        measurement = Measurement(
+            steps, tuple(sigmas[list(steps)].tolist()), precision, noise.seed, tuple(latent_image["samples"].shape)
+        )
+        ranking = Ranking(kind, select, count, percent)
+        registry = ranked_registry(*_class_names(model), sites, figures, ranking, measurement)
+        _log_selected(cls.__name__, registry)
+        return io.NodeOutput(registry, draw_registry(registry), registry_file.to_json(registry))
+
+
+class SelectAttentionLayers(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SelectAttentionLayers",
+            display_name="Select Attention Layers",
+            category=CATEGORY,
+            description="Selects attention layers by name, without measuring: for nodes that take an attention "
+            "registry.",
+            search_aliases=["layer selection", "attention blocks", "choose layers"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model whose layers are meant."),
+                io.String.Input(
+                    "layers",
+                    default="middle",
+                    tooltip="Self-attention layers by name, separated by commas: 'middle', 'input.4', 'output.3-8', "
+                    "'blocks.10-19', 'temporal'; '*' is all. The error lists what the model has.",
+                ),
+            ],
+            outputs=[_registry_output("The layers and the selection, without figures.")],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, layers: str) -> io.NodeOutput:
+        sites = list_sites(model.get_model_object("diffusion_model"))
+        chosen = select_sites(sites, layers, SELF_ATTENTION)
+        registry = named_registry(*_class_names(model), sites, chosen, layers)
+        _log_selected(cls.__name__, registry)
+        return io.NodeOutput(registry)
+
+
+class ReselectAttentionLayers(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ReselectAttentionLayers",
+            display_name="Reselect Attention Layers",
+            category=CATEGORY,
+            description="Selects other layers from figures that were measured already: no model, no new measurement.",
+            search_aliases=["layer selection", "attention entropy", "choose layers"],
+            inputs=[_registry_input(), *ranking_inputs()],
+            outputs=[_registry_output("The same figures, the new selection."), _chart_output()],
+        )
+
+    @classmethod
+    def execute(cls, registry: AttentionRegistry, kind: str, select: str, count: int, percent: float) -> io.NodeOutput:
+        registry = reselect(registry, Ranking(kind, select, count, percent))
+        _log_selected(cls.__name__, registry)
+        return io.NodeOutput(registry, draw_registry(registry))
+
+
+class SaveAttentionRegistry(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SaveAttentionRegistry",
+            display_name="Save Attention Registry",
+            category=CATEGORY,
+            description="Saves layers, figures and selection as a JSON file in the output folder.",
+            search_aliases=["export layers", "attention entropy", "write registry"],
+            is_output_node=True,
+            inputs=[
+                _registry_input(),
+                io.String.Input(
+                    "filename_prefix",
+                    default="attention/registry",
+                    tooltip="Folder and beginning of the file's name, within the output folder; a number is added. "
+                    "Name it after the model.",
+                ),
+            ],
+            outputs=[],
+        )
+
+    @classmethod
+    def execute(cls, registry: AttentionRegistry, filename_prefix: str) -> io.NodeOutput:
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory()
+        )
+        file = f"{name}_{counter:05}_{registry_file.SUFFIX}"
+        registry_file.save(registry, Path(folder, file))
+        return io.NodeOutput(ui={"registries": [{"filename": file, "subfolder": subfolder, "type": "output"}]})
+
+
+class LoadAttentionRegistry(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoadAttentionRegistry",
+            display_name="Load Attention Registry",
+            category=CATEGORY,
+            description="Loads layers, figures and selection that SaveAttentionRegistry wrote.",
+            search_aliases=["import layers", "attention entropy", "read registry"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=_saved_files(),
+                    tooltip="A registry in the output folder. Press R to see those saved since the page was loaded.",
+                )
+            ],
+            outputs=[_registry_output("The layers, their figures and the selection.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str | None) -> bool | str:
+        try:
+            return file is None or _saved_path(file).is_file()
+        except registry_file.RegistryFileError as error:
+            return str(error)
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> str:
+        return hashlib.sha256(_saved_path(file).read_bytes()).hexdigest()
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        registry = registry_file.load(_saved_path(file))
+        _log_selected(cls.__name__, registry)
+        return io.NodeOutput(registry)
+
+
+def _saved_files() -> list[str]:
+    folder = Path(folder_paths.get_output_directory())
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob(f"*{registry_file.SUFFIX}"))
+
+
+def _saved_path(file: str) -> Path:
+    """The path of a saved registry; RegistryFileError for one that is missing or outside the output folder."""
+    folder = Path(folder_paths.get_output_directory()).resolve()
+    path = (folder / file).resolve()
+    if not path.is_relative_to(folder) or not path.name.endswith(registry_file.SUFFIX) or not path.is_file():
+        raise registry_file.RegistryFileError(
+            f"file: expected a saved registry in the output folder, got {file!r}. "
+            f"There are: {', '.join(_saved_files()) or 'none; save one with SaveAttentionRegistry'}."
+        )
+    return path
+
+
+NODES = [
+    EntropyRegister,
+    SelectAttentionLayers,
+    ReselectAttentionLayers,
+    SaveAttentionRegistry,
+    LoadAttentionRegistry,
+]

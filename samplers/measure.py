@@ -1,0 +1,187 @@
+"""A run that looks into a model's attention: along the sampling up to the last step that is asked for.
+
+The run is ComfyUI's own (CFGGuider, KSAMPLER): noise is scaled, masks are kept and weights are loaded as in sampling.
+It uses the given conditioning alone, no guidance, and Euler steps, which are deterministic.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import comfy.sample
+import torch
+from comfy.model_management import get_free_memory, throw_exception_if_processing_interrupted
+from comfy.model_patcher import ModelPatcher
+from comfy.model_sampling import V_PREDICTION_DDPM
+from comfy.samplers import KSAMPLER, CFGGuider
+from comfy.utils import ProgressBar
+from torch import Tensor
+
+from ..attention.maps import AttentionMap, MapRecorder
+from ..attention.register import EntropyRecorder, Figures, Precision
+from ..attention.sites import Kind, Site, list_sites, select_sites
+from ..attention.tap import tap
+
+GUIDANCE = (
+    "sampler_cfg_function",
+    "sampler_calc_cond_batch_function",
+    "sampler_pre_cfg_function",
+    "sampler_post_cfg_function",
+)
+"""Where other nodes hook guidance into a model: it calls the model again, or mixes what is not there."""
+
+
+def parse_steps(text: str, total: int) -> tuple[int, ...]:
+    """Step numbers from ``"0"``, ``"0, 5-8"`` or ``"all"``, sorted, each once; a run has ``total`` steps.
+
+    Raises:
+        ValueError: something else, or a step that the run does not have.
+    """
+    if text.strip().lower() == "all":
+        return tuple(range(total))
+    steps: set[int] = set()
+    for piece in text.split(","):
+        span = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece, re.ASCII)
+        first, last = (int(span[1]), int(span[2] or span[1])) if span else (0, -1)
+        if first > last:
+            raise ValueError(
+                f"measure_steps: {piece.strip()!r} is no step. Write step numbers and ranges from 0, such as '0' or "
+                "'0, 5-8', or 'all'."
+            )
+        if last >= total:
+            raise ValueError(f"measure_steps: step {last} does not exist, the run has {total} steps: 0 to {total - 1}.")
+        steps.update(range(first, last + 1))
+    return tuple(sorted(steps))
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts: ComfyUI's CONDITIONING, NOISE, SIGMAS (steps + 1,) and LATENT."""
+
+    conditioning: list
+    noise: Any
+    sigmas: Tensor
+    latent: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if len(self.sigmas) < 2:
+            raise ValueError("sigmas holds no step, expected two values or more. Raise steps or denoise.")
+
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+
+def measure_layers(
+    model: ModelPatcher, start: Start, steps: Sequence[int], precision: Precision, asked_by: str
+) -> tuple[list[Site], dict[str, Figures]]:
+    """All attention sites of ``model``, and what was measured of each, by name, as the mean over ``steps``.
+
+    UnknownModelError, NoSuchSiteError and RegistryError as in :mod:`..attention`.
+    """
+    recorder = EntropyRecorder(precision)
+    sites = _look_on(model, start, recorder, steps, layers="*", kinds=get_args(Kind), asked_by=asked_by)
+    return sites, recorder.figures(sites)
+
+
+def record_maps(
+    model: ModelPatcher, start: Start, step: int, layer: str, threshold: float, asked_by: str
+) -> tuple[Site, list[AttentionMap]]:
+    """The site that ``layer`` names, self-attention where both kinds match, and its maps at ``step``.
+
+    Raises:
+        ValueError: ``layer`` names several sites, or there is no such step.
+        NoSuchSiteError, UnknownModelError, MapTooLargeError: as in :mod:`..attention`.
+    """
+    if step >= start.steps:
+        raise ValueError(f"step: {step} does not exist, the run has {start.steps} steps: 0 to {start.steps - 1}.")
+    site = _one_site(list_sites(model.get_model_object("diffusion_model")), layer)
+    recorder = MapRecorder(threshold, get_free_memory)
+    _look_on(model, start, recorder, [step], layers=site.name, kinds=[site.kind], asked_by=asked_by)
+    return site, recorder.maps
+
+
+def _one_site(sites: list[Site], layer: str) -> Site:
+    kinds = get_args(Kind)
+    matched = select_sites(sites, layer, kinds)
+    matched = [site for site in matched if site.kind != "cross"] or matched
+    if len(matched) > 1:
+        raise ValueError(
+            f"layer: expected one layer, but {layer!r} names {len(matched)}: "
+            f"{', '.join(site.name for site in matched)}. Write one of these."
+        )
+    return matched[0]
+
+
+def _look_on(
+    model: ModelPatcher, start: Start, recorder: EntropyRecorder | MapRecorder, steps: Sequence[int], **where: Any
+) -> list[Site]:
+    """Run ``model`` with ``recorder`` on the sites of ``where``, recording at ``steps``."""
+    tapped, sites = tap(model, recorder, **where)
+    progress = LayerProgress(sites, max(steps))
+    recorder.on_layer = progress
+
+    def before_step(step: int) -> None:
+        progress.step = step
+        recorder.recording = step in steps
+
+    run_to_step(tapped, start, max(steps), before_step)
+    return sites
+
+
+class LayerProgress:
+    """Progress by attention layer, for runs that are one model call; a cancel is obeyed at every layer."""
+
+    def __init__(self, sites: Sequence[Site], last_step: int) -> None:
+        self.step = 0
+        self._place = {site.name: number for number, site in enumerate(sites, 1)}
+        self._bar = ProgressBar((last_step + 1) * len(sites))
+
+    def __call__(self, site: Site) -> None:
+        throw_exception_if_processing_interrupted()
+        self._bar.update_absolute(self.step * len(self._place) + self._place[site.name])
+
+
+def run_to_step(model: ModelPatcher, start: Start, last_step: int, before_step: Callable[[int], None]) -> None:
+    """Sample ``model`` up to and with step ``last_step``; ``before_step`` gets the number of each step, from 0.
+
+    The random state of torch is as before: core's RandomNoise seeds it.
+    """
+
+    def walk(model_wrap, x, sigmas, extra_args, callback, disable) -> Tensor:
+        sampling = model_wrap.inner_model.inner_model.model_sampling
+        for step in range(last_step + 1):
+            before_step(step)
+            sigma = sigmas[step]
+            denoised = model_wrap(x * _input_scale(sampling, sigma), sigma.expand(len(x)), **extra_args)
+            if step < last_step:
+                x = x + (x - denoised) * ((sigmas[step + 1] - sigma) / sigma)
+        return x
+
+    model = model.clone()
+    for hook in GUIDANCE:
+        model.model_options.pop(hook, None)
+    guider = CFGGuider(model)
+    guider.inner_set_conds({"positive": start.conditioning})
+    latent = start.latent
+    ratios = (latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal"))
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], *ratios)
+    with torch.random.fork_rng(devices=[]):
+        guider.sample(
+            start.noise.generate_noise({**latent, "samples": samples}),
+            samples,
+            KSAMPLER(walk),
+            start.sigmas,
+            denoise_mask=latent.get("noise_mask"),
+            disable_pbar=True,
+            seed=start.noise.seed,
+        )
+
+
+def _input_scale(sampling: Any, sigma: Tensor) -> Tensor | float:
+    """What x is multiplied by before ComfyUI's model sees it: CogVideoX was trained on x of unit variance, and
+    ComfyUI, which scales x for eps and v models itself, leaves this one to the sampler (as in its VOID_DDIM)."""
+    return (sigma**2 + 1) ** -0.5 if isinstance(sampling, V_PREDICTION_DDPM) else 1.0
