@@ -6,32 +6,36 @@ branch and where the frames are. It returns the layer's output; ``proceed(q, k, 
 next technique, then what other packs put there (``attn1_replace``, ``optimized_attention_override``), then ComfyUI's
 attention. So techniques stack, and other packs' patches go on working whichever node came first.
 
-How it reaches the attention: a wrapper around every model call copies ``transformer_options``, gives the modules of
-the wanted sites a forward pre-hook that writes the site into *their* copy, and sets an attention override that reads
-it. Nothing outlives the call, nothing is written on the user's model.
+How it reaches the attention: a wrapper around every model call copies ``transformer_options``, gives the attention
+modules forward pre-hooks that write their site into *their* copy, and sets an attention override that reads it.
+Nothing outlives the call, nothing is written on the user's model.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
+import torch
 from comfy.patcher_extension import WrappersMP
-from torch import Tensor
+from torch import Tensor, nn
 
-from .sites import NoSuchSiteError, Site, list_sites, select_sites
+from .frames import Clip
+from .sites import NoSuchSiteError, Site, list_sites, patch_of, select_sites, sites_of
 from .technique import AttentionCall, Proceed, Technique
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 # Keys in transformer_options. Some models splat these as keyword arguments: hence identifiers.
-_TECHNIQUES, _RUN, _SITE = "coherence_techniques", "coherence_run", "coherence_site"
+_TECHNIQUES, _RUN, _OPEN = "coherence_techniques", "coherence_run", "coherence_open_tap"
+_SITES, _REPLACED = "coherence_sites", "coherence_replaced_"
 _WRAPPER = "coherence.tap"
 
 
@@ -93,7 +97,7 @@ def tap(
             f"{asked_by}: start_percent is {start_percent} and end_percent {end_percent}, "
             "expected 0 ≤ start_percent ≤ end_percent ≤ 1."
         )
-    sites = select_sites(list_sites(model.get_model_object("diffusion_model")), layers, kinds)
+    sites = select_sites(sites_of(model), layers, kinds)
     names = frozenset(site.name for site in sites)
     clone = model.clone()
     options = clone.model_options["transformer_options"]
@@ -133,93 +137,149 @@ def _around_model_call(
     ]
     if not active:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    wanted = frozenset[str]().union(*(each.sites for each in active))
-    sites = [site for site in list_sites(base_model.diffusion_model) if site.name in wanted]
-    opened = _OpenTap(active, sites, options, rows=x.shape[0], sigma=sigma)
-    with ExitStack() as stack:
-        for site in sites:
-            hook = site.module.register_forward_pre_hook(_marking(site), with_kwargs=True)
-            stack.callback(hook.remove)
+    opened = _OpenTap(active, base_model.diffusion_model, options, x, sigma)
+    with opened.on_modules():
         return executor(x, t, c_concat, c_crossattn, control, opened.options, **kwargs)
-
-
-def _marking(site: Site):
-    def write_site(_module, args, kwargs):
-        return args, {**kwargs, "transformer_options": {**kwargs.get("transformer_options", {}), _SITE: site}}
-
-    return write_site
 
 
 class _OpenTap:
     """The tap during one model call. ``options`` are the transformer_options that lead the attention here."""
 
     def __init__(
-        self, active: list[_Tapped], sites: list[Site], options: dict, *, rows: int, sigma: float
+        self, active: list[_Tapped], diffusion_model: nn.Module, options: dict, latents: Tensor, sigma: float
     ) -> None:
         self._active = active
         self._sigma = sigma
+        self._sites = list_sites(diffusion_model)
         self._branches = tuple(
             zip_longest(options.get("cond_or_uncond", (0,)), options.get("uuids", ()), fillvalue=None)
         )
-        self._frame_indices = _frame_indices(rows // len(self._branches), options)
+        self._clip = Clip.of(latents, len(self._branches), patch_of(diffusion_model), options)
         self._run: _Run | None = options.get(_RUN)
         if self._run is not None:
             self._run.ask(active)
         self._override = options.get("optimized_attention_override")
-        self._site_at = {site.patch_key: site for site in sites}
         self.options = {
             **options,
-            "optimized_attention_override": self._attend,
+            _OPEN: self,
+            "optimized_attention_override": _override(),
             "patches_replace": {
-                attention: {place: self._around(each, attention) for place, each in replacements.items()}
-                for attention, replacements in options.get("patches_replace", {}).items()
+                name: {place: self._around(name, each) for place, each in replacements.items()}
+                if name in ("attn1", "attn2")
+                else replacements
+                for name, replacements in options.get("patches_replace", {}).items()
             },
         }
 
-    def _attend(self, func, q, k, v, heads, *args, **kwargs):
-        """ComfyUI's attention override; an override of another pack runs inside."""
+    @contextmanager
+    def on_modules(self) -> Iterator[None]:
+        """Lets every attention tell its site: also those that nobody asked for, as code that torch.compile made once
+        keeps the hooks it was made with."""
+        notes: dict[nn.Module, dict[str, Any]] = {}
+        with ExitStack() as stack:
+            for site in self._sites:
+                if site.attends_by:
+                    stack.enter_context(_replaced(site.module, site.attends_by, partial(self._instead_of, site)))
+                else:
+                    notes.setdefault(site.module, {}).setdefault(_SITES, []).append(site)
+                if site.replaced_in:
+                    block, name = site.replaced_in
+                    notes.setdefault(block, {})[_REPLACED + name] = site
+            for module, note in notes.items():
+                hook = module.register_forward_pre_hook(_writing(note), with_kwargs=True)
+                stack.callback(hook.remove)
+            yield
+
+    def attend(self, pending: list[Site], func, q, k, v, heads, *args, **kwargs) -> Tensor:
+        """Instead of ComfyUI's attention ``func``; an override of another pack runs inside."""
 
         def proceed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if self._override is not None:
                 return self._override(func, q, k, v, heads, *args, **kwargs)
             return func(q, k, v, heads, *args, **kwargs)
 
-        site = kwargs.get("transformer_options", {}).get(_SITE)
-        if site is None:
+        if not pending:
             return proceed(q, k, v)
+        site = pending.pop(0) if len(pending) > 1 else pending[0]
         scores = {"mask": args[0] if args else kwargs.get("mask"), "scale": kwargs.get("scale")}
-        return self._through_techniques(site, q, k, v, heads, proceed, **scores)
+        return self._through_techniques(site, q, k, v, heads, proceed, scores)
 
-    def _around(self, replacement: Callable, attention: str) -> Callable:
-        """Another pack's replacement of an attention layer, with the techniques around it."""
+    def _instead_of(self, site: Site, func: Callable, q, k, v, heads, mask=None) -> Tensor:
+        """Instead of an attention of the module's own."""
+
+        def proceed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return func(q, k, v, heads, mask)
+
+        return self._through_techniques(site, q, k, v, heads, proceed, {"mask": mask})
+
+    def _around(self, name: str, replacement: Callable) -> Callable:
+        """Another pack's replacement of a block's attention, with the techniques around it."""
 
         def replaced(q, k, v, extra_options, *args, **kwargs):
             def proceed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 return replacement(q, k, v, extra_options, *args, **kwargs)
 
-            site = self._site_at.get((attention, *extra_options["block"], extra_options["block_index"]))
+            site = extra_options.get(_REPLACED + name)
             if site is None:
                 return proceed(q, k, v)
-            return self._through_techniques(site, q, k, v, extra_options["n_heads"], proceed)
+            return self._through_techniques(site, q, k, v, extra_options["n_heads"], proceed, {})
 
-        return replaced if attention in ("attn1", "attn2") else replacement
+        return replaced
 
     def _through_techniques(
-        self, site: Site, q: Tensor, k: Tensor, v: Tensor, heads: int, proceed: Proceed, **scores: Any
+        self, site: Site, q: Tensor, k: Tensor, v: Tensor, heads: int, proceed: Proceed, scores: dict[str, Any]
     ) -> Tensor:
+        facts = {**scores, **self._clip.inside(site, q.shape[-2])}
         for tapped in reversed(self._active):
             if site.name in tapped.sites:
                 if self._run is not None:
                     self._run.reached.add((tapped, site.name))
-                proceed = partial(self._call_technique, tapped.technique, site, heads, scores, proceed)
+                proceed = partial(self._call_technique, tapped.technique, site, heads, facts, proceed)
         return proceed(q, k, v)
 
-    def _call_technique(self, technique: Technique, site, heads, scores, proceed: Proceed, q, k, v) -> Tensor:
-        call = AttentionCall(q, k, v, heads, site, self._branches, self._frame_indices, self._sigma, **scores)
+    def _call_technique(self, technique: Technique, site, heads, facts, proceed: Proceed, q, k, v) -> Tensor:
+        frames = self._clip.frame_indices
+        call = AttentionCall(q, k, v, heads, site, self._branches, frames, self._sigma, **facts)
         return technique.attend(call, proceed)
 
 
-def _frame_indices(frames: int, options: dict) -> tuple[int, ...]:
-    """The clip's frame of every row of a branch: a context window holds some frames of the clip only."""
-    window = getattr(options.get("context_window"), "index_list", ())
-    return tuple(window) if len(window) == frames else tuple(range(frames))
+def _attend(func, q, k, v, heads, *args, **kwargs) -> Tensor:
+    """ComfyUI's ``optimized_attention_override``: one function for all calls, else torch.compile starts anew."""
+    options = kwargs["transformer_options"]
+    return options[_OPEN].attend(options.get(_SITES), func, q, k, v, heads, *args, **kwargs)
+
+
+def _override() -> Callable:
+    """Compiled code must leave itself to attend: the sites and the techniques are ordinary Python.
+
+    Whoever compiles has imported torch._dynamo; else that import is seconds saved.
+    """
+    return _uncompiled_attend() if "torch._dynamo" in sys.modules else _attend
+
+
+@lru_cache(maxsize=1)
+def _uncompiled_attend() -> Callable:
+    return torch.compiler.disable(_attend)
+
+
+def _writing(note: dict[str, Any]) -> Callable:
+    """A forward pre-hook that adds ``note`` to the module's copy of transformer_options; its lists fresh every time."""
+
+    def write(_module, args, kwargs=None):
+        if kwargs is None:  # torch drops them from a hook that another thread just removed
+            return None
+        fresh = {key: [*value] if isinstance(value, list) else value for key, value in note.items()}
+        return args, {**kwargs, "transformer_options": {**kwargs.get("transformer_options", {}), **fresh}}
+
+    return write
+
+
+@contextmanager
+def _replaced(module: nn.Module, name: str, instead: Callable) -> Iterator[None]:
+    """``module.name`` calls ``instead(original, …)`` meanwhile."""
+    original = getattr(module, name)
+    setattr(module, name, partial(instead, original))
+    try:
+        yield
+    finally:
+        setattr(module, name, original)

@@ -17,9 +17,11 @@ Proceed = Callable[[Tensor, Tensor, Tensor], Tensor]
 class AttentionCall:
     """One attention layer, about to attend.
 
-    ``q``, ``k``, ``v``: rows × … × tokens × channels, rows = branches × frames (branch by branch, frames inside).
+    ``q``, ``k``, ``v`` are rows × … × tokens × channels, one branch's rows after the other's.
     ``branches``: for each branch in this call the index of its conditioning and its uuid.
-    ``frame_indices``: the clip's frame that each row of a branch holds.
+    ``frame_indices``: the clip's (latent) frames that the call holds, in order. ``site.frames_in`` says where: one
+    to a row; or in q's tokens, ``tokens_per_frame`` for each after ``leading_tokens`` that belong to none (text).
+    Both are None where frames lie in the rows, or tokens of other things (references, guides) are among them.
     ``mask``: what the host adds to the scores, or True where a key is seen; ``scale``: their factor, 1/√c if None.
     """
 
@@ -33,10 +35,16 @@ class AttentionCall:
     sigma: float
     mask: Tensor | None = None
     scale: float | None = None
+    leading_tokens: int | None = None
+    tokens_per_frame: int | None = None
 
     @property
     def frames(self) -> int:
         return len(self.frame_indices)
+
+    @property
+    def rows_per_branch(self) -> int:
+        return len(self.q) // len(self.branches)
 
     def per_head(self) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v as (rows, heads, tokens, channels per head), whichever layout the host uses.
