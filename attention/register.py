@@ -23,6 +23,8 @@ Choice = Literal["all", "spatial", "temporal", "joint"]
 Order = Literal["highest", "lowest"]
 Precision = Literal["exact", "sampled"]
 CHOICES, ORDERS, PRECISIONS = get_args(Choice), get_args(Order), get_args(Precision)
+SELECTABLE: tuple[Kind, ...] = ("spatial", "temporal", "joint")
+"""Not cross-attention: its map has no identity to be replaced by, its entropy is over words. Not the prompt's own."""
 SAMPLED_ROWS = 256
 
 
@@ -133,14 +135,13 @@ def reselect(registry: AttentionRegistry, ranking: Ranking) -> AttentionRegistry
 def rank(layers: Iterable[Layer], ranking: Ranking) -> frozenset[str]:
     """The names of the layers that ``ranking`` chooses; layers of equal entropy by their order in the model.
 
-    ⌊n·percent/100⌋ of the n layers of the kind, but at least one. Cross-attention is never chosen: its map has no
-    identity to be replaced by, and its entropy is over words.
+    ⌊n·percent/100⌋ of the n layers of the kind, but at least one; ``all`` is every SELECTABLE kind.
 
     Raises:
         RegistryError: the layers were not measured, none is of that kind, or there are fewer than ``count``.
     """
     layers = tuple(layers)
-    eligible = [layer for layer in layers if layer.kind != "cross" and ranking.kind in ("all", layer.kind)]
+    eligible = [x for x in layers if x.kind in SELECTABLE and ranking.kind in ("all", x.kind)]
     if not eligible:
         kinds = ", ".join(sorted({layer.kind for layer in layers})) or "no attention"
         raise RegistryError(f"kind: the model has no {ranking.kind} self-attention layer, only {kinds}. Choose 'all'.")

@@ -16,6 +16,7 @@ from ..attention.register import (
     CHOICES,
     ORDERS,
     PRECISIONS,
+    SELECTABLE,
     AttentionRegistry,
     Measurement,
     Ranking,
@@ -23,13 +24,12 @@ from ..attention.register import (
     ranked_registry,
     reselect,
 )
-from ..attention.sites import list_sites, select_sites
+from ..attention.sites import select_sites, sites_of
 from ..samplers.measure import Start, measure_layers, parse_steps
 from .attention_inputs import CATEGORY
 from .register_chart import draw_registry
 
 Registry = io.Custom("ATTENTION_REGISTRY")
-SELF_ATTENTION = ("spatial", "temporal", "joint")
 
 
 def start_inputs() -> list[io.Input]:
@@ -201,8 +201,8 @@ class SelectAttentionLayers(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, layers: str) -> io.NodeOutput:
-        sites = list_sites(model.get_model_object("diffusion_model"))
-        chosen = select_sites(sites, layers, SELF_ATTENTION)
+        sites = sites_of(model)
+        chosen = select_sites(sites, layers, SELECTABLE)
         registry = named_registry(*_class_names(model), sites, chosen, layers)
         _log_selected(cls.__name__, registry)
         return io.NodeOutput(registry)

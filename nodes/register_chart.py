@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..attention.register import AttentionRegistry, Layer, Ranking
+from ..attention.register import SELECTABLE, AttentionRegistry, Layer, Ranking
 from .charts import COLOURS, INK, MUTED, new_figure, render, style_axes
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ def draw_registry(registry: AttentionRegistry) -> Tensor:
     """IMAGE (1, height, width, 3) of a measured registry, over its layers of self-attention in order.
 
     Three panels: energy with its two bounds, energy proportion, entropy; the selected layers are marked. Cross-
-    attention cannot be selected and is left out.
+    attention and the prompt's own cannot be selected and are left out.
     """
-    layers = [layer for layer in registry.layers if layer.kind != "cross"]
+    layers = [layer for layer in registry.layers if layer.kind in SELECTABLE]
     width = LEFT + RIGHT + LAYER_WIDTH * max(len(layers), FEWEST)
     height = round(HEAD + 3 * (GAP + PANEL) + 50 + LETTER * max(len(layer.name) for layer in layers))
     figure = new_figure("How does each attention layer attend?", _summary(registry, layers), width, height)
@@ -64,12 +64,12 @@ def _draw_energy(axes: Axes, layers: list[Layer]) -> None:
         "Energy of the output",
         "",
         "Energy, mean ‖row‖²",
-        note="How large the layer's output is, between its two bounds: all weights equal, and no mixing at all.",
+        note="How large the layer's output is. Upper bound: tokens are not mixed. Lower bound: all are mixed equally.",
     )
     axes.vlines(range(len(layers)), low, high, color=BOUND, linewidth=1, alpha=0.5)
     bounds = {"color": BOUND, "linestyle": "", "markersize": 6}
-    axes.plot(high, marker=7, label="E(V): upper bound, no mixing", **bounds)
-    axes.plot(low, marker=6, label="E(UV): lower bound, all equal", **bounds)
+    axes.plot(high, marker=7, label="E(V): upper bound", **bounds)
+    axes.plot(low, marker=6, label="E(UV): lower bound", **bounds)
     _points(axes, layers, [e.attention for e in energies], prefix="E(AV): ")
     if min(low) > 0:
         axes.set_yscale("log")
@@ -91,6 +91,8 @@ def _draw_proportion(axes: Axes, layers: list[Layer]) -> None:
 
 
 def _draw_entropy(axes: Axes, layers: list[Layer]) -> None:
+    from matplotlib.patheffects import withStroke
+
     entropies = [100 * layer.figures.entropy for layer in layers]
     style_axes(
         axes,
@@ -107,7 +109,8 @@ def _draw_entropy(axes: Axes, layers: list[Layer]) -> None:
             for place, bar, alpha in zip(places, heights, alphas, strict=True):
                 axes.bar(place, bar, width=0.66, color=colour, alpha=alpha)
     for place, value in enumerate(entropies):
-        axes.text(place, value + 1.5, f"{value:.1f}", ha="center", va="bottom", fontsize=7, color=INK)
+        text = axes.text(place, value + 1.5, f"{value:.1f}", ha="center", va="bottom", fontsize=7, color=INK)
+        text.set(zorder=4, path_effects=[withStroke(linewidth=2, foreground="white")])
     axes.axhline(50, color=HALF, linewidth=1.2, label="50%")
     axes.axhline(
         median(entropies), color=HALF, linewidth=1.2, linestyle=":", label="median: half of the layers lie below"
@@ -123,7 +126,7 @@ def _points(axes: Axes, layers: list[Layer], values: list[float], prefix: str = 
         if places:
             sizes = [64 if layers[i].selected else 26 for i in places]
             heights = [values[i] for i in places]
-            axes.scatter(places, heights, s=sizes, color=colour, zorder=3, label=f"{prefix}{kind} layer")
+            axes.scatter(places, heights, s=sizes, color=colour, zorder=3, label=f"{prefix}{kind}")
 
 
 def _mark_selected(axes: Axes, layers: list[Layer]) -> None:

@@ -21,8 +21,8 @@ from comfy.utils import ProgressBar
 from torch import Tensor
 
 from ..attention.maps import AttentionMap, MapRecorder
-from ..attention.register import EntropyRecorder, Figures, Precision
-from ..attention.sites import Kind, Site, list_sites, select_sites
+from ..attention.register import SELECTABLE, EntropyRecorder, Figures, Precision
+from ..attention.sites import Kind, Site, select_sites, sites_of
 from ..attention.tap import tap
 
 GUIDANCE = (
@@ -98,7 +98,7 @@ def record_maps(
     """
     if step >= start.steps:
         raise ValueError(f"step: {step} does not exist, the run has {start.steps} steps: 0 to {start.steps - 1}.")
-    site = _one_site(list_sites(model.get_model_object("diffusion_model")), layer)
+    site = _one_site(sites_of(model), layer)
     recorder = MapRecorder(threshold, get_free_memory)
     _look_on(model, start, recorder, [step], layers=site.name, kinds=[site.kind], asked_by=asked_by)
     return site, recorder.maps
@@ -107,7 +107,7 @@ def record_maps(
 def _one_site(sites: list[Site], layer: str) -> Site:
     kinds = get_args(Kind)
     matched = select_sites(sites, layer, kinds)
-    matched = [site for site in matched if site.kind != "cross"] or matched
+    matched = [site for site in matched if site.kind in SELECTABLE] or matched
     if len(matched) > 1:
         raise ValueError(
             f"layer: expected one layer, but {layer!r} names {len(matched)}: "
