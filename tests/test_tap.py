@@ -1,7 +1,5 @@
 """The tap on real ComfyUI models: stacking, other packs' patches, and leaving no trace."""
 
-from types import SimpleNamespace
-
 import comfy.ldm.modules.attention
 import comfy.samplers
 import pytest
@@ -12,17 +10,9 @@ from coherence.attention.sites import NoSuchSiteError, list_sites
 from coherence.attention.tap import tap
 from coherence.demo.model import load_model
 from tiny_models import FAMILIES, sample
+from watching import DEMO, Watch, difference
 
 SD15 = FAMILIES["sd15"]
-
-
-def _demo_conditioning():
-    generator = torch.Generator().manual_seed(1)
-    return tuple([[torch.randn(1, 32, 128, generator=generator), {}]] for _ in range(2))
-
-
-# The demo model is an SD1.5 class UNet ten times as small as the smallest checkpoint that stock loaders take.
-DEMO = SimpleNamespace(latent_shape=(3, 4, 16, 16), conditioning=_demo_conditioning)
 
 
 @pytest.fixture(scope="module")
@@ -38,23 +28,6 @@ def plain(unet):
 def momentum(model, mu=0.8, **where):
     where = {"layers": "*", "kinds": ["spatial"], "asked_by": "test", **where}
     return tap(model, TemporalMomentum(mu), **where)[0]
-
-
-class Watch:
-    """A technique that only looks."""
-
-    stage = 9
-
-    def __init__(self):
-        self.calls = []
-
-    def attend(self, call, proceed):
-        self.calls.append(call)
-        return proceed(call.q, call.k, call.v)
-
-
-def difference(a, b):
-    return ((a - b).abs().max() / b.abs().max()).item()
 
 
 def reference_momentum(model, mu):

@@ -1,0 +1,107 @@
+"""The tap in real runs of every family: nothing changes, every site is reached, and frames are where it says."""
+
+import pytest
+import torch
+from coherence.attention.sites import sites_of
+from comfy.ldm.lightricks.model import GuideAttentionMask
+from comfy.ldm.modules.attention import optimized_attention
+from tiny_models import FAMILIES, sample
+from watching import watched
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def seen(request, tiny_models):
+    """Family, model, the output without and with an observer, and what the observer saw."""
+    family, model = FAMILIES[request.param], tiny_models.load(request.param)
+    plain = sample(model, family, steps=1)
+    clone, watch = watched(model)
+    return family, model, plain, sample(clone, family, steps=1), watch.calls
+
+
+def test_an_observer_leaves_the_output_bit_identical(seen):
+    *_, plain, output, _calls = seen
+    assert plain.isfinite().all()
+    assert torch.equal(output, plain)
+
+
+def test_every_listed_site_is_reached_in_the_order_listed(seen):
+    _family, model, _plain, _output, calls = seen
+    names = [site.name for site in sites_of(model)]
+    assert [call.site.name for call in calls] == names * (len(calls) // len(names))
+
+
+def test_rows_belong_to_branches_and_frames_lie_where_it_says(seen):
+    family, _model, _plain, _output, calls = seen
+    frames = family.latent_shape[family.frames_axis]
+    for call in calls:
+        assert {index for index, _ in call.branches} <= {0, 1}
+        assert call.frame_indices == tuple(range(frames))
+        assert len(call.q) == len(call.branches) * call.rows_per_branch
+        q, k, v = call.per_head()
+        assert q.shape[:2] == k.shape[:2] == v.shape[:2] == (len(call.q), call.heads)
+        if call.site.frames_in == "rows":
+            assert call.rows_per_branch == frames
+        if call.site.frames_in == "tokens":
+            assert q.shape[2] == call.leading_tokens + frames * call.tokens_per_frame
+            assert call.leading_tokens == (family.context[0] if call.site.text_first else 0)
+        if call.site.kind in ("joint", "spatial", "temporal", "text"):
+            assert k.shape[2] == q.shape[2]
+
+
+def test_the_users_model_is_left_without_hooks(seen):
+    _family, model, *_ = seen
+    assert not any(module._forward_pre_hooks for module in model.get_model_object("diffusion_model").modules())
+
+
+def test_image_to_video_attends_to_the_image_then_to_the_text(tiny_models):
+    family = FAMILIES["wan21_i2v"]
+    model, watch = watched(tiny_models.load("wan21_i2v"), kinds=["cross"])
+    sample(model, family, steps=1)
+    image, text = family.vision[0], family.context[0]
+    keys = {call.site.name.split(".")[-1]: call.k.shape[-2] for call in watch.calls}
+    assert keys == {"image": image, "text": text}
+
+
+def test_a_site_that_attends_several_times_is_one_site(tiny_models):
+    """LTXV's guides split a layer's queries into groups; here through another pack's block replacement."""
+    family, guides = FAMILIES["ltxv"], 40
+    model = tiny_models.load("ltxv")
+    tokens = torch.tensor(family.latent_shape[2:]).prod().item()
+    mask = GuideAttentionMask(tokens, tokens - guides, guides, torch.full((1, guides), 0.5))
+
+    def with_guides(args, extra):
+        return extra["original_block"]({**args, "self_attention_mask": mask})
+
+    def guided(model):
+        clone = model.clone()
+        clone.set_model_patch_replace(with_guides, "dit", "double_block", 1)
+        return clone
+
+    before, watch = watched(guided(model), layers="blocks.1.attn1")
+    after, watch_after = watched(model, layers="blocks.1.attn1")
+    plain = sample(guided(model), family, steps=1)
+    assert torch.equal(sample(before, family, steps=1), plain)
+    assert torch.equal(sample(guided(after), family, steps=1), plain)
+    for calls in (watch.calls, watch_after.calls):
+        assert [call.q.shape[1] for call in calls[:2]] == [tokens - guides, guides]
+        assert [call.mask.shape for call in calls[:2]] == [(1, 1, 1, tokens), (1, 1, guides, tokens)]
+        assert {call.tokens_per_frame for call in calls} == {None}
+        assert {call.site.name for call in calls} == {"blocks.1.attn1"}
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("spatial", 4), ("temporal", 16 * 16)])
+def test_svd_replaced_by_another_pack_stays_told_apart(tiny_models, kind, rows):
+    """Both kinds have the same block and number for ``attn1_replace``."""
+    family = FAMILIES["svd"]
+    other_pack = tiny_models.load("svd")
+
+    def replacement(q, k, v, extra):
+        return optimized_attention(q, k.flip(-2), v, extra["n_heads"])
+
+    other_pack.set_model_attn1_replace(replacement, "input", 1)
+    model, watch = watched(other_pack, layers="input.1", kinds=[kind])
+    output = sample(model, family, steps=1)
+    assert torch.equal(output, sample(other_pack, family, steps=1))
+    for call in watch.calls:
+        assert call.site.kind == kind
+        assert call.rows_per_branch == rows
