@@ -72,7 +72,7 @@ class MapRecorder:
             mean = mean_map(q.flatten(0, 1), k.flatten(0, 1), call.scale, mask)
             self._keep(mean, f"mean of {heads} heads and {rows} positions")
             return
-        by_frame = 1 < call.frames == rows // len(call.branches)
+        by_frame = call.site.frames_in == "rows" and call.frames == call.rows_per_branch
         for i in range(min(rows, MAX_MAPS - len(self.maps))):
             of_frame = f"frame {call.frame_indices[i % call.frames]}, " if by_frame else ""
             self._keep(mean_map(q[i], k[i], call.scale, masks[i]), f"{of_frame}mean of {heads} heads")
