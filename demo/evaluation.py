@@ -33,6 +33,7 @@ class Evaluation:
     correct: dict[str, Tensor]
 
 
+@torch.inference_mode()
 def sample(
     model: ModelPatcher,
     clip: CLIP,
@@ -91,6 +92,7 @@ def rendered(count: int, seed: int = 0) -> Tensor:
     return torch.stack([draw(random_scene(rng), *jitter) for jitter in jitters])
 
 
+@torch.inference_mode()
 def reconstruction(vae: VAE, pictures: Tensor) -> float:
     """PSNR in dB of pictures that went through the VAE's encoder and decoder."""
     error = vae.decode(vae.encode(pictures)).float().cpu() - pictures

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,13 @@ GATES = {"colour": 0.98, "background": 0.98, "position": 0.95, "size": 0.90, "sh
 GRAIN = 1.0  # of 255: less than a screen's 8 bits can show
 PSNR = 28.0  # dB
 CAPTION = "a small red star at the top left on a green background"
+
+
+@pytest.fixture(autouse=True)
+def inference() -> Iterator[None]:
+    """As the server runs nodes."""
+    with torch.inference_mode():
+        yield
 
 
 @pytest.fixture(scope="module")
