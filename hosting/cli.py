@@ -6,17 +6,22 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from .browser import require_browser
 from .demo import demo
 from .errors import HostError
 from .find import default_cache, find_host, require_test_packages
+from .locking import lock
 from .provision import PACK, PACK_NAME, Host
 from .server import Server
-from .tools import python_in, say
+from .tools import say
 
 DEMO_WORKFLOW = PACK / "workflows" / "zs2_text_to_video.json"
+# What the command `pytest` does. `python -m pytest` would put the pack's folders before ComfyUI's modules of the
+# same name.
+_PYTEST = "import sys; sys.path = [p for p in sys.path if p]; import pytest; sys.exit(pytest.main())"
 _FIND = (
     "ComfyUI is looked for at --comfyui, then COMFYUI_PATH, then where this pack lies (custom_nodes/..). "
     "Without one, a pinned ComfyUI is prepared once in the cache folder. Either way the server gets a data "
@@ -83,16 +88,25 @@ def test(host: Host, arguments: argparse.Namespace, pytest_arguments: Sequence[s
         env["COHERENCE_BROWSER"] = "none"
     else:
         env["COHERENCE_BROWSER"] = str(require_browser(host))
-    # Plain pytest: `python -m pytest` would put the pack's folders before ComfyUI's modules of the same name.
-    pytest = host.python.with_name(python_in(Path("x")).name.replace("python", "pytest"))
-    return subprocess.run([pytest, *pytest_arguments], cwd=PACK, env=env, check=False).returncode
+    process = subprocess.Popen([host.python, "-c", _PYTEST, *pytest_arguments], cwd=PACK, env=env)
+    # Ctrl-C reaches pytest too: it gets the time to stop its server. A polite kill is passed on.
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    while True:
+        with suppress(KeyboardInterrupt):
+            return process.wait()
 
 
 def serve(host: Host, arguments: argparse.Namespace) -> int:
     """Start the server and leave it running until Ctrl-C."""
+    data = arguments.cache / "data"
+
+    def refuse() -> None:
+        raise HostError(f"Another `host.py serve` uses {data}: stop it, or name another folder with --cache.")
+
     say("starting ComfyUI (Ctrl-C stops it)")
-    with Server(host, arguments.cache / "data", arguments.port) as server:
+    with lock(arguments.cache / "data.lock", on_wait=refuse), Server(host, data, arguments.port) as server:
         print(f"ComfyUI with {PACK_NAME}:  {server.url}")
+        print(f"Its models, pictures and workflows:  {data}")
         print(f"The example:  {server.url}/?template={DEMO_WORKFLOW.stem}&source={PACK_NAME}", flush=True)
         server.wait()
     return 0

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -44,6 +45,7 @@ NO_BROWSER = os.environ.get("COHERENCE_BROWSER") == "none"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a polite kill stops the server, too
     config.addinivalue_line("markers", "browser: drives a browser (left out by `host.py test --no-browser`)")
 
 
@@ -103,6 +105,7 @@ def page(server):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=list(CHROMIUM_FLAGS))
         opened = browser.new_page(viewport={"width": 1600, "height": 1000})
+        opened.set_default_timeout(120_000)  # milliseconds: machines that run tests may be busy
         opened.goto(server.url)
         opened.wait_for_function("() => window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler")
         yield opened

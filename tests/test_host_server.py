@@ -109,6 +109,9 @@ def test_ctrl_c_stops_serve_cleanly(server, tmp_path):
     env = os.environ | {"COMFYUI_PATH": str(server.host.comfyui)}
     process = subprocess.Popen([*serve, "--python", sys.executable], env=env, stdout=subprocess.PIPE, text=True)
     assert f"http://127.0.0.1:{port}" in process.stdout.readline()
+    second = subprocess.run([*serve, "--python", sys.executable], env=env, capture_output=True, text=True, check=False)
+    assert second.returncode == 1
+    assert "Another `host.py serve` uses" in second.stderr
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
     with socket.socket() as probe:
