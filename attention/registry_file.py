@@ -58,7 +58,7 @@ def from_json(text: str) -> AttentionRegistry:
     """The registry that :func:`to_json` wrote; RegistryFileError where it is anything else."""
     try:
         content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
         raise RegistryFileError(f"no JSON: {error}") from error
     root = _Entry(content, "the file")
     if root.get("format", str) != FORMAT:

@@ -282,7 +282,7 @@ class LoadAttentionRegistry(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
         try:
-            return file is None or _saved_path(file).is_file()
+            return file is None or bool(_saved_path(file))
         except registry_file.RegistryFileError as error:
             return str(error)
 
@@ -298,20 +298,21 @@ class LoadAttentionRegistry(io.ComfyNode):
 
 
 def _saved_files() -> list[str]:
-    folder = Path(folder_paths.get_output_directory())
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob(f"*{registry_file.SUFFIX}"))
+    """The registries in the output folder, relative to it; links out of it are left out."""
+    folder = Path(folder_paths.get_output_directory()).resolve()
+    found = folder.rglob(f"*{registry_file.SUFFIX}")
+    inside = [path for path in found if path.is_file() and path.resolve().is_relative_to(folder)]
+    return sorted(path.relative_to(folder).as_posix() for path in inside)
 
 
 def _saved_path(file: str) -> Path:
     """The path of a saved registry; RegistryFileError for one that is missing or outside the output folder."""
-    folder = Path(folder_paths.get_output_directory()).resolve()
-    path = (folder / file).resolve()
-    if not path.is_relative_to(folder) or not path.name.endswith(registry_file.SUFFIX) or not path.is_file():
+    if file not in (saved := _saved_files()):
         raise registry_file.RegistryFileError(
             f"file: expected a saved registry in the output folder, got {file!r}. "
-            f"There are: {', '.join(_saved_files()) or 'none; save one with SaveAttentionRegistry'}."
+            f"There are: {', '.join(saved) or 'none; save one with SaveAttentionRegistry'}."
         )
-    return path
+    return Path(folder_paths.get_output_directory(), file)
 
 
 NODES = [
