@@ -6,12 +6,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import HostError
 from .locking import lock
 from .provision import COMFYUI, PACK, Host, provision
-from .tools import installers, python_in, run, say, works
+from .tools import installers, python_in, run, say
 
 PACK_REQUIREMENTS = PACK / "requirements.txt"
 TEST_REQUIREMENTS = PACK / "requirements-dev.txt"
@@ -68,21 +69,29 @@ def _users_host(comfyui: Path, python: str | None) -> Host:
     beside = [*map(python_in, environments), comfyui.parent / "python_embeded" / "python.exe"]
     found = next((path for path in beside if path.is_file()), Path(sys.executable))
     host = Host(comfyui, Path(python).absolute() if python else found, is_ours=False)
-    if not works([host.python, "-c", "import torch, aiohttp"]):
+    if missing := _missing(host, ["torch", "aiohttp"]):
         raise HostError(
-            f"{host.python} cannot run the ComfyUI in {comfyui}: torch or aiohttp does not import. Name its "
-            f"Python with --python, or run  {_pip_install(host, comfyui / 'requirements.txt')}"
+            f"{host.python} cannot run the ComfyUI in {comfyui}: it lacks {', '.join(missing)}. Name its Python "
+            f"with --python, or run  {_pip_install(host, comfyui / 'requirements.txt')}"
         )
     _require_packages(host, PACK_REQUIREMENTS)
     return host
+
+
+def _missing(host: Host, packages: Sequence[str]) -> list[str]:
+    """Those of the packages that are not installed for the host's Python."""
+    try:
+        result = subprocess.run([host.python, "-c", _MISSING, *packages], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise HostError(f"{host.python} is no Python that works: {error}. Name another with --python.") from error
+    return json.loads(result.stdout)
 
 
 def _require_packages(host: Host, requirements: Path) -> None:
     """Raise HostError if a user's host lacks a package; nothing is installed into it unasked."""
     lines = requirements.read_text("utf-8").splitlines()
     names = [match[0] for match in (re.match(r"[A-Za-z0-9][\w.-]*", line) for line in lines) if match]
-    result = subprocess.run([host.python, "-c", _MISSING, *names], capture_output=True, check=True)
-    if missing := json.loads(result.stdout):
+    if missing := _missing(host, names):
         raise HostError(
             f"{host.python} lacks {', '.join(missing)}, and nothing is installed into your ComfyUI unasked. "
             f"Run  {_pip_install(host, requirements)}  or use a ComfyUI of our own: without --comfyui and "

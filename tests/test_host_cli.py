@@ -11,6 +11,7 @@ import pytest
 from coherence.hosting.demo import prompt_text_node, read_workflow, set_seed
 from coherence.hosting.errors import HostError
 from coherence.hosting.provision import PACK
+from coherence.hosting.tools import python_in
 from PIL import Image
 
 HOST_PY = PACK / "host.py"
@@ -42,7 +43,7 @@ def test_an_old_python_is_told_so():
     ("arguments", "complaint"),
     [
         (["demo", "--comfyui", "nowhere"], "is not a ComfyUI: it holds no main.py"),
-        (["demo", "--python", os.devnull], "cannot run the ComfyUI"),
+        (["demo", "--python", os.devnull], "is no Python that works"),
         (["demo", "--workflow", "nowhere.json", "--python", sys.executable], "nowhere.json cannot be read"),
     ],
 )
@@ -51,6 +52,14 @@ def test_a_mistake_is_explained_without_a_traceback(arguments, complaint):
     assert result.returncode == 1
     assert complaint in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_python_without_torch_is_told_what_to_install(comfyui_path, tmp_path):
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
+    result = run("demo", "--python", python_in(bare))
+    assert result.returncode == 1
+    assert f"it lacks torch, aiohttp. Name its Python with --python, or run  {python_in(bare)} -m pip" in result.stderr
 
 
 def test_a_workflow_that_is_no_json_is_named(tmp_path):
