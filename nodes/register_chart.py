@@ -57,6 +57,8 @@ def _summary(registry: AttentionRegistry, layers: list[Layer]) -> str:
 
 
 def _draw_energy(axes: Axes, layers: list[Layer]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
     energies = [layer.figures.energy for layer in layers]
     low, high = [e.uniform for e in energies], [e.identity for e in energies]
     style_axes(
@@ -73,7 +75,10 @@ def _draw_energy(axes: Axes, layers: list[Layer]) -> None:
     _points(axes, layers, [e.attention for e in energies], prefix="E(AV): ")
     if min(low) > 0:
         axes.set_yscale("log")
-        axes.tick_params(which="minor", length=0)
+        # Within two decades powers of ten would be too few ticks to read values by.
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(high) < 100 * min(low) else (1,)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 def _draw_proportion(axes: Axes, layers: list[Layer]) -> None:
