@@ -5,26 +5,26 @@ from typing import TextIO
 
 
 class ProgressBar:
-    """Shows how far the nodes of a prompt are; a terminal sees a bar, a log file one line for each node."""
+    """Shows how far the nodes of a prompt are; a terminal sees a bar, a log file a few lines for each node."""
 
     def __init__(self, titles: dict[str, str], stream: TextIO = sys.stderr) -> None:
         """``titles``: node id → what to call it, for all nodes of the prompt."""
         self._titles = titles
         self._stream = stream
         self._fractions: dict[str, float] = {}
-        self._last = ""
 
     def update(self, node: str, value: float, maximum: float) -> None:
-        """Take one report of the server: node ``node`` is at ``value`` of ``maximum``."""
-        self._fractions[node] = value / maximum if maximum else 1.0
+        """Take one report of the server: node ``node`` is at ``value`` of ``maximum``. Repetitions are silent."""
+        before, now = self._fractions.get(node), value / maximum if maximum else 1.0
+        if before == now:
+            return
+        self._fractions[node] = now
         done = sum(self._fractions.values()) / max(len(self._titles), len(self._fractions))
-        title = self._titles.get(node, node)
+        steps = f" {value:.0f}/{maximum:.0f}" if maximum > 1 else ""
+        title = self._titles.get(node, node) + steps
         if self._stream.isatty():
-            bar = ("█" * round(30 * done)).ljust(30, "·")
-            steps = f" {value:.0f}/{maximum:.0f}" if maximum > 1 else ""
-            self._write(f"\r{bar} {done:4.0%}  {title + steps:<40.40}")
-        elif title != self._last:
-            self._last = title
+            self._write(f"\r{'█' * round(30 * done):·<30} {done:4.0%}  {title:<40.40}")
+        elif before is None or int(4 * before) != int(4 * now):
             self._write(f"{done:4.0%}  {title}\n")
 
     def close(self) -> None:

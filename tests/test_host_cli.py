@@ -1,6 +1,7 @@
 """host.py as its users meet it: a process, its exit code and what it prints."""
 
 import ast
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import pytest
 from coherence.hosting.demo import prompt_text_node, read_workflow, set_seed
 from coherence.hosting.errors import HostError
+from coherence.hosting.progress import ProgressBar
 from coherence.hosting.provision import PACK
 from coherence.hosting.tools import python_in
 from PIL import Image
@@ -143,3 +145,26 @@ def test_a_seed_is_set_everywhere_but_over_links():
     set_seed(prompt, 77)
     inputs = [node["inputs"] for node in prompt.values()]
     assert inputs == [{"seed": 77, "steps": 2}, {"noise_seed": 77}, {"seed": ["9", 0]}, {}]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_grows_to_the_end_and_a_log_is_not_flooded():
+    reports = [("1", step, 100) for step in range(101)] + [("2", 0, 1), ("2", 1, 1)]
+    terminal, log = Terminal(), io.StringIO()
+    for stream in (terminal, log):
+        bar = ProgressBar({"1": "KSampler", "2": "VAE Decode"}, stream)
+        for report in reports:
+            bar.update(*report)
+            bar.update(*report)
+        bar.close()
+    percents = [int(number) for number in re.findall(r"(\d+)%", terminal.getvalue())]
+    assert percents == sorted(percents)
+    assert percents[0] == 0
+    assert percents[-1] == 100
+    assert "KSampler 50/100" in terminal.getvalue()
+    assert len(log.getvalue().splitlines()) <= 7
+    assert log.getvalue().endswith("100%  VAE Decode\n")
