@@ -66,16 +66,27 @@ _TEMPLATES = (
     "on a {background} background, {where}, a {size} {colour} {shape}",
     "a picture of a {size} {colour} {shape} {where} on {background}",
 )
+_PARTIAL_TEMPLATES = (
+    "a {colour} {shape} on a {background} background",
+    "{colour} {shape}, {background} background",
+    "a {size} {colour} {shape} on a {background} background",
+    "a {colour} {shape} {where} on a {background} background",
+    "a {shape} on a {background} background",
+    "a {size} {colour} {shape} {where}",
+    "a {colour} {shape}",
+    "a {size} {shape} {where}",
+)
 _SIZE_WORDS = {"small": ("small", "small", "little", "tiny"), "large": ("large", "large", "big", "huge")}
 
 
-def caption(scene: Scene, rng: random.Random) -> str:
-    """One of several phrasings of ``scene``."""
+def caption(scene: Scene, rng: random.Random, partial: float = 0.0) -> str:
+    """One of several phrasings of ``scene``; a share ``partial`` of them leaves attributes out."""
     if scene.position == "centre":
         where = rng.choice(("in the centre", "in the middle", "at the center"))
     else:
         where = rng.choice(("at the {}", "in the {}")).format(scene.position)
-    text = rng.choice(_TEMPLATES).format(
+    templates = _PARTIAL_TEMPLATES if partial and rng.random() < partial else _TEMPLATES
+    text = rng.choice(templates).format(
         size=rng.choice(_SIZE_WORDS[scene.size]),
         colour=scene.colour,
         shape=scene.shape,

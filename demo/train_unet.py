@@ -30,7 +30,10 @@ def sample_timesteps(count: int, generator: torch.Generator) -> Tensor:
 
 
 def train_unet(arguments: argparse.Namespace) -> None:
-    """ε-prediction with the loss of v up to σ = 7 (ε's error · (1 + σ²)): shapes are decided at high noise."""
+    """ε-prediction with the loss of v up to σ = 7 (ε's error · (1 + σ²)): shapes are decided at high noise.
+
+    The first stage sees captions that say everything; in the second, half of them leave attributes out.
+    """
     torch.manual_seed(arguments.seed)
     device = torch.device(arguments.device)
     unet = unet_module(torch.float32, device, comfy.ops.disable_weight_init).diffusion_model
@@ -48,7 +51,8 @@ def train_unet(arguments: argparse.Namespace) -> None:
     while trained.step < arguments.unet_steps:
         rng = random.Random(arguments.seed * 1_000_003 + trained.step)
         generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + trained.step)
-        clean, captions, _ = bank.batch(arguments.batch, rng)
+        second = trained.step >= arguments.whole_steps
+        clean, captions = bank.batch(arguments.batch, rng, partial=0.5 if second else 0.0)
         captions = ["" if rng.random() < 0.1 else text for text in captions]
         timesteps = sample_timesteps(arguments.batch, generator).to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
@@ -64,9 +68,7 @@ def train_unet(arguments: argparse.Namespace) -> None:
             )
         squared = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
         loss = (squared * (1 / signal.flatten()).clamp(max=50.0)).mean()
-        progress = trained.step / arguments.unet_steps
-        warm_up = min(1.0, (trained.step + 1) / 300)
-        trained.descend(loss, arguments.rate * warm_up * (0.5 + 0.5 * math.cos(math.pi * progress)))
+        trained.descend(loss, _rate(trained.step, arguments))
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         if trained.step % 50 == 0:
             speed = (trained.step - first_step) * arguments.batch / (time.time() - began)
@@ -75,6 +77,16 @@ def train_unet(arguments: argparse.Namespace) -> None:
             trained.save()
             ship(trained.average, "unet")
     write_curve("unet", trained.curve)
+
+
+def _rate(step: int, arguments: argparse.Namespace) -> float:
+    """A cosine for each of the two stages, the second at half the rate, each with a warm-up."""
+    if step < arguments.whole_steps:
+        start, end, peak = 0, arguments.whole_steps, arguments.rate
+    else:
+        start, end, peak = arguments.whole_steps, arguments.unet_steps, arguments.rate / 2
+    warm_up = min(1.0, (step - start + 1) / 300)
+    return peak * warm_up * (0.5 + 0.5 * math.cos(math.pi * (step - start) / (end - start)))
 
 
 def _initialise(unet: torch.nn.Module) -> None:

@@ -40,20 +40,15 @@ class LatentBank:
 
     def __init__(self) -> None:
         dx, dy = (
-            axis.flatten().float()
-            for axis in torch.meshgrid(torch.tensor(JITTER), torch.tensor(JITTER), indexing="xy")
+            axis.flatten().float() for axis in torch.meshgrid(torch.tensor(JITTER), torch.tensor(JITTER), indexing="xy")
         )
         self._statistics: dict[tuple[str, str, str, str], Tensor] = {}
         for shape in SHAPES:
             for size, radius in RADII.items():
                 for row, y in ROWS.items():
                     for column, x in COLUMNS.items():
-                        cover = torch.cat(
-                            [coverage(shape, radius * scale, x + dx, y + dy) for scale in SCALES]
-                        )
-                        self._statistics[shape, size, row, column] = torch.stack(
-                            block_statistics(cover), dim=1
-                        ).half()
+                        cover = torch.cat([coverage(shape, radius * scale, x + dx, y + dy) for scale in SCALES])
+                        self._statistics[shape, size, row, column] = torch.stack(block_statistics(cover), dim=1).half()
 
     def latent(self, scene: Scene, rng: random.Random) -> Tensor:
         """Latent (4, 16, 16) of one jittered picture of ``scene``."""
@@ -64,6 +59,7 @@ class LatentBank:
         luma_edge = edge * torch.dot(front - back, torch.tensor(LUMA))
         return torch.cat([(colours - 0.5) * COLOUR_GAIN, luma_edge.unsqueeze(0) * EDGE_GAIN])
 
-    def batch(self, count: int, rng: random.Random) -> tuple[Tensor, list[str], list[Scene]]:
+    def batch(self, count: int, rng: random.Random, partial: float = 0.0) -> tuple[Tensor, list[str]]:
+        """Latents (count, 4, 16, 16) and captions; a share ``partial`` of the captions leaves attributes out."""
         scenes = [random_scene(rng) for _ in range(count)]
-        return torch.stack([self.latent(s, rng) for s in scenes]), [caption(s, rng) for s in scenes], scenes
+        return torch.stack([self.latent(s, rng) for s in scenes]), [caption(s, rng, partial) for s in scenes]
