@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of the UNet")
     parser.add_argument("--text-steps", type=int, default=400)
     parser.add_argument("--whole-steps", type=int, default=2400, help="steps of the UNet's first stage")
-    parser.add_argument("--unet-steps", type=int, default=3900, help="steps of the UNet, both stages")
+    parser.add_argument("--unet-steps", type=int, default=3500, help="steps of the UNet, both stages")
     parser.add_argument("--vae-steps", type=int, default=2500)
     parser.add_argument("--save-every", type=int, default=100, help="steps of the UNet")
     arguments = parser.parse_args()

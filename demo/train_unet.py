@@ -44,7 +44,7 @@ def train_unet(arguments: argparse.Namespace) -> None:
         {"params": [p for p in unet.parameters() if p.ndim > 1], "weight_decay": 0.01},
         {"params": [p for p in unet.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    trained = Trained("unet", unet, torch.optim.AdamW(groups, betas=(0.9, 0.99)), decay=0.9995)
+    trained = Trained("unet", unet, torch.optim.AdamW(groups, betas=(0.9, 0.99)), decay=0.997)
     encoder, tokenize, bank = trained_encoder(arguments.device), Captions(), LatentBank()
     signals = alphas_cumprod().to(device)
     running, began, first_step = None, time.time(), trained.step
