@@ -1,0 +1,249 @@
+"""ZS² beside plain sampling on the demo model: is the clip more coherent, and does it still obey the prompt?
+
+    python benchmarks/zs2_compare.py --comfyui DIR [--clips 24] [--frames 12] [--json FILE] [--publish]
+
+Random prompts and seeds, the same for all four ways: frames drawn independently or with dependency noise, each
+with self-attention or with momentum attention. ``--publish`` writes the table and the contact sheet that the
+README shows. Run it with the Python of that ComfyUI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import math
+import random
+import statistics
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+PACK = Path(__file__).resolve().parent.parent
+SHEET = PACK / "web" / "docs" / "pictures" / "zs2_compare.jpg"
+README = PACK / "README.md"
+MARKS = ("<!-- zs2_compare -->\n", "<!-- end of zs2_compare -->")
+
+WAYS = {
+    "independent noise, self-attention": (False, False),
+    "dependency noise alone": (True, False),
+    "momentum attention alone": (False, True),
+    "both (ZS²)": (True, True),
+}
+BASELINE, *_, OURS = WAYS
+MEASURES = {
+    "ssim": ("SSIM of neighbouring frames", ".3f"),
+    "psnr": ("PSNR of neighbouring frames (dB)", ".1f"),
+    "fidelity": ("obeys the prompt", ".1%"),
+    "motion": ("motion (pixels)", ".1f"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all clips have in common."""
+
+    frames: int
+    kl: float
+    mu: float
+    steps: int = 25
+    cfg: float = 5.0
+    sampler: str = "dpmpp_2m"
+    scheduler: str = "karras"
+
+
+@dataclass(frozen=True)
+class Clip:
+    prompt: str
+    seed: int
+    scene: Any
+    frames: Mapping[str, Tensor]
+    """Of every way: (frames, 128, 128, 3) in [0, 1]."""
+
+
+def enter_comfyui(comfyui: Path) -> None:
+    """Make ComfyUI importable, and the pack as ``coherence``."""
+    sys.path.insert(0, str(comfyui))
+    import comfy.options  # noqa: F401  (this script owns the command line)
+    from comfy.cli_args import args
+
+    args.cpu = not torch.cuda.is_available()
+    spec = importlib.util.spec_from_file_location(
+        "coherence", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
+    )
+    assert spec is not None
+    sys.modules["coherence"] = importlib.util.module_from_spec(spec)
+
+
+def pack(name: str) -> Any:
+    """A module of the pack."""
+    return importlib.import_module(f"coherence.{name}")
+
+
+def draw_clips(count: int, settings: Settings) -> Iterator[Clip]:
+    """Clips for random prompts, each in every way, by the nodes themselves."""
+    import comfy.sample
+
+    loader, shapes = pack("demo.model"), pack("demo.shapes")
+    noise_nodes, momentum = pack("nodes.noise"), pack("nodes.momentum").TemporalMomentumAttention
+    model, text, vae = loader.load_model(), loader.load_clip(), loader.load_vae()
+    (tapped,) = momentum.execute(model, settings.mu).args
+    latent = {"samples": torch.zeros(settings.frames, 4, 16, 16)}
+    negative = text.encode_from_tokens_scheduled(text.tokenize(""))
+    rng = random.Random(0)
+    for seed in range(count):
+        scene = shapes.random_scene(rng)
+        prompt = shapes.caption(scene, rng)
+        positive = text.encode_from_tokens_scheduled(text.tokenize(prompt))
+        (independent,) = noise_nodes.VideoNoisePrior.execute(seed, "iid", 0.0).args
+        (dependent,) = noise_nodes.DependencyNoise.execute(
+            seed, settings.kl, "", "generalised", "bisection", 10, 15
+        ).args
+        frames = {}
+        for way, (with_noise, with_attention) in WAYS.items():
+            noise = (dependent if with_noise else independent).generate_noise(latent)
+            latents = comfy.sample.sample(
+                tapped if with_attention else model,
+                noise,
+                settings.steps,
+                settings.cfg,
+                settings.sampler,
+                settings.scheduler,
+                positive,
+                negative,
+                latent["samples"],
+                disable_pbar=True,
+                seed=seed,
+            )
+            frames[way] = vae.decode(latents).float().cpu().clamp(0, 1)
+        yield Clip(prompt, seed, scene, frames)
+
+
+def measure(frames: Tensor, scene: Any) -> dict[str, float]:
+    """Figures of one clip (frames, 128, 128, 3) that was to show ``scene``.
+
+    ``motion`` is how far the shape's centre gets from where it starts, in pixels.
+    """
+    reader, clip = pack("demo.reader"), pack("hosting.clip")
+    pixels = (frames * 255).round().byte()
+    squared = (pixels[1:].double() - pixels[:-1].double()).square().flatten(1).mean(1)
+    reading = reader.read(frames)
+    return {
+        "ssim": clip.temporal_consistency(pixels.numpy()),
+        "psnr": (10 * torch.log10(255**2 / squared.clamp(min=0.01))).mean().item(),  # equal frames: 68 dB
+        "fidelity": torch.stack(list(reader.correct(reading, scene).values())).float().mean().item(),
+        "motion": (reading.centre - reading.centre[0]).norm(dim=1).max().item(),
+    }
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and the half width of its 95% interval (Student's t)."""
+    from scipy.stats import t
+
+    spread = statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.fmean(values), float(t.ppf(0.975, len(values) - 1)) * spread
+
+
+def summarise(figures: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Mean and half width for every way and measure, and of ZS² less the baseline, clip by clip."""
+    means = {
+        way: {name: interval([clip[name] for clip in clips]) for name in MEASURES} for way, clips in figures.items()
+    }
+    gain = {
+        name: interval([ours[name] - base[name] for ours, base in zip(figures[OURS], figures[BASELINE], strict=True)])
+        for name in MEASURES
+    }
+    return {"means": means, "gain": gain}
+
+
+def table(summary: Mapping[str, Any], count: int, settings: Settings) -> str:
+    """The summary as Markdown."""
+    lines = [
+        f"| {count} clips of {settings.frames} frames | " + " | ".join(title for title, _ in MEASURES.values()) + " |",
+        "|---" * (1 + len(MEASURES)) + "|",
+    ]
+    rows = {**summary["means"], "gain of ZS², clip by clip": summary["gain"]}
+    for way, row in rows.items():
+        sign = "+" if row is summary["gain"] else ""
+        cells = [
+            f"{format(row[name][0], sign + form)} ± {format(row[name][1], form)}"
+            for name, (_, form) in MEASURES.items()
+        ]
+        lines.append(f"| {way} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def contact_sheet(clips: list[Clip], columns: int = 10) -> Image.Image:
+    """The first frames of plain sampling and of ZS² for every clip, one below the other."""
+    side, gap, band = 128, 4, 26
+    label = 120
+    block = band + 2 * (side + gap) + 10
+    sheet = Image.new("RGB", (label + columns * (side + gap), len(clips) * block), "white")
+    pen, small, large = ImageDraw.Draw(sheet), ImageFont.load_default(14), ImageFont.load_default(16)
+    for number, clip in enumerate(clips):
+        top = number * block
+        pen.text((gap, top + 4), f"“{clip.prompt}”", fill="#1f2933", font=large)
+        for row, (way, name) in enumerate(((BASELINE, "plain\nsampling"), (OURS, "ZS²"))):
+            y = top + band + row * (side + gap)
+            pen.multiline_text((gap, y + side // 2 - 16), name, fill="#1f2933", font=small)
+            for column, frame in enumerate(clip.frames[way][:columns]):
+                picture = Image.fromarray((frame * 255).round().byte().numpy().astype(np.uint8))
+                sheet.paste(picture, (label + column * (side + gap), y))
+    return sheet
+
+
+def publish(clips: list[Clip], text: str) -> None:
+    """Write the contact sheet, and the table between the README's marks."""
+    SHEET.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(clips).save(SHEET, quality=88, optimize=True)
+    before, rest = README.read_text("utf-8").split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    README.write_text(f"{before}{MARKS[0]}{text}\n{MARKS[1]}{after}", "utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
+    parser.add_argument("--clips", type=int, default=24, help="prompts, each with its own seed")
+    parser.add_argument("--frames", type=int, default=12)
+    parser.add_argument("--kl", type=float, default=0.05)
+    parser.add_argument("--mu", type=float, default=0.98)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet of the first clips here")
+    parser.add_argument("--publish", action="store_true", help="write the README's table and contact sheet")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    enter_comfyui(arguments.comfyui.resolve())
+    settings = Settings(arguments.frames, arguments.kl, arguments.mu)
+
+    figures: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    shown = []
+    with torch.inference_mode():
+        for clip in draw_clips(arguments.clips, settings):
+            for way, frames in clip.frames.items():
+                figures[way].append(measure(frames, clip.scene))
+            shown += [clip] if clip.seed < 3 else []
+            print(f"\r{clip.seed + 1}/{arguments.clips}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    summary = summarise(figures)
+    text = table(summary, arguments.clips, settings)
+    print(text)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"settings": vars(settings), **summary, "clips": figures}, indent=1))
+    if arguments.sheet:
+        contact_sheet(shown).save(arguments.sheet)
+    if arguments.publish:
+        publish(shown, text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""What every node of the pack owes its users, read from the schemas, so that nodes added later are held to it too."""
+
+import ast
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from coherence.hosting.provision import PACK
+from coherence.nodes import CoherenceExtension
+from comfy_api.latest import io
+
+NODES = {node.GET_SCHEMA().node_id: node.GET_SCHEMA() for node in asyncio.run(CoherenceExtension().get_node_list())}
+every_node = pytest.mark.parametrize("schema", NODES.values(), ids=NODES.keys())
+
+PROMISED = {
+    "DependencyNoise": "noise_seed kl kl_schedule divergence solver random_candidates line_iterations → NOISE",
+    "VideoNoisePrior": "noise_seed prior alpha → NOISE",
+    "NoiseCorrelation": "noise latent_image → IMAGE STRING",
+    "TemporalMomentumAttention": "model mu mu_schedule layers start_percent end_percent → MODEL",
+    "CrossFrameAttention": "model keys layers start_percent end_percent → MODEL",
+    "CoherenceDemoModel": "→ MODEL CLIP VAE",
+}
+HEAVY = {"matplotlib", "kornia", "av", "scipy", "transformers", "pandas", "torchvision", "sklearn"}
+FAMILIES = ("attention", "demo", "nodes", "noise", "samplers", "training")
+SOURCES = [path for family in FAMILIES for path in sorted((PACK / family).glob("*.py"))]
+SOURCES = [path for path in SOURCES if not path.match("demo/train*.py")]  # these run in a process of their own
+TORCHS_OWN = ("torch", "torch.random", "torch.cuda")
+DRAWING = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"}
+DRAWING |= {f"{name}_like" for name in DRAWING} | {"normal_", "uniform_", "exponential_", "bernoulli_", "random_"}
+
+
+def every_input(inputs: list) -> Iterator[io.Input]:
+    """The inputs with those that a choice brings along."""
+    for item in inputs:
+        yield item
+        if isinstance(item, io.DynamicCombo.Input):
+            for option in item.options:
+                yield from every_input(option.inputs)
+
+
+def is_a_sentence(text: str | None, least: int) -> bool:
+    return bool(text) and len(text) >= least and text.rstrip().endswith((".", "?"))
+
+
+@pytest.mark.parametrize(("node_id", "promise"), PROMISED.items())
+def test_a_promised_node_has_its_inputs_and_outputs(node_id, promise):
+    inputs, outputs = (names.split() for names in promise.split("→"))
+    schema = NODES[node_id]
+    assert [item.id for item in schema.inputs] == inputs
+    assert [item.io_type for item in schema.outputs] == outputs
+
+
+@every_node
+def test_a_node_says_what_it_is_for_and_can_be_found(schema):
+    assert schema.category.startswith("coherence/")
+    assert is_a_sentence(schema.description, 60)
+    assert len(schema.search_aliases) >= 3
+    assert schema.display_name != schema.node_id
+
+
+@every_node
+def test_every_input_and_output_has_a_tooltip_of_substance(schema):
+    for item in every_input(schema.inputs):
+        assert is_a_sentence(item.tooltip, 30), f"{item.id}: {item.tooltip!r}"
+    for output in schema.outputs:
+        assert is_a_sentence(output.tooltip, 20), f"{output.id}: {output.tooltip!r}"
+
+
+@every_node
+def test_the_help_page_explains_every_input(schema):
+    page = (PACK / "web" / "docs" / f"{schema.node_id}.md").read_text("utf-8")
+    missing = [item.id for item in every_input(schema.inputs) if f"`{item.id}`" not in page]
+    assert not missing
+    assert page.startswith(f"# {schema.display_name}\n")
+    assert "## Errors and cures" in page
+
+
+@every_node
+def test_a_workflow_shows_the_node(schema):
+    assert schema.node_id in set().union(*map(node_types, (PACK / "workflows").glob("*.json")))
+
+
+def node_types(path: Path) -> set[str]:
+    workflow = json.loads(path.read_text("utf-8"))
+    graphs = [workflow, *(workflow.get("definitions") or {}).get("subgraphs", ())]
+    return {node["type"] for graph in graphs for node in graph["nodes"]}
+
+
+@every_node
+def test_the_readme_leads_to_the_help_page(schema):
+    assert f"(web/docs/{schema.node_id}.md)" in (PACK / "README.md").read_text("utf-8")
+
+
+def test_every_help_page_belongs_to_a_node():
+    assert {path.stem for path in (PACK / "web" / "docs").glob("*.md")} == NODES.keys()
+
+
+def test_loading_the_pack_loads_no_heavy_library(comfyui_path):
+    script = f"""
+import asyncio, importlib.util, sys
+sys.path.insert(0, {str(comfyui_path)!r})
+import comfy.options
+from comfy.cli_args import args
+args.cpu = True
+import comfy.samplers, comfy.sd, comfy_api.latest
+host = set(sys.modules)
+folder = {str(PACK)!r}
+spec = importlib.util.spec_from_file_location("pack", folder + "/__init__.py", submodule_search_locations=[folder])
+sys.modules["pack"] = pack = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pack)
+asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())
+print("loaded:", *sorted({{name.partition(".")[0] for name in set(sys.modules) - host}}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.rpartition("loaded:")[2].split())
+    assert "pack" in loaded
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACK).as_posix())
+def test_no_global_random_state_is_used(path):
+    assert not list(global_draws(ast.parse(path.read_text("utf-8"))))
+
+
+def global_draws(tree: ast.AST) -> Iterator[str]:
+    """Calls that draw from, or seed, a random state that others share."""
+    for call in ast.walk(tree):
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+            continue
+        name = ast.unparse(call.func)
+        module, _, function = name.rpartition(".")
+        has_generator = any(keyword.arg == "generator" for keyword in call.keywords)
+        if (
+            (function in DRAWING and not has_generator and (module == "torch" or function.endswith("_")))
+            or (function in ("manual_seed", "manual_seed_all", "seed") and module in TORCHS_OWN)
+            or (module == "random" and function not in ("Random", "SystemRandom"))
+            or (module in ("np.random", "numpy.random") and function != "default_rng")
+            or function == "prepare_noise"
+        ):
+            yield f"line {call.lineno}: {name}"
+
+
+@pytest.mark.parametrize(
+    ("code", "is_global"),
+    [
+        ("torch.randn(3)", True),
+        ("torch.randn(3, generator=g)", False),
+        ("x.normal_()", True),
+        ("torch.manual_seed(0)", True),
+        ("torch.Generator().manual_seed(0)", False),
+        ("g.manual_seed(0)", False),
+        ("random.choice(y)", True),
+        ("random.Random(0).choice(y)", False),
+        ("np.random.rand(3)", True),
+        ("np.random.default_rng(0).normal()", False),
+        ("comfy.sample.prepare_noise(x, 0)", True),
+    ],
+)
+def test_the_search_for_global_random_state_finds_it(code, is_global):
+    assert bool(list(global_draws(ast.parse(code)))) is is_global
