@@ -1,10 +1,11 @@
 """ZS² beside plain sampling on the demo model: is the clip more coherent, and does it still obey the prompt?
 
-    python benchmarks/zs2_compare.py --comfyui DIR [--clips 24] [--frames 12] [--json FILE] [--publish]
+    python benchmarks/zs2_compare.py --comfyui DIR [--clips 12] [--frames 8] [--json FILE] [--publish]
 
-Random prompts and seeds, the same for all four ways: frames drawn independently or with dependency noise, each
-with self-attention or with momentum attention. ``--publish`` writes the table and the contact sheet that the
-README shows. Run it with the Python of that ComfyUI.
+Random scenes and seeds, the same for all four ways: frames drawn independently or with dependency noise, each
+with self-attention or with momentum attention. Every scene is asked for twice: by a prompt that says all of it,
+and by one that leaves size and place open, so that plain sampling decides anew at every frame. ``--publish``
+writes the tables and the contact sheet that the README shows. Run it with the Python of that ComfyUI.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from torch import Tensor
 PACK = Path(__file__).resolve().parent.parent
 SHEET = PACK / "web" / "docs" / "pictures" / "zs2_compare.jpg"
 README = PACK / "README.md"
+SHOWN = 4
+"""Clips on the contact sheet."""
 MARKS = ("<!-- zs2_compare -->\n", "<!-- end of zs2_compare -->")
 
 WAYS = {
@@ -39,6 +42,12 @@ WAYS = {
     "both (ZS²)": (True, True),
 }
 BASELINE, *_, OURS = WAYS
+PROMPTS = {
+    "The prompt says everything": ("shape", "colour", "background", "size", "position"),
+    "The prompt leaves size and place open": ("shape", "colour", "background"),
+}
+"""What is read off the frames to see whether they obey."""
+FULL, OPEN = PROMPTS
 MEASURES = {
     "ssim": ("SSIM of neighbouring frames", ".3f"),
     "psnr": ("PSNR of neighbouring frames (dB)", ".1f"),
@@ -62,6 +71,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Clip:
+    kind: str
+    """One of ``PROMPTS``."""
     prompt: str
     seed: int
     scene: Any
@@ -89,7 +100,7 @@ def pack(name: str) -> Any:
 
 
 def draw_clips(count: int, settings: Settings) -> Iterator[Clip]:
-    """Clips for random prompts, each in every way, by the nodes themselves."""
+    """Clips for ``count`` scenes by either kind of prompt, each in every way, drawn by the nodes themselves."""
     import comfy.sample
 
     loader, shapes = pack("demo.model"), pack("demo.shapes")
@@ -101,45 +112,50 @@ def draw_clips(count: int, settings: Settings) -> Iterator[Clip]:
     rng = random.Random(0)
     for seed in range(count):
         scene = shapes.random_scene(rng)
-        prompt = shapes.caption(scene, rng)
-        positive = text.encode_from_tokens_scheduled(text.tokenize(prompt))
+        prompts = {
+            FULL: shapes.caption(scene, rng),
+            OPEN: f"a {scene.colour} {scene.shape} on a {scene.background} background",
+        }
         (independent,) = noise_nodes.VideoNoisePrior.execute(seed, "iid", 0.0).args
         (dependent,) = noise_nodes.DependencyNoise.execute(
             seed, settings.kl, "", "generalised", "bisection", 10, 15
         ).args
-        frames = {}
-        for way, (with_noise, with_attention) in WAYS.items():
-            noise = (dependent if with_noise else independent).generate_noise(latent)
-            latents = comfy.sample.sample(
-                tapped if with_attention else model,
-                noise,
-                settings.steps,
-                settings.cfg,
-                settings.sampler,
-                settings.scheduler,
-                positive,
-                negative,
-                latent["samples"],
-                disable_pbar=True,
-                seed=seed,
-            )
-            frames[way] = vae.decode(latents).float().cpu().clamp(0, 1)
-        yield Clip(prompt, seed, scene, frames)
+        for kind, prompt in prompts.items():
+            positive = text.encode_from_tokens_scheduled(text.tokenize(prompt))
+            frames = {}
+            for way, (with_noise, with_attention) in WAYS.items():
+                noise = (dependent if with_noise else independent).generate_noise(latent)
+                latents = comfy.sample.sample(
+                    tapped if with_attention else model,
+                    noise,
+                    settings.steps,
+                    settings.cfg,
+                    settings.sampler,
+                    settings.scheduler,
+                    positive,
+                    negative,
+                    latent["samples"],
+                    disable_pbar=True,
+                    seed=seed,
+                )
+                frames[way] = vae.decode(latents).float().cpu().clamp(0, 1)
+            yield Clip(kind, prompt, seed, scene, frames)
 
 
-def measure(frames: Tensor, scene: Any) -> dict[str, float]:
-    """Figures of one clip (frames, 128, 128, 3) that was to show ``scene``.
+def measure(frames: Tensor, clip: Clip) -> dict[str, float]:
+    """Figures of one way (frames, 128, 128, 3) of drawing ``clip``.
 
     ``motion`` is how far the shape's centre gets from where it starts, in pixels.
     """
-    reader, clip = pack("demo.reader"), pack("hosting.clip")
+    reader, ssim = pack("demo.reader"), pack("hosting.clip")
     pixels = (frames * 255).round().byte()
     squared = (pixels[1:].double() - pixels[:-1].double()).square().flatten(1).mean(1)
     reading = reader.read(frames)
+    correct = reader.correct(reading, clip.scene)
     return {
-        "ssim": clip.temporal_consistency(pixels.numpy()),
+        "ssim": ssim.temporal_consistency(pixels.numpy()),
         "psnr": (10 * torch.log10(255**2 / squared.clamp(min=0.01))).mean().item(),  # equal frames: 68 dB
-        "fidelity": torch.stack(list(reader.correct(reading, scene).values())).float().mean().item(),
+        "fidelity": torch.stack([correct[name] for name in PROMPTS[clip.kind]]).float().mean().item(),
         "motion": (reading.centre - reading.centre[0]).norm(dim=1).max().item(),
     }
 
@@ -164,30 +180,37 @@ def summarise(figures: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
     return {"means": means, "gain": gain}
 
 
-def table(summary: Mapping[str, Any], count: int, settings: Settings) -> str:
+def table(kind: str, summary: Mapping[str, Any], count: int, settings: Settings) -> str:
     """The summary as Markdown."""
     lines = [
-        f"| {count} clips of {settings.frames} frames | " + " | ".join(title for title, _ in MEASURES.values()) + " |",
+        f"**{kind}** ({count} clips of {settings.frames} frames, `kl` {settings.kl:g}, `mu` {settings.mu:g})",
+        "",
+        f"| | {' | '.join(title for title, _ in MEASURES.values())} |",
         "|---" * (1 + len(MEASURES)) + "|",
     ]
-    rows = {**summary["means"], "gain of ZS², clip by clip": summary["gain"]}
-    for way, row in rows.items():
+    for way, row in {**summary["means"], "gain of ZS², clip by clip": summary["gain"]}.items():
         sign = "+" if row is summary["gain"] else ""
-        cells = [
+        cells = (
             f"{format(row[name][0], sign + form)} ± {format(row[name][1], form)}"
             for name, (_, form) in MEASURES.items()
-        ]
+        )
         lines.append(f"| {way} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def contact_sheet(clips: list[Clip], columns: int = 10) -> Image.Image:
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """matplotlib's DejaVu Sans, which is the same everywhere; Pillow's own has no ²."""
+    from matplotlib.font_manager import findfont
+
+    return ImageFont.truetype(findfont("DejaVu Sans"), size)
+
+
+def contact_sheet(clips: list[Clip], columns: int = 8) -> Image.Image:
     """The first frames of plain sampling and of ZS² for every clip, one below the other."""
     side, gap, band = 128, 4, 26
-    label = 120
-    block = band + 2 * (side + gap) + 10
+    label, block = 90, band + 2 * (side + gap) + 10
     sheet = Image.new("RGB", (label + columns * (side + gap), len(clips) * block), "white")
-    pen, small, large = ImageDraw.Draw(sheet), ImageFont.load_default(14), ImageFont.load_default(16)
+    pen, small, large = ImageDraw.Draw(sheet), font(14), font(16)
     for number, clip in enumerate(clips):
         top = number * block
         pen.text((gap, top + 4), f"“{clip.prompt}”", fill="#1f2933", font=large)
@@ -212,8 +235,8 @@ def publish(clips: list[Clip], text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
-    parser.add_argument("--clips", type=int, default=24, help="prompts, each with its own seed")
-    parser.add_argument("--frames", type=int, default=12)
+    parser.add_argument("--clips", type=int, default=12, help="scenes, each with a seed of its own")
+    parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--kl", type=float, default=0.05)
     parser.add_argument("--mu", type=float, default=0.98)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -225,20 +248,22 @@ def main() -> None:
     enter_comfyui(arguments.comfyui.resolve())
     settings = Settings(arguments.frames, arguments.kl, arguments.mu)
 
-    figures: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    figures: dict[str, dict[str, list[dict[str, float]]]] = {kind: {way: [] for way in WAYS} for kind in PROMPTS}
     shown = []
     with torch.inference_mode():
         for clip in draw_clips(arguments.clips, settings):
             for way, frames in clip.frames.items():
-                figures[way].append(measure(frames, clip.scene))
-            shown += [clip] if clip.seed < 3 else []
+                figures[clip.kind][way].append(measure(frames, clip))
+            shown += [clip] if len(shown) < SHOWN else []
             print(f"\r{clip.seed + 1}/{arguments.clips}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    summary = summarise(figures)
-    text = table(summary, arguments.clips, settings)
+    summary = {kind: summarise(ways) for kind, ways in figures.items()}
+    text = "\n\n".join(table(kind, each, arguments.clips, settings) for kind, each in summary.items())
     print(text)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"settings": vars(settings), **summary, "clips": figures}, indent=1))
+        arguments.json.write_text(
+            json.dumps({"settings": vars(settings), "summary": summary, "clips": figures}, indent=1)
+        )
     if arguments.sheet:
         contact_sheet(shown).save(arguments.sheet)
     if arguments.publish:
