@@ -1,4 +1,4 @@
-"""Draws the thumbnails of the workflows for ComfyUI's template browser: four frames of what each one makes.
+"""Draws the thumbnails of the workflows that make a clip, for ComfyUI's template browser: four of its frames.
 
     python workflows/thumbnails.py --comfyui DIR
 
@@ -39,7 +39,10 @@ def main() -> None:
     with Server(Host(comfyui, Path(sys.executable), is_ours=False)) as server:
         object_info = server.object_info()
         for path in sorted(FOLDER.glob("*.json")):
-            entry = server.queue(to_prompt(json.loads(path.read_text("utf-8")), object_info))
+            prompt = to_prompt(json.loads(path.read_text("utf-8")), object_info)
+            if not any(node["class_type"] == "SaveAnimatedWEBP" for node in prompt.values()):
+                continue
+            entry = server.queue(prompt)
             clip = next(file for file in outputs(entry) if file["filename"].endswith(".webp"))
             with Image.open(io.BytesIO(server.download(clip))) as image:
                 thumbnail(image).save(path.with_suffix(".jpg"), quality=85, optimize=True)
