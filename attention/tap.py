@@ -150,7 +150,7 @@ class _OpenTap:
     ) -> None:
         self._active = active
         self._sigma = sigma
-        self._sites = list_sites(diffusion_model)
+        self._sites = {site.name: site for site in list_sites(diffusion_model)}
         self._branches = tuple(
             zip_longest(options.get("cond_or_uncond", (0,)), options.get("uuids", ()), fillvalue=None)
         )
@@ -177,21 +177,24 @@ class _OpenTap:
         keeps the hooks it was made with."""
         notes: dict[nn.Module, dict[str, Any]] = {}
         with ExitStack() as stack:
-            for site in self._sites:
+            for site in self._sites.values():
                 if site.attends_by:
                     stack.enter_context(_replaced(site.module, site.attends_by, partial(self._instead_of, site)))
                 else:
-                    notes.setdefault(site.module, {}).setdefault(_SITES, []).append(site)
+                    notes.setdefault(site.module, {}).setdefault(_SITES, []).append(site.name)
                 if site.replaced_in:
                     block, name = site.replaced_in
-                    notes.setdefault(block, {})[_REPLACED + name] = site
+                    notes.setdefault(block, {})[_REPLACED + name] = site.name
             for module, note in notes.items():
                 hook = module.register_forward_pre_hook(_writing(note), with_kwargs=True)
                 stack.callback(hook.remove)
             yield
 
-    def attend(self, pending: list[Site], func, q, k, v, heads, *args, **kwargs) -> Tensor:
-        """Instead of ComfyUI's attention ``func``; an override of another pack runs inside."""
+    def attend(self, pending: list[str], func, q, k, v, heads, *args, **kwargs) -> Tensor:
+        """Instead of ComfyUI's attention ``func``; an override of another pack runs inside.
+
+        ``pending``: the names of the module's sites that are still to come.
+        """
 
         def proceed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if self._override is not None:
@@ -200,7 +203,7 @@ class _OpenTap:
 
         if not pending:
             return proceed(q, k, v)
-        site = pending.pop(0) if len(pending) > 1 else pending[0]
+        site = self._sites[pending.pop(0) if len(pending) > 1 else pending[0]]
         scores = {"mask": args[0] if args else kwargs.get("mask"), "scale": kwargs.get("scale")}
         return self._through_techniques(site, q, k, v, heads, proceed, scores)
 
@@ -222,7 +225,7 @@ class _OpenTap:
             site = extra_options.get(_REPLACED + name)
             if site is None:
                 return proceed(q, k, v)
-            return self._through_techniques(site, q, k, v, extra_options["n_heads"], proceed, {})
+            return self._through_techniques(self._sites[site], q, k, v, extra_options["n_heads"], proceed, {})
 
         return replaced
 
@@ -246,7 +249,7 @@ class _OpenTap:
 def _attend(func, q, k, v, heads, *args, **kwargs) -> Tensor:
     """ComfyUI's ``optimized_attention_override``: one function for all calls, else torch.compile starts anew."""
     options = kwargs["transformer_options"]
-    return options[_OPEN].attend(options.get(_SITES), func, q, k, v, heads, *args, **kwargs)
+    return options[_OPEN].attend(options.get(_SITES, []), func, q, k, v, heads, *args, **kwargs)
 
 
 def _override() -> Callable:
@@ -263,7 +266,10 @@ def _uncompiled_attend() -> Callable:
 
 
 def _writing(note: dict[str, Any]) -> Callable:
-    """A forward pre-hook that adds ``note`` to the module's copy of transformer_options; its lists fresh every time."""
+    """A forward pre-hook that adds ``note`` to the module's copy of transformer_options; its lists fresh every time.
+
+    A note is plain text: torch.compile would look into anything more.
+    """
 
     def write(_module, args, kwargs=None):
         if kwargs is None:  # torch drops them from a hook that another thread just removed
