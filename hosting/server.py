@@ -77,7 +77,7 @@ class Server:
         self._given_base, self._given_port, self._arguments = base, port, tuple(arguments)
         self.base: Path
         self.port: int
-        self._process: subprocess.Popen[bytes]
+        self.process: subprocess.Popen[bytes]
         self._cleanup = ExitStack()
 
     @property
@@ -124,7 +124,7 @@ class Server:
         if sys.platform == "win32":
             new_group = subprocess.CREATE_NEW_PROCESS_GROUP
         env = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             command,
             cwd=self.host.comfyui,
             env=env,
@@ -137,15 +137,15 @@ class Server:
         cleanup.callback(self._stop)
 
     def _stop(self) -> None:
-        self._process.terminate()
+        self.process.terminate()
         try:
-            self._process.wait(15)
+            self.process.wait(15)
         except subprocess.TimeoutExpired:
             if sys.platform == "win32":
-                self._process.kill()
+                self.process.kill()
             else:
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
     def _wait_until_ready(self, seconds: float = 300.0) -> None:
         deadline = time.monotonic() + seconds
@@ -161,7 +161,7 @@ class Server:
 
     def require_alive(self) -> None:
         """Raise HostError with the end of the log if the server has ended."""
-        code = self._process.poll()
+        code = self.process.poll()
         if code is not None:
             raise HostError(f"The ComfyUI server died with exit code {code}. Its log ends:\n{self.log_tail()}")
 
@@ -171,7 +171,7 @@ class Server:
 
     def wait(self) -> None:
         """Return only when the server ends; raises HostError then."""
-        self._process.wait()
+        self.process.wait()
         self.require_alive()
 
     def get(self, path: str) -> Any:
@@ -219,7 +219,9 @@ class Server:
             try:
                 prompt_id = self.post("/prompt", {"prompt": prompt, "client_id": client})["prompt_id"]
             except urllib.error.HTTPError as error:
-                raise PromptError(_describe_refusal(json.loads(error.read()))) from error
+                if error.code == 400:
+                    raise PromptError(_describe_refusal(json.loads(error.read()))) from error
+                raise HostError(f"ComfyUI answered a prompt with {error}. Its log ends:\n{self.log_tail()}") from error
             self._follow(socket_, prompt_id, on_progress)
         return self.get(f"/history/{prompt_id}")[prompt_id]
 
@@ -230,10 +232,10 @@ class Server:
                 message = socket_.receive(timeout=5.0)
             except TimeoutError:
                 continue
-            except ConnectionError:
-                time.sleep(1.0)
+            except ConnectionError as error:
+                time.sleep(1.0)  # a dying process is not dead at once
                 self.require_alive()
-                raise
+                raise HostError(f"ComfyUI hung up: {error}. Its log ends:\n{self.log_tail()}") from error
             if isinstance(message, bytes):
                 continue  # a preview picture
             event = json.loads(message)

@@ -96,11 +96,21 @@ def test_a_port_in_use_is_refused_before_anything_starts(server):
         pass
 
 
-def test_a_server_that_dies_is_reported_with_the_end_of_its_log_and_leaves_nothing(server):
+def test_a_server_that_dies_is_reported_with_the_end_of_its_log(server):
     dying = Server(server.host, arguments=["--no-such-option"])
     with pytest.raises(HostError, match=r"(?s)died with exit code 2.*--no-such-option"), dying:
         pass
-    assert not dying.base.exists()
+
+
+def test_a_server_killed_while_it_works_is_reported(server):
+    with Server(server.host) as doomed:
+
+        def kill(*_: object) -> None:
+            doomed.process.kill()
+
+        with pytest.raises(HostError, match=r"(?s)died with exit code.*got prompt"):
+            doomed.queue(clip_prompt(), kill)
+    assert not doomed.base.exists()
 
 
 def test_ctrl_c_stops_serve_cleanly(server, tmp_path):
