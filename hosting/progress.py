@@ -15,7 +15,7 @@ class ProgressBar:
 
     def update(self, node: str, value: float, maximum: float) -> None:
         """Take one report of the server: node ``node`` is at ``value`` of ``maximum``. Repetitions are silent."""
-        before, now = self._fractions.get(node), value / maximum if maximum else 1.0
+        before, now = self._fractions.get(node, -1.0), value / maximum if maximum else 1.0
         if before == now:
             return
         self._fractions[node] = now
@@ -24,7 +24,7 @@ class ProgressBar:
         title = self._titles.get(node, node) + steps
         if self._stream.isatty():
             self._write(f"\r{'█' * round(30 * done):·<30} {done:4.0%}  {title:<40.40}")
-        elif before is None or int(4 * before) != int(4 * now):
+        elif int(4 * max(before, 0.0)) != int(4 * now):
             self._write(f"{done:4.0%}  {title}\n")
 
     def close(self) -> None:
