@@ -30,7 +30,8 @@ class Site:
     ``order`` counts a model's sites in the order they run. ``module`` is the one whose forward attends; where it does
     so more than once, its sites share it, in the order of its calls, and further calls belong to the last.
     ``frames_in`` tells whether frames lie in the rows or in the tokens of q; ``text_first``, whether text comes before
-    them. ``attends_by`` is the module's attribute that holds its attention, where that is not ComfyUI's own.
+    them. ``attends_by`` is the module's attribute that holds its attention, where that is not ComfyUI's own: it is
+    replaced for the length of a call, so no two threads may share the module (AnimateDiff-Evolved's own rule too).
     ``replaced_in`` is the transformer block, and the name there, by which other packs replace the attention.
     """
 

@@ -89,7 +89,8 @@ def tap(
 ) -> tuple[ModelPatcher, list[Site]]:
     """A clone of ``model`` on which ``technique`` attends at the sites of ``kinds`` that ``layers`` selects.
 
-    Returns the clone and the sites. UnknownModelError and NoSuchSiteError as in :mod:`.sites`; ValueError where
+    Returns the clone and the sites; AnimateDiff's too where ``model`` has its motion model already.
+    UnknownModelError and NoSuchSiteError as in :mod:`.sites`; ValueError where
     the percentages are not 0 ≤ start ≤ end ≤ 1.
     """
     if not 0.0 <= start_percent <= end_percent <= 1.0:

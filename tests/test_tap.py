@@ -30,6 +30,11 @@ def momentum(model, mu=0.8, **where):
     return tap(model, TemporalMomentum(mu), **where)[0]
 
 
+def hooked(model):
+    """The modules that still have a hook."""
+    return [module for module in model.get_model_object("diffusion_model").modules() if module._forward_pre_hooks]
+
+
 def reference_momentum(model, mu):
     """The same through ComfyUI's attn1_patch: averages what the projections see, which is as good, they are linear."""
 
@@ -70,8 +75,7 @@ def test_an_observer_leaves_the_output_bit_identical_and_sees_every_site(unet, p
 def test_after_a_run_the_users_model_is_bit_identical(unet, plain):
     sample(momentum(unet), DEMO)
     assert torch.equal(sample(unet, DEMO), plain)
-    diffusion_model = unet.get_model_object("diffusion_model")
-    assert not any(module._forward_pre_hooks for module in diffusion_model.modules())
+    assert not hooked(unet)
 
 
 def test_after_an_error_inside_attention_the_users_model_is_bit_identical(unet, plain):
@@ -84,6 +88,7 @@ def test_after_an_error_inside_attention_the_users_model_is_bit_identical(unet, 
     model, _ = tap(unet, Fail(), layers="middle", kinds=["spatial"], asked_by="test")
     with pytest.raises(RuntimeError, match="boom"):
         sample(model, DEMO)
+    assert not hooked(unet)
     assert torch.equal(sample(unet, DEMO), plain)
 
 

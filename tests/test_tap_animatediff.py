@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from animatediff_layout import find_packs
+from animatediff_layout import AnimateDiffModel, find_packs
 from coherence.attention.sites import NoSuchSiteError, list_sites, sites_of
 from coherence.attention.tap import tap
 from coherence.demo.model import load_model
@@ -51,6 +51,18 @@ def test_sites_are_the_unets_and_the_motion_models(unet, animated):
     assert [site.order for site in sites] == list(range(len(sites)))
     places = ["input.1", "input.3", "middle.0", "output.0", "output.1", "output.2", "output.3"]
     assert [site.name for site in motion] == [f"{place}.motion.{n}" for place in places for n in range(2)]
+
+
+def test_of_several_motion_models_the_sites_are_foretold_as_they_run(unet):
+    first, second = AnimateDiffModel(), AnimateDiffModel()
+    tree = unet.get_model_object("diffusion_model")
+    foretold = list_sites(tree, [first, second])
+    for motion in (first, second):
+        motion.inject(unet)
+    there = list_sites(tree)
+    first.eject(unet)
+    assert [(site, site.module) for site in foretold] == [(site, site.module) for site in there]
+    assert sum(".motion." in site.name for site in there) == 28
 
 
 def test_an_observer_leaves_the_output_bit_identical_and_sees_every_site_in_order(animated, plain):
