@@ -1,13 +1,16 @@
 """Measuring runs of real models, and what is selected by them."""
 
 import math
+import os
 from collections import Counter
+from pathlib import Path
 
 import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
+from animatediff_layout import find_packs
 from coherence.attention.entropy import Energy
 from coherence.attention.momentum import TemporalMomentum
 from coherence.attention.register import (
@@ -17,6 +20,7 @@ from coherence.attention.register import (
     RegistryError,
     named_registry,
     rank,
+    ranked_registry,
     reselect,
 )
 from coherence.attention.sites import Site, select_sites, sites_of
@@ -26,9 +30,10 @@ from coherence.demo.model import load_model
 from coherence.samplers.measure import Start, measure_layers, parse_steps, run_to_step
 from hypothesis import given
 from hypothesis import strategies as st
-from register_runs import demo_conditioning, demo_start, layer_lists, registry, start_of
+from register_runs import MEASUREMENT, demo_conditioning, demo_start, layer_lists, registry, start_of
 from tiny_models import FAMILIES, sample
 
+PACKS = find_packs(Path(os.environ["COMFYUI_PATH"]))
 ALL = ["spatial", "temporal", "joint", "cross", "text"]
 
 
@@ -208,6 +213,23 @@ def test_a_run_measures_exactly_the_attention_layers_of_the_module_tree(name, ti
     for figure in figures.values():
         assert 0 < figure.entropy < 1 or figure.keys == 1
         assert all(energy > 0 for energy in values(figure.energy))
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_motion_models_are_measured_along_and_their_layers_can_be_selected(pack, unet):
+    animated = PACKS[pack](unet)
+    start = demo_start(unet)
+    with torch.inference_mode():
+        sites, figures = measure_layers(animated, start, [0], "exact", "test")
+    motion = [site for site in sites if site.kind == "temporal"]
+    assert Counter(site.kind for site in sites) == {"spatial": 7, "cross": 7, "temporal": 14}
+    assert {(figures[site.name].tokens, figures[site.name].keys) for site in motion} == {(3, 3)}
+    assert all(0 < figures[site.name].entropy < 1 for site in motion)
+    measured = ranked_registry(
+        "BaseModel", "UNetModel", sites, figures, Ranking("temporal", "lowest", 0, 50), MEASUREMENT
+    )
+    assert len(measured.selected) == 7
+    assert set(measured.selected) <= {site.name for site in motion}
 
 
 # No trace, and others' patches -----------------------------------------------------------------------------------
