@@ -1,0 +1,255 @@
+"""The workflows that ship with the pack, and the stock nodes beside ours, run through a real server."""
+
+import io
+import json
+import math
+import shutil
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from coherence.hosting.clip import read_frames, temporal_consistency
+from coherence.hosting.provision import PACK, PACK_NAME
+from coherence.hosting.server import PromptError, outputs
+from coherence.hosting.workflow import to_prompt
+from coherence.nodes.cross_frame import CrossFrameAttention
+from coherence.nodes.momentum import TemporalMomentumAttention
+from PIL import Image
+from tiny_models import FAMILIES, sample
+
+WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
+CLIPS = [path for path in WORKFLOWS if '"SaveAnimatedWEBP"' in path.read_text("utf-8")]
+ZS2 = PACK / "workflows" / "zs2_text_to_video.json"
+
+
+@pytest.fixture(scope="module")
+def to_api(server):
+    """A workflow's file as a prompt for the server."""
+    object_info = server.object_info()
+    return lambda path: to_prompt(json.loads(path.read_text("utf-8")), object_info)
+
+
+@pytest.fixture(scope="module")
+def finished(server, to_api):
+    """The history entry of a workflow, which runs as it ships, once."""
+    entries = {}
+
+    def run(path: Path) -> dict:
+        if path not in entries:
+            entries[path] = server.queue(to_api(path))
+        return entries[path]
+
+    return run
+
+
+def frames_of(server, entry: dict, folder: Path) -> np.ndarray:
+    """Frames (count, height, width, 3) uint8 of the animated WEBP among the outputs."""
+    (file,) = (file for file in outputs(entry) if file["filename"].endswith(".webp"))
+    path = folder / file["filename"]
+    path.write_bytes(server.download(file))
+    return read_frames(path)[0]
+
+
+def inputs_of(prompt: dict, class_type: str) -> dict:
+    """The inputs of the only node of a class."""
+    (node,) = (node for node in prompt.values() if node["class_type"] == class_type)
+    return node["inputs"]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_runs_as_it_ships(finished, path):
+    entry = finished(path)
+    assert entry["status"]["status_str"] == "success"
+    assert outputs(entry) + outputs(entry, "temp")
+
+
+@pytest.mark.parametrize("path", CLIPS, ids=lambda path: path.stem)
+def test_the_clip_of_a_workflow_moves_coherently(server, finished, path, tmp_path):
+    entry = finished(path)
+    frames = frames_of(server, entry, tmp_path)
+    assert len(frames) >= 8
+    assert (frames[0] != frames[-1]).any(), "the clip stands still"
+    assert frames.std() > 10, "the clip shows nothing"
+    assert temporal_consistency(frames) > 0.7, "the clip flickers"
+
+
+def test_the_mp4_holds_the_frames_of_the_animated_webp(server, finished, tmp_path):
+    entry = finished(ZS2)
+    frames = frames_of(server, entry, tmp_path)
+    (file,) = (file for file in outputs(entry) if file["filename"].endswith(".mp4"))
+    with av.open(io.BytesIO(server.download(file))) as container:
+        decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    assert decoded.shape == frames.shape
+    error = (decoded.astype(float) - frames.astype(float)).std()
+    assert error < 8, "H.264 and WEBP both lose a little, but show the same"
+
+
+def test_the_noise_chart_and_its_figures_stand_beside_the_clip(server, finished, to_api):
+    entry = finished(ZS2)
+    (chart,) = outputs(entry, "temp")
+    with Image.open(io.BytesIO(server.download(chart))) as picture:
+        assert min(picture.size) > 400
+    kl = inputs_of(to_api(ZS2), "DependencyNoise")["kl"]
+    (text,) = (node["text"][0] for node in entry["outputs"].values() if "text" in node)
+    report = json.loads(text)
+    assert report["kl"] == pytest.approx([kl] * (report["frames"] - 1), abs=2e-4)
+    assert report["neighbour_correlation"] == pytest.approx(1 - kl / math.sqrt(math.e), abs=0.01)
+
+
+def test_the_same_seed_gives_the_same_frames_and_another_seed_others(server, to_api, tmp_path):
+    def draw(seed: int) -> np.ndarray:
+        server.post("/free", {"free_memory": True})  # else the second run is the first, remembered
+        prompt = to_api(ZS2)
+        for node in prompt.values():
+            limits = {"batch_size": 3, "steps": 3, "noise_seed": seed, "lossless": True}
+            node["inputs"] |= {name: value for name, value in limits.items() if name in node["inputs"]}
+        return frames_of(server, server.queue(prompt), tmp_path)
+
+    first, again, other = draw(1), draw(1), draw(2)
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_template_is_listed_and_served_with_its_thumbnail(server, path):
+    assert path.stem in server.get("/workflow_templates")[PACK_NAME]
+    assert server.get(f"/api/workflow_templates/{PACK_NAME}/{path.stem}.json") == json.loads(path.read_text("utf-8"))
+    thumbnail = path.with_suffix(".jpg")
+    assert thumbnail.stat().st_size < 200_000
+    with Image.open(thumbnail) as picture:
+        assert min(picture.size) >= 300
+
+
+# Stock nodes ---------------------------------------------------------------------------------------------------
+
+
+def offer(server, path: Path, kind: str) -> str:
+    """Put a model file where the server finds it; returns the name that its loader takes."""
+    folder = server.base / "models" / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(path, folder)
+    return path.name
+
+
+@pytest.fixture(scope="module")
+def checkpoint(server, tiny_models) -> str:
+    """A random SD1.5 checkpoint, by the name that its loader takes."""
+    return offer(server, tiny_models.path("sd15"), "checkpoints")
+
+
+def stock_prompt(checkpoint: str, patch: dict | None) -> dict:
+    """Load Checkpoint → (a patch) → KSampler → a lossless clip of three frames."""
+    nodes = {
+        "load": ("CheckpointLoaderSimple", {"ckpt_name": checkpoint}),
+        "positive": ("CLIPTextEncode", {"clip": ["load", 1], "text": "a cat"}),
+        "negative": ("CLIPTextEncode", {"clip": ["load", 1], "text": "blurry"}),
+        "latent": ("EmptyLatentImage", {"width": 128, "height": 128, "batch_size": 3}),
+        "sample": (
+            "KSampler",
+            {
+                "model": ["patch" if patch else "load", 0],
+                "positive": ["positive", 0],
+                "negative": ["negative", 0],
+                "latent_image": ["latent", 0],
+                "seed": 1,
+                "steps": 2,
+                "cfg": 4.0,
+                "sampler_name": "euler",
+                "scheduler": "normal",
+                "denoise": 1.0,
+            },
+        ),
+        "decode": ("VAEDecode", {"samples": ["sample", 0], "vae": ["load", 2]}),
+        "save": (
+            "SaveAnimatedWEBP",
+            {
+                "images": ["decode", 0],
+                "filename_prefix": "stock",
+                "fps": 8.0,
+                "lossless": True,
+                "quality": 80,
+                "method": "fastest",
+            },
+        ),
+    }
+    if patch:
+        nodes["patch"] = (patch["class_type"], {"model": ["load", 0], **patch["inputs"]})
+    return {key: {"class_type": name, "inputs": inputs} for key, (name, inputs) in nodes.items()}
+
+
+def momentum(**inputs) -> dict:
+    defaults = {"mu": 0.98, "mu_schedule": "", "layers": "*", "start_percent": 0.0, "end_percent": 1.0}
+    return {"class_type": "TemporalMomentumAttention", "inputs": defaults | inputs}
+
+
+def test_a_stock_sd15_checkpoint_runs_with_momentum_attention(server, checkpoint, tmp_path):
+    plain, idle, ours = (
+        frames_of(server, server.queue(stock_prompt(checkpoint, patch)), tmp_path).astype(int)
+        for patch in (None, momentum(mu=0.0), momentum())
+    )
+    assert abs(idle - plain).max() <= 1, "mu 0 is the plain model, but for rounding"
+    assert abs(ours[0] - plain[0]).max() <= 1, "the first frame remembers nothing"
+    assert (abs(ours[1:] - plain[1:]).mean(axis=(1, 2, 3)) > 0.5).all(), "the later frames do"
+
+
+def test_an_sdxl_model_runs_with_momentum_attention(tiny_models):
+    model, family = tiny_models.load("sdxl"), FAMILIES["sdxl"]
+    plain = sample(model, family)
+    patched = {mu: sample(TemporalMomentumAttention.execute(model, mu).args[0], family) for mu in (0.0, 0.98, 1.0)}
+    first_frame = sample(CrossFrameAttention.execute(model, "first").args[0], family)
+    effect = (patched[0.98] - plain)[1:].abs().mean().item()
+    assert effect > 1e-3
+    tolerance = effect / 100
+    torch.testing.assert_close(patched[0.0], plain, atol=tolerance, rtol=0)
+    torch.testing.assert_close(patched[0.98][0], plain[0], atol=tolerance, rtol=0)
+    torch.testing.assert_close(patched[1.0], first_frame, atol=tolerance, rtol=0)
+
+
+# Mistakes of users ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("inputs", "complaint"),
+    [
+        ({"layers": "inputs.4"}, r"'inputs\.4' matches no spatial attention layer.*It has: input\."),
+        ({"layers": " "}, "layers is empty"),
+        ({"mu_schedule": "0:0.9, 8=0.5"}, r"Schedule piece '8=0\.5': expected frame:value"),
+        ({"start_percent": 0.8, "end_percent": 0.2}, r"start_percent is 0\.8 and end_percent 0\.2"),
+    ],
+)
+def test_a_mistake_at_momentum_attention_is_explained_there(server, to_api, inputs, complaint):
+    prompt = to_api(ZS2)
+    inputs_of(prompt, "TemporalMomentumAttention").update(inputs)
+    with pytest.raises(PromptError, match=rf"(?s)\(TemporalMomentumAttention\).*{complaint}"):
+        server.queue(prompt)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "complaint"),
+    [("0:0.01, x", "Schedule piece 'x': expected frame:value"), ("0:3", r"between 0 and 1\.65")],
+)
+def test_a_mistake_at_dependency_noise_is_explained_there(server, to_api, schedule, complaint):
+    prompt = to_api(ZS2)
+    inputs_of(prompt, "DependencyNoise")["kl_schedule"] = schedule
+    with pytest.raises(PromptError, match=rf"\(DependencyNoise\): ValueError: .*{complaint}"):
+        server.queue(prompt)
+
+
+def test_a_model_without_spatial_self_attention_is_refused_with_what_would_do(server, to_api, tiny_models):
+    name = offer(server, tiny_models.path("wan21"), "diffusion_models")
+    prompt = to_api(ZS2)
+    prompt["wan"] = {"class_type": "UNETLoader", "inputs": {"unet_name": name, "weight_dtype": "default"}}
+    inputs_of(prompt, "TemporalMomentumAttention")["model"] = ["wan", 0]
+    with pytest.raises(PromptError, match=r"\(TemporalMomentumAttention\).*Expected a model with spatial"):
+        server.queue(prompt)
+
+
+def test_a_clip_of_one_frame_is_refused_by_the_chart_with_a_cure(server, to_api):
+    prompt = to_api(ZS2)
+    for node in prompt.values():
+        if node["class_type"] == "EmptyLatentImage":
+            node["inputs"]["batch_size"] = 1
+    with pytest.raises(PromptError, match=r"\(NoiseCorrelation\).*Raise the batch size"):
+        server.queue(prompt)
