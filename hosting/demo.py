@@ -71,12 +71,9 @@ def demo(host: Host, arguments: argparse.Namespace) -> int:
             if text_node is None:
                 raise HostError("The workflow has no text that leads to a positive conditioning, for --prompt.")
             text_node["inputs"]["text"] = arguments.prompt
-        bar = ProgressBar({node_id: node["_meta"]["title"] for node_id, node in prompt.items()})
         started = time.monotonic()
-        try:
+        with ProgressBar({node_id: node["_meta"]["title"] for node_id, node in prompt.items()}) as bar:
             entry = server.queue(prompt, bar.update)
-        finally:
-            bar.close()
         seconds = time.monotonic() - started
         saved = _save(server, entry, arguments.output)
     measured = _look_at(host, saved)

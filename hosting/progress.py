@@ -27,10 +27,15 @@ class ProgressBar:
         elif int(4 * max(before, 0.0)) != int(4 * now):
             self._write(f"{done:4.0%}  {title}\n")
 
-    def close(self) -> None:
-        """End the line."""
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """End the line, at 100% unless an error came: the server does not report its last nodes."""
         if self._stream.isatty():
-            self._write("\n")
+            self._write("\n" if error else f"\r{'█' * 30} 100%  {'done':<40}\n")
+        elif not error:
+            self._write("100%  done\n")
 
     def _write(self, text: str) -> None:
         encoding = self._stream.encoding or "ascii"

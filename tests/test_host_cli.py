@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -54,6 +55,18 @@ def test_a_mistake_is_explained_without_a_traceback(arguments, complaint):
     assert result.returncode == 1
     assert complaint in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_the_comfyui_that_the_pack_lies_in_is_found(tmp_path):
+    pack = tmp_path / "ComfyUI" / "custom_nodes" / "pack"
+    shutil.copytree(PACK / "hosting", pack / "hosting")
+    shutil.copy(PACK / "requirements.txt", pack)
+    shutil.copy(HOST_PY, pack)
+    (tmp_path / "ComfyUI" / "main.py").touch()
+    command = [sys.executable, pack / "host.py", "demo", "--python", sys.executable, "--workflow", "nowhere.json"]
+    env = {name: value for name, value in os.environ.items() if name != "COMFYUI_PATH"}
+    result = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert "nowhere.json cannot be read" in result.stderr, "it got past the search for a host"
 
 
 def test_a_python_without_torch_is_told_what_to_install(comfyui_path, tmp_path):
@@ -156,15 +169,14 @@ def test_progress_grows_to_the_end_and_a_log_is_not_flooded():
     reports = [("1", step, 100) for step in range(101)] + [("2", 0, 1), ("2", 1, 1)]
     terminal, log = Terminal(), io.StringIO()
     for stream in (terminal, log):
-        bar = ProgressBar({"1": "KSampler", "2": "VAE Decode"}, stream)
-        for report in reports:
-            bar.update(*report)
-            bar.update(*report)
-        bar.close()
+        with ProgressBar({"1": "KSampler", "2": "VAE Decode", "3": "never reported"}, stream) as bar:
+            for report in reports:
+                bar.update(*report)
+                bar.update(*report)
     percents = [int(number) for number in re.findall(r"(\d+)%", terminal.getvalue())]
     assert percents == sorted(percents)
     assert percents[0] == 0
     assert percents[-1] == 100
     assert "KSampler 50/100" in terminal.getvalue()
-    assert [line.split("%")[0].strip() for line in log.getvalue().splitlines()] == ["12", "25", "38", "50", "100"]
-    assert log.getvalue().endswith("100%  VAE Decode\n")
+    assert [line.split("%")[0].strip() for line in log.getvalue().splitlines()] == ["8", "17", "25", "33", "67", "100"]
+    assert "67%  VAE Decode\n" in log.getvalue()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from coherence.hosting.cli import DEMO_WORKFLOW
 from coherence.hosting.errors import HostError
 from coherence.hosting.provision import PACK, PACK_NAME
 from coherence.hosting.server import PromptError, Server, free_port, outputs
@@ -44,6 +45,10 @@ def test_the_server_loads_the_pack_without_complaint(server):
     assert "IMPORT FAILED" not in log
     assert "Traceback" not in log
     assert (server.base / "user" / "comfyui.db").is_file(), "the database must lie in the data folder"
+
+
+def test_the_example_that_the_demo_names_is_among_the_templates(server):
+    assert DEMO_WORKFLOW.stem in server.get("/workflow_templates")[PACK_NAME]
 
 
 def test_a_prompt_runs_with_progress_and_its_clip_can_be_downloaded(server):
