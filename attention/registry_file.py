@@ -169,9 +169,14 @@ def _read_figures(entry: _Entry) -> Figures:
 
 
 def _read_measurement(entry: _Entry) -> Measurement:
+    steps, sigmas = entry.each("steps", int), entry.each("sigmas", float)
+    if not steps or len(steps) != len(sigmas):
+        raise RegistryFileError(
+            f"measurement: expected a sigma for each step, at least one, got {len(steps)} steps, {len(sigmas)} sigmas"
+        )
     return Measurement(
-        steps=entry.each("steps", int),
-        sigmas=entry.each("sigmas", float),
+        steps=steps,
+        sigmas=sigmas,
         precision=entry.one_of("precision", PRECISIONS),
         seed=entry.count("seed"),
         latent_shape=entry.each("latent_shape", int, 1),

@@ -34,9 +34,8 @@ figures = st.builds(
     st.builds(Energy, energies, energies, energies),
 )
 measurements = st.builds(
-    Measurement,
-    st.lists(st.integers(0, 99)).map(tuple),
-    st.lists(st.floats(0, 1e4)).map(tuple),
+    lambda measured, *others: Measurement(tuple(measured), tuple(measured.values()), *others),
+    st.dictionaries(st.integers(0, 99), st.floats(0, 1e4), min_size=1),
     st.sampled_from(PRECISIONS),
     st.integers(0, 2**64 - 1),
     st.lists(st.integers(1, 999)).map(tuple),
@@ -163,6 +162,7 @@ def test_any_other_text_is_refused(text):
         ({"sites": [CONTENT["sites"][0], CONTENT["sites"][0] | {"order": 1}]}, "a name occurs twice"),
         ({"sites": [CONTENT["sites"][1]]}, r"sites\[0\]: order: expected 0, its place"),
         ({"measurement": None}, "figures at all of them if there is a measurement"),
+        ({"measurement": CONTENT["measurement"] | {"steps": []}}, "got 0 steps, 1 sigmas"),
         ({"selection": {"kind": "cross"}}, "selection: kind: expected one of all"),
         ({"selection": 3}, "selection: expected dict | str, got 3"),
     ],
