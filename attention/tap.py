@@ -140,11 +140,11 @@ def _around_model_call(
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     opened = _OpenTap(active, base_model.diffusion_model, options, x, sigma)
     with opened.on_modules():
-        return executor(x, t, c_concat, c_crossattn, control, opened.options, **kwargs)
+        return executor(x, t, c_concat, c_crossattn, control, opened.leading_here(options), **kwargs)
 
 
 class _OpenTap:
-    """The tap during one model call. ``options`` are the transformer_options that lead the attention here."""
+    """The tap during one model call."""
 
     def __init__(
         self, active: list[_Tapped], diffusion_model: nn.Module, options: dict, latents: Tensor, sigma: float
@@ -160,7 +160,10 @@ class _OpenTap:
         if self._run is not None:
             self._run.ask(active)
         self._override = options.get("optimized_attention_override")
-        self.options = {
+
+    def leading_here(self, options: dict) -> dict:
+        """Transformer options that lead the attention here."""
+        return {
             **options,
             _OPEN: self,
             "optimized_attention_override": _override(),

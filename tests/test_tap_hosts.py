@@ -7,7 +7,7 @@ import pytest
 import torch
 from coherence.attention.cross_frame import CrossFrame
 from coherence.attention.sites import sites_of
-from coherence.attention.tap import tap
+from coherence.attention.tap import _writing, tap
 from coherence.demo.model import load_model
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
@@ -137,3 +137,11 @@ def test_compiled_code_is_tapped_and_compiled_once(tiny_models, parts, tapped_fi
     everywhere, watch_all = watched(clone)
     sample(everywhere, family)
     assert {call.site.name for call in watch_all.calls} == {site.name for site in sites}
+
+
+def test_a_hook_that_another_thread_takes_away_meanwhile_does_no_harm():
+    """torch calls it once more, and without the keyword arguments."""
+    module = torch.nn.Identity()
+    module.register_forward_pre_hook(lambda *_: hook.remove())
+    hook = module.register_forward_pre_hook(_writing({"name": ["input.1.attn1"]}), with_kwargs=True)
+    assert module(1) == 1
