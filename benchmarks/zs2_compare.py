@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
     parser.add_argument("--clips", type=int, default=12, help="scenes, each with a seed of its own")
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--kl", type=float, default=0.05)
+    parser.add_argument("--kl", type=float, default=0.02)
     parser.add_argument("--mu", type=float, default=0.98)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="write all figures here")
