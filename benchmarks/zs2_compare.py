@@ -63,7 +63,7 @@ class Settings:
     frames: int
     kl: float
     mu: float
-    steps: int = 25
+    steps: int = 20
     cfg: float = 5.0
     sampler: str = "dpmpp_2m"
     scheduler: str = "karras"
