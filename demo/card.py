@@ -38,7 +38,8 @@ def plot_curves(file: Path) -> None:
     """What the text encoder, the UNet and the VAE's decoder learned over their training."""
     from matplotlib.figure import Figure
 
-    text, unet, vae = (_curve(part) for part in ("text", "unet", "vae"))
+    whole, partial, unet, vae = (_curve(part) for part in ("text", "text_partial", "unet", "vae"))
+    text = whole + [{**entry, "step": entry["step"] + whole[-1]["step"] + 1} for entry in partial]
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     for name in ("shape", "colour", "background", "size", "row", "column"):

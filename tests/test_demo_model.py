@@ -238,8 +238,10 @@ def test_the_card_is_rewritten_between_its_marks(monkeypatch: pytest.MonkeyPatch
     text = (card.FOLDER / "README.md").read_text("utf-8")
     (tmp_path / "README.md").write_text(text, "utf-8")
     (tmp_path / "curves").mkdir()
+    attributes = {"step": 0, **dict.fromkeys(("shape", "colour", "background", "size", "row", "column"), 0.5)}
     for part, curve in {
-        "text": [{"step": 0, **dict.fromkeys(("shape", "colour", "background", "size", "row", "column"), 0.5)}],
+        "text": [attributes],
+        "text_partial": [attributes],
         "unet": [{"step": 50, "pictures": 3200, "loss": 1.0}],
         "vae": [{"step": 50, "psnr": 20.0}],
     }.items():
