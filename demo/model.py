@@ -112,9 +112,7 @@ class DemoClip(comfy.sd1_clip.SD1ClipModel):
         super().__init__(device, dtype, model_options or {}, clip_model=DemoTextEncoder)
 
 
-def unet_module(
-    dtype: torch.dtype, device: torch.device | str, operations=None
-) -> comfy.model_base.BaseModel:
+def unet_module(dtype: torch.dtype, device: torch.device | str, operations=None) -> comfy.model_base.BaseModel:
     """ComfyUI's BaseModel around its UNet, with weights still to be loaded."""
     config = DemoConfig({**UNET_CONFIG, "dtype": dtype})
     config.custom_operations = operations

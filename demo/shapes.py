@@ -79,14 +79,18 @@ _PARTIAL_TEMPLATES = (
 _SIZE_WORDS = {"small": ("small", "small", "little", "tiny"), "large": ("large", "large", "big", "huge")}
 
 
-def caption(scene: Scene, rng: random.Random, partial: float = 0.0) -> str:
-    """One of several phrasings of ``scene``; a share ``partial`` of them leaves attributes out."""
+def template(rng: random.Random, partial: float = 0.0) -> str:
+    """A phrasing with its attributes in braces; a share ``partial`` of them leaves some out."""
+    return rng.choice(_PARTIAL_TEMPLATES if rng.random() < partial else _TEMPLATES)
+
+
+def fill(template: str, scene: Scene, rng: random.Random) -> str:
+    """``template`` said of ``scene``."""
     if scene.position == "centre":
         where = rng.choice(("in the centre", "in the middle", "at the center"))
     else:
         where = rng.choice(("at the {}", "in the {}")).format(scene.position)
-    templates = _PARTIAL_TEMPLATES if partial and rng.random() < partial else _TEMPLATES
-    text = rng.choice(templates).format(
+    text = template.format(
         size=rng.choice(_SIZE_WORDS[scene.size]),
         colour=scene.colour,
         shape=scene.shape,
@@ -94,6 +98,11 @@ def caption(scene: Scene, rng: random.Random, partial: float = 0.0) -> str:
         where=where,
     )
     return re.sub(r"\ba (?=orange)", "an ", text)
+
+
+def caption(scene: Scene, rng: random.Random, partial: float = 0.0) -> str:
+    """One of several phrasings of ``scene``; a share ``partial`` of them leaves attributes out."""
+    return fill(template(rng, partial), scene, rng)
 
 
 def outline(shape: str) -> list[tuple[float, float]] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import re
@@ -14,10 +15,21 @@ from torch import Tensor
 
 from .checkpoints import FOLDER, ship, write_curve
 from .model import CONTEXT_WIDTH, TEXT_ENCODER_FILE, DemoTextEncoder, DemoTokenizer
-from .shapes import COLOURS, COLUMNS, RADII, ROWS, SHAPES, caption, random_scene
+from .shapes import COLOURS, COLUMNS, RADII, ROWS, SHAPES, caption, fill, random_scene, template
 
 # Words of clips' captions to come: each gets a token of its own, as the captions' words do.
 _MOTION_WORDS = "moving up down to growing shrinking spinning turning standing still and an"
+
+_CLASSES: dict[str, tuple[str, ...]] = {
+    "shape": SHAPES,
+    "colour": tuple(COLOURS),
+    "background": tuple(COLOURS),
+    "size": tuple(RADII),
+    "row": tuple(ROWS),
+    "column": tuple(COLUMNS),
+}
+_SAID_BY = {"row": "where", "column": "where"}
+_ATTRIBUTES = ("shape", "colour", "background", "size", "where")
 
 
 def train_tokenizer(_: argparse.Namespace) -> None:
@@ -81,49 +93,62 @@ def encode(encoder: DemoTextEncoder, tokens: Tensor) -> Tensor:
 
 
 def train_text(arguments: argparse.Namespace) -> None:
-    """Every attribute must be linearly readable at the end token and at a padding token after it."""
-    classes: dict[str, tuple[str, ...]] = {
-        "shape": SHAPES,
-        "colour": tuple(COLOURS),
-        "background": tuple(COLOURS),
-        "size": tuple(RADII),
-        "row": tuple(ROWS),
-        "column": tuple(COLUMNS),
-    }
+    """What a caption says must be linearly readable at the end token and at a padding token after it.
+
+    The first stage sees captions that say everything; in the second, half of them leave attributes out, and the
+    others must keep the context they had, so that a UNet trained on it needs no unlearning.
+    """
     torch.manual_seed(arguments.seed)
-    rng, tokenize = random.Random(arguments.seed), Captions()
     encoder = DemoTextEncoder(device=arguments.device, dtype=torch.float32)
     _initialise(encoder)
+    if arguments.text_from:
+        encoder.load_state_dict(load_file(arguments.text_from))
+    else:
+        _teach(encoder, arguments, steps=arguments.text_steps, partial=0.0)
+    _teach(encoder, arguments, steps=arguments.text_steps, partial=0.5)
+    ship(encoder.state_dict(), "text_encoder")
+
+
+def _teach(encoder: DemoTextEncoder, arguments: argparse.Namespace, *, steps: int, partial: float) -> None:
+    rng, tokenize = random.Random(arguments.seed), Captions()
+    anchor = copy.deepcopy(encoder).requires_grad_(False)
     encoder.requires_grad_(True)
-    heads = torch.nn.ModuleDict({name: torch.nn.Linear(CONTEXT_WIDTH, len(values)) for name, values in classes.items()})
+    heads = torch.nn.ModuleDict(
+        {name: torch.nn.Linear(CONTEXT_WIDTH, len(values)) for name, values in _CLASSES.items()}
+    )
     heads.to(arguments.device)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=arguments.text_steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     curve = []
-    for step in range(arguments.text_steps):
+    for step in range(steps):
         scenes = [random_scene(rng) for _ in range(128)]
-        tokens = tokenize([caption(scene, rng) for scene in scenes]).to(arguments.device)
+        templates = [template(rng, partial) for _ in scenes]
+        tokens = tokenize([fill(t, scene, rng) for t, scene in zip(templates, scenes, strict=True)])
+        tokens = tokens.to(arguments.device)
         context = encode(encoder, tokens)
         last = tokens.shape[1] - 1
         end = (tokens == encoder.special_tokens["end"]).int().argmax(1)
         after = end + (torch.rand(len(tokens)).to(tokens.device) * (last - end + 1)).long()
         rows, loss, right = torch.arange(len(tokens)), torch.zeros(()), {}
         for place in (end, after.clamp(max=last)):
-            for name, values in classes.items():
-                target = torch.tensor([values.index(getattr(scene, name)) for scene in scenes], device=tokens.device)
-                logits = heads[name](context[rows, place])
+            for name, values in _CLASSES.items():
+                said = torch.tensor([f"{{{_SAID_BY.get(name, name)}}}" in t for t in templates])
+                target = torch.tensor([values.index(getattr(scene, name)) for scene in scenes])[said].to(tokens.device)
+                logits = heads[name](context[rows, place][said])
                 loss = loss + F.cross_entropy(logits, target)
                 right[name] = (logits.argmax(1) == target).float().mean().item()
+        if partial:
+            whole = torch.tensor([all(f"{{{name}}}" in t for name in _ATTRIBUTES) for t in templates])
+            loss = loss + 10 * F.mse_loss(context[whole], encode(anchor, tokens[whole]))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 50 == 0 or step == arguments.text_steps - 1:
+        if step % 50 == 0 or step == steps - 1:
             curve.append({"step": step, "loss": loss.item(), **right})
             print("text", json.dumps(curve[-1]), flush=True)
-    ship(encoder.state_dict(), "text_encoder")
-    write_curve("text", curve)
+    write_curve("text_partial" if partial else "text", curve)
 
 
 def _initialise(encoder: torch.nn.Module) -> None:

@@ -32,7 +32,7 @@ def sample_timesteps(count: int, generator: torch.Generator) -> Tensor:
 def train_unet(arguments: argparse.Namespace) -> None:
     """ε-prediction with the loss of v up to σ = 7 (ε's error · (1 + σ²)): shapes are decided at high noise.
 
-    The first stage sees captions that say everything; in the second, half of them leave attributes out.
+    The first stage sees captions that say everything; after it, half of them leave attributes out.
     """
     torch.manual_seed(arguments.seed)
     device = torch.device(arguments.device)
@@ -48,11 +48,12 @@ def train_unet(arguments: argparse.Namespace) -> None:
     encoder, tokenize, bank = trained_encoder(arguments.device), Captions(), LatentBank()
     signals = alphas_cumprod().to(device)
     running, began, first_step = None, time.time(), trained.step
-    while trained.step < arguments.unet_steps:
+    total = arguments.unet_stages[-1]
+    while trained.step < total:
         rng = random.Random(arguments.seed * 1_000_003 + trained.step)
         generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + trained.step)
-        second = trained.step >= arguments.whole_steps
-        clean, captions = bank.batch(arguments.batch, rng, partial=0.5 if second else 0.0)
+        whole = trained.step < arguments.unet_stages[0]
+        clean, captions = bank.batch(arguments.batch, rng, partial=0.0 if whole else 0.5)
         captions = ["" if rng.random() < 0.1 else text for text in captions]
         timesteps = sample_timesteps(arguments.batch, generator).to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
@@ -73,19 +74,18 @@ def train_unet(arguments: argparse.Namespace) -> None:
         if trained.step % 50 == 0:
             speed = (trained.step - first_step) * arguments.batch / (time.time() - began)
             trained.note(pictures=trained.step * arguments.batch, loss=running, pictures_per_second=round(speed))
-        if trained.step % arguments.save_every == 0 or trained.step == arguments.unet_steps:
+        if trained.step % arguments.save_every == 0 or trained.step == total:
             trained.save()
             ship(trained.average, "unet")
     write_curve("unet", trained.curve)
 
 
 def _rate(step: int, arguments: argparse.Namespace) -> float:
-    """A cosine for each of the two stages, the second at half the rate, each with a warm-up."""
-    if step < arguments.whole_steps:
-        start, end, peak = 0, arguments.whole_steps, arguments.rate
-    else:
-        start, end, peak = arguments.whole_steps, arguments.unet_steps, arguments.rate / 2
-    warm_up = min(1.0, (step - start + 1) / 300)
+    """A cosine for each stage, with a warm-up, the first at the full rate, the others at half of it."""
+    stage = next(number for number, end in enumerate(arguments.unet_stages) if step < end)
+    start, end = (0, *arguments.unet_stages)[stage : stage + 2]
+    peak = arguments.rate if stage == 0 else arguments.rate / 2
+    warm_up = min(1.0, (step - start + 1) / (300 if stage == 0 else 50))
     return peak * warm_up * (0.5 + 0.5 * math.cos(math.pi * (step - start) / (end - start)))
 
 
