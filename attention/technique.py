@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from .sites import Site
+if TYPE_CHECKING:  # techniques know nothing of ComfyUI, whose modules a site is found by
+    from .families import Site
 
 Proceed = Callable[[Tensor, Tensor, Tensor], Tensor]
 
