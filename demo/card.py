@@ -47,9 +47,9 @@ def plot_curves(file: Path) -> None:
     left.set(title="Text encoder", xlabel="thousand captions seen", ylabel="attributes read off its output")
     left.legend(fontsize=8)
     middle.plot([entry["pictures"] / 1000 for entry in unet], [entry["loss"] for entry in unet])
-    middle.set(title="UNet", xlabel="thousand pictures seen", ylabel="running mean of ε's error · (1 + σ²)", yscale="log")
+    middle.set(title="UNet", xlabel="thousand pictures seen", ylabel="ε's error · (1 + σ²), smoothed", yscale="log")
     right.plot([entry["step"] for entry in vae], [entry["psnr"] for entry in vae])
-    right.set(title="VAE decoder", xlabel="steps", ylabel="PSNR in dB (running mean)")
+    right.set(title="VAE decoder", xlabel="steps", ylabel="PSNR in dB, smoothed")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
 
