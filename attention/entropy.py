@@ -94,19 +94,19 @@ def attention_entropy(
         return EntropyEstimate(0.0, 0.0)
     if mask is not None:
         mask = _four_dims(mask)
-    sampled = rows is not None and rows < n_q
-    if sampled:
-        chosen = _sample(n_q, rows).to(q.device)
+    count = n_q if rows is None else min(rows, n_q)
+    if count < n_q:
+        chosen = _sample(n_q, count).to(q.device)
         q = q[:, :, chosen]
         mask = mask[:, :, chosen] if mask is not None and mask.shape[2] > 1 else mask
 
     per_row = _row_entropies(q, k, scale, mask, backends or BACKENDS).div_(math.log(n_k)).clamp_(0, 1)
     mean = per_row.mean().item()
-    if not sampled:
+    if count == n_q:
         return EntropyEstimate(mean, 0.0)
     # 1.96 standard errors, of a sample drawn without replacement.
     deviation = per_row.mean(dim=(0, 1)).std().item()
-    return EntropyEstimate(mean, 1.96 * deviation * math.sqrt((1 - rows / n_q) / rows))
+    return EntropyEstimate(mean, 1.96 * deviation * math.sqrt((1 - count / n_q) / count))
 
 
 @torch.no_grad()
@@ -121,8 +121,7 @@ def attention_energy(out: Tensor, v: Tensor) -> Energy:
     """
     if out.ndim != 4 or v.ndim != 4 or out.shape[:2] != v.shape[:2] or out.shape[3] != v.shape[3]:
         raise ValueError(
-            f"Expected an output (B, H, N_q, D) and values (B, H, N_k, D), "
-            f"got {tuple(out.shape)} and {tuple(v.shape)}."
+            f"Expected an output (B, H, N_q, D) and values (B, H, N_k, D), got {tuple(out.shape)} and {tuple(v.shape)}."
         )
     uniform = v.mean(dim=2, keepdim=True, dtype=_precise(v.dtype))
     return Energy(_mean_square_norm(out), _mean_square_norm(uniform), _mean_square_norm(v))
@@ -253,9 +252,7 @@ def usable_backends(
     return tuple(usable)
 
 
-def _row_entropies(
-    q: Tensor, k: Tensor, scale: float, mask: Tensor | None, backends: tuple[Backend, ...]
-) -> Tensor:
+def _row_entropies(q: Tensor, k: Tensor, scale: float, mask: Tensor | None, backends: tuple[Backend, ...]) -> Tensor:
     """Entropies in nats, (B, H, N_q), unclamped, by the first backend that works."""
     if q.device.type == "cpu":
         q, k = q.to(_precise(q.dtype)), k.to(_precise(k.dtype))

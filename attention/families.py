@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from comfy.ldm.cogvideo.model import CogVideoXTransformer3DModel
 from comfy.ldm.hunyuan_video.model import HunyuanVideo
@@ -54,15 +54,13 @@ class Family:
     name: str
     owns: Callable[[nn.Module], bool]
     walk: Callable[[nn.Module, Iterator[int], Sequence[nn.Module] | None], Iterator[Site]]
-    patch: Callable[[nn.Module], Sequence[int]] = lambda model: model.patch_size
+    patch: Callable[[Any], Sequence[int]] = lambda model: model.patch_size
 
 
 # UNets: SD1.5, SD2, SDXL, SVD, and AnimateDiff-Evolved's motion modules in the former ------------------------------
 
 
-def _walk_unet(
-    unet: nn.Module, order: Iterator[int], motion_models: Sequence[nn.Module] | None
-) -> Iterator[Site]:
+def _walk_unet(unet: Any, order: Iterator[int], motion_models: Sequence[nn.Module] | None) -> Iterator[Site]:
     """``input.4.attn1``, ``middle.0.attn1``, ``output.3.attn2``; ``input.7.1.attn1`` where a block holds several.
 
     SVD's temporal layers: ``input.4.time.attn1``; those of a motion model: ``input.4.motion.0``.
@@ -101,9 +99,7 @@ def _transformer_layers(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module
             yield from zip(layers, getattr(transformer, "time_stack", [None] * len(layers)), strict=True)
 
 
-def _layer_sites(
-    place: str, layer: nn.Module, order: Iterator[int], kind: Literal["spatial", "temporal"]
-) -> Iterator[Site]:
+def _layer_sites(place: str, layer: Any, order: Iterator[int], kind: Literal["spatial", "temporal"]) -> Iterator[Site]:
     for name, is_cross in (("attn1", layer.disable_self_attn), ("attn2", not layer.switch_temporal_ca_to_sa)):
         attention = getattr(layer, name)
         if attention is not None:
@@ -129,9 +125,13 @@ def _motion_of_blocks(
     if motion_models is None:
         return [[m for m in block.children() if hasattr(m, "temporal_transformer")] for block in blocks]
     inserted: list[list[nn.Module]] = [[] for _ in blocks]
-    hosts = [n for n, block in enumerate(blocks) if any(isinstance(m, SpatialTransformer | ResBlock) for m in block)]
+    hosts = [
+        n
+        for n, block in enumerate(blocks)
+        if any(isinstance(m, SpatialTransformer | ResBlock) for m in block.children())
+    ]
     for motion_model in motion_models:
-        part = getattr(motion_model, motion_part, None) or []
+        part: Any = getattr(motion_model, motion_part, None) or []
         groups = [part] if hasattr(part, "motion_modules") else part
         modules = [module for group in groups for module in getattr(group, "motion_modules", ())]
         for number, module in zip(hosts, modules, strict=False):
@@ -139,14 +139,14 @@ def _motion_of_blocks(
     return inserted
 
 
-def _motion_attention(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+def _motion_attention(modules: Iterable[nn.Module]) -> Iterator[Any]:
     return (m for module in modules for m in module.modules() if hasattr(m, "actual_attention"))
 
 
 # Video transformers ------------------------------------------------------------------------------------------------
 
 
-def _walk_wan(model: nn.Module, order: Iterator[int], _motion_models: object) -> Iterator[Site]:
+def _walk_wan(model: Any, order: Iterator[int], _motion_models: object) -> Iterator[Site]:
     """``blocks.0.self_attn``, ``blocks.0.cross_attn``; image-to-video attends to ``cross_attn.image`` first, then to
     ``cross_attn.text``. VACE's own blocks: ``vace_blocks.0.self_attn``."""
     vace = getattr(model, "vace_layers_mapping", {})
@@ -156,41 +156,41 @@ def _walk_wan(model: nn.Module, order: Iterator[int], _motion_models: object) ->
             yield from _wan_block(f"vace_blocks.{vace[number]}", model.vace_blocks[vace[number]], order)
 
 
-def _wan_block(place: str, block: nn.Module, order: Iterator[int]) -> Iterator[Site]:
+def _wan_block(place: str, block: Any, order: Iterator[int]) -> Iterator[Site]:
     yield Site(f"{place}.self_attn", next(order), "joint", block.num_heads, block.self_attn, "tokens")
     names = ("cross_attn.image", "cross_attn.text") if _sees_an_image(block) else ("cross_attn",)
     for name in names:
         yield Site(f"{place}.{name}", next(order), "cross", block.num_heads, block.cross_attn, "tokens")
 
 
-def _sees_an_image(block: nn.Module) -> bool:
+def _sees_an_image(block: Any) -> bool:
     return isinstance(block.cross_attn, WanI2VCrossAttention)
 
 
-def _walk_cogvideox(model: nn.Module, order: Iterator[int], _motion_models: object) -> Iterator[Site]:
+def _walk_cogvideox(model: Any, order: Iterator[int], _motion_models: object) -> Iterator[Site]:
     """``blocks.0``: text and video together."""
     for number, block in enumerate(model.blocks):
         yield Site(f"blocks.{number}", next(order), "joint", block.num_heads, block, "tokens", text_first=True)
 
 
-def _walk_ltxv(model: nn.Module, order: Iterator[int], _motion_models: object) -> Iterator[Site]:
+def _walk_ltxv(model: Any, order: Iterator[int], _motion_models: object) -> Iterator[Site]:
     """``blocks.0.attn1``: the video; ``blocks.0.attn2``: to the text."""
     for number, block in enumerate(model.transformer_blocks):
-        for name, kind in (("attn1", "joint"), ("attn2", "cross")):
+        kinds: tuple[tuple[str, Kind], ...] = (("attn1", "joint"), ("attn2", "cross"))
+        for name, kind in kinds:
             attention = getattr(block, name)
             yield Site(f"blocks.{number}.{name}", next(order), kind, attention.heads, attention, "tokens")
 
 
-def _walk_hunyuan_video(model: nn.Module, order: Iterator[int], _motion_models: object) -> Iterator[Site]:
+def _walk_hunyuan_video(model: Any, order: Iterator[int], _motion_models: object) -> Iterator[Site]:
     """``text.0``: the prompt's refiner, text alone; ``double.0``, ``single.0``: text and video together."""
     for number, block in enumerate(model.txt_in.individual_token_refiner.blocks):
         yield Site(f"text.{number}", next(order), "text", block.heads, block, frames_in=None)
-    frames_in = "tokens" if len(model.patch_size) == 3 else "rows"  # HunyuanImage has the same class
+    # HunyuanImage has the same class
+    frames_in: Literal["rows", "tokens"] = "tokens" if len(model.patch_size) == 3 else "rows"
     for part, blocks in (("double", model.double_blocks), ("single", model.single_blocks)):
         for number, block in enumerate(blocks):
-            yield Site(
-                f"{part}.{number}", next(order), "joint", block.num_heads, block, frames_in, text_first=True
-            )
+            yield Site(f"{part}.{number}", next(order), "joint", block.num_heads, block, frames_in, text_first=True)
 
 
 # A subclass may attend elsewhere too (audio, poses): where that is so, the class itself is asked for.

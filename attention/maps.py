@@ -68,7 +68,7 @@ class MapRecorder:
         mask = four_dimensional(call.mask)
         masks = [None] * rows if mask is None else mask.expand(rows, heads, *mask.shape[2:])
         if call.site.kind == "temporal":
-            mask = None if mask is None else masks.flatten(0, 1)
+            mask = None if mask is None else mask.expand(rows, heads, *mask.shape[2:]).flatten(0, 1)
             mean = mean_map(q.flatten(0, 1), k.flatten(0, 1), call.scale, mask)
             self._keep(mean, f"mean of {heads} heads and {rows} positions")
             return
@@ -112,5 +112,5 @@ def mean_map(q: Tensor, k: Tensor, scale: float | None, mask: Tensor | None = No
 
 
 def _reduced(values: Tensor) -> Tensor:
-    size = [min(n, MAX_CELLS) for n in values.shape]
-    return F.adaptive_avg_pool2d(values[None, None], size)[0, 0].cpu()
+    rows, columns = (min(n, MAX_CELLS) for n in values.shape)
+    return F.adaptive_avg_pool2d(values[None, None], (rows, columns))[0, 0].cpu()

@@ -158,7 +158,8 @@ def rank(layers: Iterable[Layer], ranking: Ranking) -> frozenset[str]:
             "Lower count, or set it to 0 and use percent."
         )
     sign = -1 if ranking.select == "highest" else 1
-    eligible.sort(key=lambda layer: (sign * layer.figures.entropy, layer.order))
+    entropies = {layer.name: layer.figures.entropy for layer in eligible if layer.figures}
+    eligible.sort(key=lambda layer: (sign * entropies[layer.name], layer.order))
     return frozenset(layer.name for layer in eligible[:number])
 
 
@@ -230,7 +231,8 @@ class EntropyRecorder:
             sums.tokens, sums.keys = max(sums.tokens, q.shape[2]), max(sums.keys, k.shape[2])
             sums.entropy += weight * measured.entropy.mean
             sums.half_width += weight * measured.entropy.half_width
-            sums.energy = tuple(total + weight * x for total, x in zip(sums.energy, figures[1:], strict=True))
+            a, u, i = sums.energy
+            sums.energy = (a + weight * energy.attention, u + weight * energy.uniform, i + weight * energy.identity)
 
     def figures(self, sites: Iterable[Site]) -> dict[str, Figures]:
         """What was measured of ``sites``, by name. RegistryError names those that did not run while recording."""

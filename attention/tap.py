@@ -27,7 +27,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from .frames import Clip
-from .sites import NoSuchSiteError, Site, list_sites, patch_of, select_sites, sites_of
+from .sites import Kind, NoSuchSiteError, Site, list_sites, patch_of, select_sites, sites_of
 from .technique import AttentionCall, Proceed, Technique
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def tap(
     technique: Technique,
     *,
     layers: str,
-    kinds: Sequence[str],
+    kinds: Sequence[Kind],
     asked_by: str,
     start_percent: float = 0.0,
     end_percent: float = 1.0,
@@ -103,9 +103,7 @@ def tap(
     clone = model.clone()
     options = clone.model_options["transformer_options"]
     tapped = _Tapped(technique, asked_by, names, start_percent, end_percent)
-    options[_TECHNIQUES] = tuple(
-        sorted((*options.get(_TECHNIQUES, ()), tapped), key=lambda each: each.technique.stage)
-    )
+    options[_TECHNIQUES] = tuple(sorted((*options.get(_TECHNIQUES, ()), tapped), key=lambda each: each.technique.stage))
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, _around_run),
         (WrappersMP.APPLY_MODEL, _around_model_call),
@@ -133,9 +131,7 @@ def _around_model_call(
     """APPLY_MODEL: opens the tap for the length of one model call."""
     base_model, options = executor.class_obj, transformer_options or {}
     sigma = float(t.flatten()[0])
-    active = [
-        each for each in options.get(_TECHNIQUES, ()) if each.is_active(sigma, base_model.model_sampling)
-    ]
+    active = [each for each in options.get(_TECHNIQUES, ()) if each.is_active(sigma, base_model.model_sampling)]
     if not active:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     opened = _OpenTap(active, base_model.diffusion_model, options, x, sigma)
@@ -152,7 +148,7 @@ class _OpenTap:
         self._active = active
         self._sigma = sigma
         self._sites = {site.name: site for site in list_sites(diffusion_model)}
-        self._branches = tuple(
+        self._branches: tuple[tuple[Any, Any], ...] = tuple(
             zip_longest(options.get("cond_or_uncond", (0,)), options.get("uuids", ()), fillvalue=None)
         )
         self._clip = Clip.of(latents, len(self._branches), patch_of(diffusion_model), options)

@@ -8,7 +8,7 @@ coverage, over all shapes, radii and small offsets around its centroid.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,7 +100,7 @@ def _two_colours(cells: Tensor) -> tuple[Tensor, Tensor]:
     return background, shape.nanmedian(dim=1).values
 
 
-def _nearest(names: dict[str, tuple[float, ...]], values: Tensor) -> list[str]:
+def _nearest(names: Mapping[str, tuple[float, ...]], values: Tensor) -> list[str]:
     """Name of the value nearest to each row of ``values`` (B, n)."""
     keys = list(names)
     return [keys[index] for index in torch.cdist(values, torch.tensor(list(names.values()))).argmin(1).tolist()]
@@ -164,7 +164,7 @@ def _grain(pictures: Tensor, shape: Tensor) -> Tensor:
     flat = near.amin(1) == 0
     flat |= ~flat.flatten(1).any(1)[:, None, None]  # edges everywhere: then all of it is grain
     flat = flat.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)
-    squared, count = 0.0, 0.0
+    squared, count = torch.zeros(len(pictures), 3), torch.zeros(len(pictures), 1)
     for area in (flat & shape, flat & ~shape):
         area = area.unsqueeze(-1)
         pixels = area.sum((1, 2), keepdim=True)

@@ -155,8 +155,8 @@ def _initialise(encoder: torch.nn.Module) -> None:
     for module in encoder.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
             torch.nn.init.normal_(module.weight, std=0.05)
-        if getattr(module, "bias", None) is not None:
-            torch.nn.init.zeros_(module.bias)
+        if isinstance(bias := getattr(module, "bias", None), torch.nn.Parameter):
+            torch.nn.init.zeros_(bias)
         if isinstance(module, torch.nn.LayerNorm):
             torch.nn.init.ones_(module.weight)
             # ComfyUI's layers add in place; autograd needs what the norms saw

@@ -68,6 +68,7 @@ def hand_set_encoder(encoder: torch.nn.Module) -> None:
         strided[-1].weight[3, colour, 1:, 1] = 0.5 * LUMA[colour]  # luma of the left half,
         strided[-1].weight[4, colour, 1:, 2] = 0.5 * LUMA[colour]  # of the right half
     last.weight[3, 3, 1, 1], last.weight[3, 4, 1, 1] = EDGE_GAIN, -EDGE_GAIN
+    assert last.bias is not None
     last.bias[:3] = -0.5 * COLOUR_GAIN
 
 

@@ -25,9 +25,7 @@ class CrossFrameAttention(io.ComfyNode):
                 "first frame attention",
             ],
             inputs=[
-                io.Model.Input(
-                    "model", tooltip="An image model: SD1.5, SD2 or SDXL. It is cloned, not changed."
-                ),
+                io.Model.Input("model", tooltip="An image model: SD1.5, SD2 or SDXL. It is cloned, not changed."),
                 io.Combo.Input(
                     "keys",
                     options=["first", "previous", "first_and_previous"],

@@ -27,9 +27,7 @@ class TemporalMomentumAttention(io.ComfyNode):
                 "coherence",
             ],
             inputs=[
-                io.Model.Input(
-                    "model", tooltip="An image model: SD1.5, SD2 or SDXL. It is cloned, not changed."
-                ),
+                io.Model.Input("model", tooltip="An image model: SD1.5, SD2 or SDXL. It is cloned, not changed."),
                 io.Float.Input(
                     "mu",
                     default=0.98,

@@ -18,7 +18,10 @@ from ..attention.register import (
     PRECISIONS,
     SELECTABLE,
     AttentionRegistry,
+    Choice,
     Measurement,
+    Order,
+    Precision,
     Ranking,
     named_registry,
     ranked_registry,
@@ -158,12 +161,12 @@ class EntropyRegister(io.ComfyNode):
         noise,
         sigmas: Tensor,
         latent_image: dict,
-        kind: str,
-        select: str,
+        kind: Choice,
+        select: Order,
         count: int,
         percent: float,
         measure_steps: str,
-        precision: str,
+        precision: Precision,
     ) -> io.NodeOutput:
         start = Start(conditioning, noise, sigmas, latent_image)
         steps = parse_steps(measure_steps, start.steps)
@@ -222,7 +225,9 @@ class ReselectAttentionLayers(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, registry: AttentionRegistry, kind: str, select: str, count: int, percent: float) -> io.NodeOutput:
+    def execute(
+        cls, registry: AttentionRegistry, kind: Choice, select: Order, count: int, percent: float
+    ) -> io.NodeOutput:
         registry = reselect(registry, Ranking(kind, select, count, percent))
         _log_selected(cls.__name__, registry)
         return io.NodeOutput(registry, draw_registry(registry))

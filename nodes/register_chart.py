@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -51,7 +51,7 @@ def draw_registry(registry: AttentionRegistry) -> Tensor:
 def _summary(registry: AttentionRegistry, layers: list[Layer]) -> str:
     selection, selected = registry.selection, len(registry.selected)
     how = f"{selection.select} entropy" if isinstance(selection, Ranking) else repr(selection)
-    steps = registry.measurement.steps
+    steps = registry.measurement.steps if registry.measurement else (0,)
     when = f"step {steps[0]}" if len(steps) == 1 else f"mean of {len(steps)} steps from {steps[0]} to {steps[-1]}"
     return f"{registry.model}, {len(layers)} layers of self-attention, {when}. Selected: {selected}, by {how}."
 
@@ -59,7 +59,7 @@ def _summary(registry: AttentionRegistry, layers: list[Layer]) -> str:
 def _draw_energy(axes: Axes, layers: list[Layer]) -> None:
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-    energies = [layer.figures.energy for layer in layers]
+    energies = [layer.figures.energy for layer in layers if layer.figures]
     low, high = [e.uniform for e in energies], [e.identity for e in energies]
     style_axes(
         axes,
@@ -69,7 +69,7 @@ def _draw_energy(axes: Axes, layers: list[Layer]) -> None:
         note="How large the layer's output is. Upper bound: tokens are not mixed. Lower bound: all are mixed equally.",
     )
     axes.vlines(range(len(layers)), low, high, color=BOUND, linewidth=1, alpha=0.5)
-    bounds = {"color": BOUND, "linestyle": "", "markersize": 6}
+    bounds: dict[str, Any] = {"color": BOUND, "linestyle": "", "markersize": 6}
     axes.plot(high, marker=7, label="E(V): upper bound", **bounds)
     axes.plot(low, marker=6, label="E(UV): lower bound", **bounds)
     _points(axes, layers, [e.attention for e in energies], prefix="E(AV): ")
@@ -82,7 +82,7 @@ def _draw_energy(axes: Axes, layers: list[Layer]) -> None:
 
 
 def _draw_proportion(axes: Axes, layers: list[Layer]) -> None:
-    proportions = [100 * layer.figures.energy.proportion for layer in layers]
+    proportions = [100 * layer.figures.energy.proportion for layer in layers if layer.figures]
     style_axes(
         axes,
         "Energy proportion",
@@ -98,7 +98,7 @@ def _draw_proportion(axes: Axes, layers: list[Layer]) -> None:
 def _draw_entropy(axes: Axes, layers: list[Layer]) -> None:
     from matplotlib.patheffects import withStroke
 
-    entropies = [100 * layer.figures.entropy for layer in layers]
+    entropies = [100 * layer.figures.entropy for layer in layers if layer.figures]
     style_axes(
         axes,
         "Entropy of the attention map",

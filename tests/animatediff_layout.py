@@ -196,9 +196,11 @@ class RealPack:
             cls = nodes.NODE_CLASS_MAPPINGS[node]
             return getattr(cls(), cls.FUNCTION)(**inputs)[0]
 
-        windows = {} if window is None else {
-            "context_options": run("ADE_StandardStaticContextOptions", context_length=window, context_overlap=0)
-        }
+        windows = (
+            {}
+            if window is None
+            else {"context_options": run("ADE_StandardStaticContextOptions", context_length=window, context_overlap=0)}
+        )
         models = run("ADE_ApplyAnimateDiffModelSimple", motion_model=patcher)
         return run("ADE_UseEvolvedSampling", model=model, m_models=models, beta_schedule="use existing", **windows)
 

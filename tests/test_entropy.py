@@ -101,9 +101,7 @@ def test_entropy_of_blend_with_uniform_is_its_closed_form(alpha):
 def test_permuting_rows_or_keys_changes_nothing(seed):
     q, k = tensors(seed, (2, 2, 37, 24), (2, 2, 29, 24))
     rows, keys = (torch.randperm(n, generator=torch.Generator().manual_seed(seed)) for n in (37, 29))
-    assert attention_entropy(q[:, :, rows], k[:, :, keys]).mean == pytest.approx(
-        attention_entropy(q, k).mean, abs=1e-6
-    )
+    assert attention_entropy(q[:, :, rows], k[:, :, keys]).mean == pytest.approx(attention_entropy(q, k).mean, abs=1e-6)
 
 
 @pytest.mark.parametrize("spread", [0.3, 1, 4])

@@ -13,9 +13,7 @@ import torch
 from .weights import draw, named_shapes
 
 
-def _write(
-    path: Path, model: Callable[..., torch.nn.Module], config: dict[str, Any], sharp: str, seed: int
-) -> None:
+def _write(path: Path, model: Callable[..., torch.nn.Module], config: dict[str, Any], sharp: str, seed: int) -> None:
     import comfy.ops
     from safetensors.torch import save_file
 

@@ -57,9 +57,7 @@ class Family:
             from comfy.clip_vision import Output
 
             extras["clip_vision_output"] = Output()
-            extras["clip_vision_output"].penultimate_hidden_states = torch.randn(
-                1, *self.vision, generator=generator
-            )
+            extras["clip_vision_output"].penultimate_hidden_states = torch.randn(1, *self.vision, generator=generator)
         texts = torch.randn(2, 1, *self.context, generator=generator)
         positive, negative = ([[text, {**extras, **self.settings}]] for text in texts)
         return positive, negative

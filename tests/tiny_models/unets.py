@@ -112,8 +112,7 @@ def identity_clip_l(seed: int) -> Weights:
     shapes = named_shapes(lambda: CLIPTextModel_(config, torch.float32, "meta", operations))
     zero, one = torch.tensor([0.0, 1.0], dtype=torch.float16)
     weights = {
-        name: (one if re.search(r"norm\d?\.weight$", name) else zero).expand(shape)
-        for name, shape in shapes.items()
+        name: (one if re.search(r"norm\d?\.weight$", name) else zero).expand(shape) for name, shape in shapes.items()
     }
     generator = torch.Generator().manual_seed(seed)
     for table in ("embeddings.token_embedding.weight", "embeddings.position_embedding.weight"):
