@@ -48,12 +48,8 @@ def read(pictures: Tensor) -> Reading:
     if pictures.ndim != 4 or pictures.shape[1:] != (SIZE, SIZE, 3):
         raise ValueError(f"pictures have shape {tuple(pictures.shape)}, expected (B, {SIZE}, {SIZE}, 3)")
     pictures = pictures.float().cpu()
-    cells = F.avg_pool2d(pictures.movedim(-1, 1), CELL).movedim(1, -1)
-    background, colour = _two_colours(cells)
-    axis = colour - background
-    contrast = axis.norm(dim=-1)
-    direction = axis / contrast.clamp(min=MIN_CONTRAST).square()[:, None]
-    cover = torch.einsum("bhwc,bc->bhw", pictures, direction) - (background * direction).sum(1)[:, None, None]
+    background, colour = _two_colours(pictures)
+    cover, contrast = _cover(pictures, background, colour)
     template, centre, overlap = _match(F.avg_pool2d(cover, CELL))
     radius = torch.tensor(TEMPLATE_RADII)[template % len(TEMPLATE_RADII)]
     scenes = [
@@ -89,8 +85,19 @@ def fidelity(frames: Tensor, scene: Scene | Sequence[Scene]) -> Tensor:
     return torch.stack(list(correct(read(frames), scene).values())).float().mean(0)
 
 
-def _two_colours(cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Cells (B, h, w, 3) → colours (B, 3) of background and shape."""
+def shape_mask(pictures: Tensor) -> Tensor:
+    """Where the shape is in pictures or frames (B, H, W, 3) in [0, 1]: (B, H, W) bool, all False without contrast.
+
+    Unlike :func:`read` it takes any size, shape and orientation, and several shapes of one colour.
+    """
+    pictures = pictures.float().cpu()
+    cover, contrast = _cover(pictures, *_two_colours(pictures))
+    return (cover > 0.5) & (contrast >= MIN_CONTRAST)[:, None, None]
+
+
+def _two_colours(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures (B, H, W, 3) → colours (B, 3) of background and shape."""
+    cells = F.avg_pool2d(pictures.movedim(-1, 1), CELL).movedim(1, -1)
     border = torch.cat([cells[:, [0, -1]].flatten(1, 2), cells[:, :, [0, -1]].flatten(1, 2)], dim=1)
     background = border.median(dim=1).values
     flat = cells.flatten(1, 2)
@@ -98,6 +105,14 @@ def _two_colours(cells: Tensor) -> tuple[Tensor, Tensor]:
     farthest = distance.topk(flat.shape[1] // 100).values[:, -1:]
     shape = torch.where((distance >= 0.7 * farthest)[..., None], flat, torch.nan)
     return background, shape.nanmedian(dim=1).values
+
+
+def _cover(pictures: Tensor, background: Tensor, colour: Tensor) -> tuple[Tensor, Tensor]:
+    """Coverage (B, H, W), 0 at the background's colour (B, 3) and 1 at the shape's, and their distance (B,)."""
+    axis = colour - background
+    contrast = axis.norm(dim=-1)
+    direction = axis / contrast.clamp(min=MIN_CONTRAST).square()[:, None]
+    return torch.einsum("bhwc,bc->bhw", pictures, direction) - (background * direction).sum(1)[:, None, None], contrast
 
 
 def _nearest(names: Mapping[str, tuple[float, ...]], values: Tensor) -> list[str]:

@@ -26,7 +26,7 @@ PROMISED = {
     "CoherenceDemoModel": "→ MODEL CLIP VAE",
 }
 HEAVY = {"matplotlib", "kornia", "av", "scipy", "transformers", "pandas", "torchvision", "sklearn"}
-FAMILIES = ("attention", "demo", "nodes", "noise", "samplers", "training")
+FAMILIES = ("attention", "demo", "metrics", "nodes", "noise", "samplers", "training")
 SOURCES = [path for family in FAMILIES for path in sorted((PACK / family).glob("*.py"))]
 SOURCES = [path for path in SOURCES if not path.match("demo/train*.py")]  # these run in a process of their own
 TORCHS_OWN = ("torch", "torch.random", "torch.cuda")

@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from coherence.demo.reader import ATTRIBUTES, correct, fidelity, read
-from coherence.demo.shapes import COLUMNS, ROWS, SIZE, Scene, draw, random_scene
+from coherence.demo.clips import MOTIONS, render_clip
+from coherence.demo.reader import ATTRIBUTES, correct, fidelity, read, shape_mask
+from coherence.demo.shapes import COLOURS, COLUMNS, ROWS, SHAPES, SIZE, Scene, draw, random_scene
+from coherence.metrics.similarity import iou
 from torch import Tensor
 
 COUNT = 400
@@ -139,6 +141,26 @@ def test_fidelity_of_a_clip_is_the_share_of_attributes_right_in_each_frame() -> 
     assert still_left[4:].tolist() == pytest.approx([0.8] * 12)
     columns = ["left"] * 4 + ["centre"] * 8 + ["right"] * 4
     assert fidelity(clip, [replace(scene, column=column) for column in columns]).tolist() == [1.0] * 16
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_mask_of_a_shape_is_the_one_it_was_drawn_with(damage: str) -> None:
+    for seed, motion in enumerate(MOTIONS):
+        for shape in SHAPES:
+            clip = render_clip(shape, "blue", "orange", motion, frames=4, seed=seed)
+            overlap = iou(shape_mask(DAMAGES[damage](clip.frames).clamp(0, 1)), clip.mask > 0.5)
+            assert overlap.min() > (0.999 if damage == "none" else 0.8), (shape, motion)
+
+
+def test_the_mask_takes_any_size_and_several_shapes_of_one_colour() -> None:
+    left, right = (render_clip("star", "red", "white", frames=1, seed=seed, size=256).mask > 0.5 for seed in (0, 4))
+    two = left | right.roll(60, dims=1)
+    red, white = torch.tensor(COLOURS["red"]), torch.tensor(COLOURS["white"])
+    assert iou(shape_mask(torch.where(two[..., None], red, white)), two).item() == 1
+
+
+def test_a_picture_without_a_shape_has_an_empty_mask() -> None:
+    assert not shape_mask(noise(torch.full((2, SIZE, SIZE, 3), 0.5), 0.03)).any()
 
 
 def test_two_hundred_pictures_take_less_than_three_seconds() -> None:
