@@ -7,8 +7,9 @@ not grow with the length; all results are float64 on the CPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -42,10 +43,14 @@ class Consistency:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Figures of every frame and the reference's, each (F,) float64."""
+    """Figures of a clip and a reference, float64."""
 
     ssim: Tensor
+    """(F,): structural similarity of each frame and the reference's."""
     psnr: Tensor
+    """(F,): peak signal to noise ratio between the two in dB."""
+    warped_error: Tensor
+    """(F − 1,): the clip's warped error along the reference's motion, as Lai et al. measure edited clips."""
 
 
 def means(figures: Consistency | Agreement) -> dict[str, float]:
@@ -54,65 +59,70 @@ def means(figures: Consistency | Agreement) -> dict[str, float]:
 
 
 def temporal_consistency(
-    images: Tensor,
-    motion_of: Tensor | None = None,
-    device: torch.device | str | None = None,
-    progress: Callable[[], object] = lambda: None,
+    images: Tensor, device: torch.device | str | None = None, progress: Callable[[], object] = lambda: None
 ) -> Consistency:
-    """How steady ``images`` is.
-
-    Args:
-        images: The clip.
-        motion_of: The clip whose motion it should have, of the same shape: the optical flow is this one's, as is usual
-            for edits. None: its own.
-        progress: Called after every pair.
+    """How steady ``images`` is; ``progress`` is called after every pair.
 
     Raises:
-        ValueError: for a clip of one frame, or clips of different shapes.
+        ValueError: for what is no clip of two frames or more.
     """
     if images.ndim != 4 or images.shape[-1] != 3 or len(images) < 2:
         raise ValueError(f"images has shape {tuple(images.shape)}, expected (F, H, W, 3) of two frames or more")
-    guide = images if motion_of is None else _alike(motion_of, images)
     rows = []
-    for index in range(len(images) - 1):
-        first, second = (images[i : i + 1].to(device, _precision(images)) for i in (index, index + 1))
-        start, end = (guide[i : i + 1].to(first) for i in (index, index + 1))
-        flow = optical_flow(start, end)
-        seen = visible(flow, optical_flow(end, start))
-        squared = (first - warp(second, flow)).square().mean(-1)
+    for first, second in pairwise(_frames(images, device)):
+        flow, seen = _motion(first, second)
         speeds = flow.norm(dim=-1)[seen]
-        rows.append(
-            [
-                ssim(first, second)[0],
-                psnr(first, second)[0],
-                squared[seen].mean(),
-                (first - second).abs().mean(),
-                speeds.topk(math.ceil(FASTEST * len(speeds))).values.mean(),
-            ]
+        row = (
+            ssim(first, second),
+            psnr(first, second),
+            _warped_error(first, second, flow, seen),
+            (first - second).abs().mean(),
+            speeds.topk(math.ceil(FASTEST * len(speeds))).values.mean(),
         )
+        rows.append([figure.item() for figure in row])
         progress()
     return Consistency(*torch.tensor(rows, dtype=torch.float64).unbind(1))
 
 
-def agreement(images: Tensor, reference: Tensor, device: torch.device | str | None = None) -> Agreement:
-    """How close every frame of ``images`` is to that of ``reference``; ValueError for clips of different shapes."""
-    _alike(reference, images)
-    rows = []
-    for index in range(len(images)):
-        first, second = (clip[index : index + 1].to(device, _precision(images)) for clip in (images, reference))
-        rows.append([ssim(first, second)[0], psnr(first, second)[0]])
-    return Agreement(*torch.tensor(rows, dtype=torch.float64).unbind(1))
+def agreement(
+    images: Tensor,
+    reference: Tensor,
+    device: torch.device | str | None = None,
+    progress: Callable[[], object] = lambda: None,
+) -> Agreement:
+    """How close ``images`` stays to ``reference``, frame by frame; ``progress`` is called after every frame.
 
-
-def _alike(reference: Tensor, images: Tensor) -> Tensor:
+    Raises:
+        ValueError: for clips of different shapes.
+    """
     if reference.shape != images.shape:
         raise ValueError(
             f"the reference has shape {tuple(reference.shape)} and the clip {tuple(images.shape)}, expected the same: "
             "as many frames, of the same size"
         )
-    return reference
+    ssims, psnrs, errors, before = [], [], [], None
+    for pair in zip(_frames(images, device), _frames(reference, device), strict=True):
+        ssims.append(ssim(*pair).item())
+        psnrs.append(psnr(*pair).item())
+        if before:
+            flow, seen = _motion(before[1], pair[1])
+            errors.append(_warped_error(before[0], pair[0], flow, seen).item())
+        before = pair
+        progress()
+    return Agreement(*(torch.tensor(figures, dtype=torch.float64) for figures in (ssims, psnrs, errors)))
 
 
-def _precision(images: Tensor) -> torch.dtype:
-    """Half precision is too coarse for SSIM's variances."""
-    return torch.float64 if images.dtype == torch.float64 else torch.float32
+def _frames(images: Tensor, device: torch.device | str | None) -> Iterator[Tensor]:
+    """Every frame as (1, H, W, 3), in float32 at least: half precision is too coarse for SSIM's variances."""
+    dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
+    return (frame.to(device, dtype) for frame in images.split(1))
+
+
+def _motion(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Optical flow (1, H, W, 2) and the pixels that both pictures show, (1, H, W) bool."""
+    flow = optical_flow(first, second)
+    return flow, visible(flow, optical_flow(second, first))
+
+
+def _warped_error(first: Tensor, second: Tensor, flow: Tensor, seen: Tensor) -> Tensor:
+    return (first - warp(second, flow)).square().mean(-1)[seen].mean()

@@ -15,16 +15,18 @@ from torch import Tensor
 
 SIGMA = 3.0  # pixels: the Gaussian window that moves as one
 ITERATIONS = 4  # for each size of the pyramid
-SMALLEST = 12  # pixels: no picture of the pyramid is less high or wide
+SMALLEST = 11  # pixels: no picture of the pyramid is less high or wide
 STIFFNESS = 1e-3  # squared gradient per pixel below which a window counts as empty
 
 
 def optical_flow(first: Tensor, second: Tensor) -> Tensor:
     """The flow for which ``first`` is ``warp(second, flow)``, (B, H, W, 2) in pixels."""
+    from kornia.geometry.transform import pyrdown
+
     a, b = first.movedim(-1, 1), second.movedim(-1, 1)
     pyramid = [(a, b)]
-    while min(size := _half(a)) >= SMALLEST:
-        a, b = (F.interpolate(each, size, mode="bilinear", antialias=True) for each in (a, b))
+    while min(a.shape[2:]) >= 2 * SMALLEST:
+        a, b = pyrdown(a), pyrdown(b)
         pyramid.append((a, b))
     flow = a.new_zeros(len(a), 2, *a.shape[2:])
     for a, b in reversed(pyramid):
@@ -71,16 +73,13 @@ def _refine(first: Tensor, second: Tensor, flow: Tensor) -> Tensor:
 
 def _warp(picture: Tensor, flow: Tensor) -> Tensor:
     height, width = flow.shape[2:]
+    last = flow.new_tensor([width - 1, height - 1])
     target = (flow + _grid(height, width, flow)).movedim(1, -1)
-    unit = (2 * target + 1) / target.new_tensor([width, height]) - 1
-    return F.grid_sample(picture, unit, padding_mode="border", align_corners=False)
+    unit = 2 * target.clamp(min=0).minimum(last) / last - 1  # clamped by hand: not every device knows "border"
+    return F.grid_sample(picture, unit, align_corners=True)
 
 
 def _grid(height: int, width: int, like: Tensor) -> Tensor:
     """x and y of every pixel, (2, height, width)."""
     y, x = torch.meshgrid(torch.arange(height).to(like), torch.arange(width).to(like), indexing="ij")
     return torch.stack([x, y])
-
-
-def _half(picture: Tensor) -> tuple[int, int]:
-    return (picture.shape[2] + 1) // 2, (picture.shape[3] + 1) // 2
