@@ -49,11 +49,13 @@ class Site:
 @dataclass(frozen=True)
 class Family:
     """``owns`` tells its diffusion models; ``walk`` yields their sites, given a counter of the order and the motion
-    models that a run inserts (None: has inserted); ``patch`` are the latent frames, rows and columns of one token."""
+    models that a run inserts (None: has inserted); ``layers`` are the modules that the latents' rows go through, in
+    the order they run; ``patch`` are the latent frames, rows and columns of one token."""
 
     name: str
     owns: Callable[[nn.Module], bool]
     walk: Callable[[nn.Module, Iterator[int], Sequence[nn.Module] | None], Iterator[Site]]
+    layers: Callable[[Any], Iterable[nn.Module]]
     patch: Callable[[Any], Sequence[int]] = lambda model: model.patch_size
 
 
@@ -89,6 +91,11 @@ def _walk_unet(unet: Any, order: Iterator[int], motion_models: Sequence[nn.Modul
                     frames_in="tokens",
                     attends_by="actual_attention",
                 )
+
+
+def _unet_layers(unet: Any) -> Iterator[nn.Module]:
+    middle = [] if unet.middle_block is None else [unet.middle_block]
+    return (layer for block in (*unet.input_blocks, *middle, *unet.output_blocks) for layer in block)
 
 
 def _transformer_layers(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None]]:
@@ -156,6 +163,14 @@ def _walk_wan(model: Any, order: Iterator[int], _motion_models: object) -> Itera
             yield from _wan_block(f"vace_blocks.{vace[number]}", model.vace_blocks[vace[number]], order)
 
 
+def _wan_layers(model: Any) -> Iterator[nn.Module]:
+    vace = getattr(model, "vace_layers_mapping", {})
+    for number, block in enumerate(model.blocks):
+        yield block
+        if number in vace:
+            yield model.vace_blocks[vace[number]]
+
+
 def _wan_block(place: str, block: Any, order: Iterator[int]) -> Iterator[Site]:
     yield Site(f"{place}.self_attn", next(order), "joint", block.num_heads, block.self_attn, "tokens")
     names = ("cross_attn.image", "cross_attn.text") if _sees_an_image(block) else ("cross_attn",)
@@ -199,15 +214,22 @@ FAMILIES = (
         "UNets (SD1.5, SD2, SDXL, SVD, AnimateDiff)",
         lambda m: isinstance(m, UNetModel),
         _walk_unet,
+        _unet_layers,
         lambda m: (1, 1, 1),
     ),
-    Family("Wan 2.1 and 2.2", lambda m: type(m) in (WanModel, VaceWanModel, CameraWanModel), _walk_wan),
+    Family("Wan 2.1 and 2.2", lambda m: type(m) in (WanModel, VaceWanModel, CameraWanModel), _walk_wan, _wan_layers),
     Family(
         "CogVideoX",
         lambda m: isinstance(m, CogVideoXTransformer3DModel),
         _walk_cogvideox,
+        lambda m: m.blocks,
         lambda m: (m.patch_size_t or 1, m.patch_size, m.patch_size),
     ),
-    Family("LTXV", lambda m: type(m) is LTXVModel, _walk_ltxv, lambda m: (1, 1, 1)),
-    Family("HunyuanVideo", lambda m: isinstance(m, HunyuanVideo), _walk_hunyuan_video),
+    Family("LTXV", lambda m: type(m) is LTXVModel, _walk_ltxv, lambda m: m.transformer_blocks, lambda m: (1, 1, 1)),
+    Family(
+        "HunyuanVideo",
+        lambda m: isinstance(m, HunyuanVideo),
+        _walk_hunyuan_video,
+        lambda m: (*m.double_blocks, *m.single_blocks),
+    ),
 )

@@ -104,6 +104,16 @@ class AttentionRegistry:
         return ", ".join(self.selected)
 
 
+def selector_of(registry: AttentionRegistry, asked_by: str) -> str:
+    """The layers that ``registry`` selects, for :func:`.tap.tap`. RegistryError where it selects none."""
+    if not registry.selected:
+        raise RegistryError(
+            f"{asked_by}: the registry selects no layer, expected at least one. Connect one of EntropyRegister or "
+            "SelectAttentionLayers, or choose layers again with ReselectAttentionLayers."
+        )
+    return registry.selector
+
+
 def named_registry(
     model: str, network: str, sites: Iterable[Site], chosen: Iterable[Site], text: str
 ) -> AttentionRegistry:

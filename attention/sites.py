@@ -22,6 +22,7 @@ __all__ = [
     "NoSuchSiteError",
     "Site",
     "UnknownModelError",
+    "layers_of",
     "list_sites",
     "patch_of",
     "select_sites",
@@ -56,6 +57,12 @@ def patch_of(diffusion_model: nn.Module) -> Sequence[int]:
     """The latent frames, rows and columns of one token; of a UNet (1, 1, 1)."""
     model = _uncompiled(diffusion_model)
     return _family_of(model).patch(model)
+
+
+def layers_of(diffusion_model: nn.Module) -> list[nn.Module]:
+    """The layers that the model's rows go through, one after the other: a UNet's, or a transformer's blocks."""
+    model = _uncompiled(diffusion_model)
+    return list(_family_of(model).layers(model))
 
 
 def _family_of(model: nn.Module) -> Family:

@@ -19,16 +19,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
+from .branches import Branch, branches_of, with_branches
 from .frames import Clip
-from .sites import Kind, NoSuchSiteError, Site, list_sites, patch_of, select_sites, sites_of
-from .technique import AttentionCall, Proceed, Technique
+from .prefix import layers_before, shared
+from .sites import Kind, NoSuchSiteError, Site, layers_of, list_sites, patch_of, select_sites, sites_of
+from .technique import AttentionCall, Technique, rows_of_mask
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -37,6 +38,15 @@ if TYPE_CHECKING:
 _TECHNIQUES, _RUN, _OPEN = "coherence_techniques", "coherence_run", "coherence_open_tap"
 _SITES, _REPLACED = "coherence_sites", "coherence_replaced_"
 _WRAPPER = "coherence.tap"
+
+Attention = Callable[[Tensor, Tensor, Tensor, tuple[Branch, ...]], Tensor]
+"""What runs behind the techniques, given the branches whose rows q, k and v hold."""
+
+
+def is_between(sigma: float, start_percent: float, end_percent: float, model_sampling: Any) -> bool:
+    """Whether the noise level lies between two percentages of sampling, both included."""
+    start, end = (model_sampling.percent_to_sigma(percent) for percent in (start_percent, end_percent))
+    return end <= sigma <= start
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +60,30 @@ class _Tapped:
     end_percent: float
 
     def is_active(self, sigma: float, model_sampling: Any) -> bool:
-        start, end = (model_sampling.percent_to_sigma(p) for p in (self.start_percent, self.end_percent))
-        return end <= sigma <= start
+        return is_between(sigma, self.start_percent, self.end_percent, model_sampling)
+
+    @property
+    def parts_copies(self) -> bool:
+        return getattr(self.technique, "parts_copies", False)
+
+
+@dataclass(frozen=True)
+class _Anatomy:
+    """What is asked of a model at every call, and costs milliseconds to find."""
+
+    sites: dict[str, Site]
+    before: Callable[[frozenset[str]], list[nn.Module]]
+    """The layers that end before the first of these sites."""
+
+    @classmethod
+    def of(cls, diffusion_model: nn.Module) -> _Anatomy:
+        sites = {site.name: site for site in list_sites(diffusion_model)}
+
+        @lru_cache(maxsize=8)
+        def before(names: frozenset[str]) -> list[nn.Module]:
+            return layers_before(layers_of(diffusion_model), {sites[name].module for name in names if name in sites})
+
+        return cls(sites, before)
 
 
 @dataclass
@@ -60,7 +92,15 @@ class _Run:
 
     asked: list[_Tapped] = field(default_factory=list)
     reached: set[tuple[_Tapped, str]] = field(default_factory=set)
+    _anatomies: dict[nn.Module, _Anatomy] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def anatomy_of(self, diffusion_model: nn.Module) -> _Anatomy:
+        """Found once a run: during it, no motion model comes or goes."""
+        with self._lock:
+            if diffusion_model not in self._anatomies:
+                self._anatomies[diffusion_model] = _Anatomy.of(diffusion_model)
+            return self._anatomies[diffusion_model]
 
     def ask(self, active: list[_Tapped]) -> None:
         with self._lock:
@@ -147,20 +187,18 @@ class _OpenTap:
     ) -> None:
         self._active = active
         self._sigma = sigma
-        self._sites = {site.name: site for site in list_sites(diffusion_model)}
-        self._branches: tuple[tuple[Any, Any], ...] = tuple(
-            zip_longest(options.get("cond_or_uncond", (0,)), options.get("uuids", ()), fillvalue=None)
-        )
+        self._run: _Run = options.get(_RUN) or _Run()
+        self._run.ask(active)
+        self._anatomy = self._run.anatomy_of(diffusion_model)
+        self._sites = self._anatomy.sites
+        self._rows, self._branches = len(latents), branches_of(options)
         self._clip = Clip.of(latents, len(self._branches), patch_of(diffusion_model), options)
-        self._run: _Run | None = options.get(_RUN)
-        if self._run is not None:
-            self._run.ask(active)
         self._override = options.get("optimized_attention_override")
 
     def leading_here(self, options: dict) -> dict:
         """Transformer options that lead the attention here."""
         return {
-            **options,
+            **with_branches(options, self._branches),
             _OPEN: self,
             "optimized_attention_override": _override(),
             "patches_replace": {
@@ -188,6 +226,9 @@ class _OpenTap:
             for module, note in notes.items():
                 hook = module.register_forward_pre_hook(_writing(note), with_kwargs=True)
                 stack.callback(hook.remove)
+            parting = frozenset(name for tapped in self._active if tapped.parts_copies for name in tapped.sites)
+            if parting:
+                stack.enter_context(shared(self._anatomy.before(parting), self._branches, self._rows))
             yield
 
     def attend(self, pending: list[str], func, q, k, v, heads, *args, **kwargs) -> Tensor:
@@ -195,54 +236,84 @@ class _OpenTap:
 
         ``pending``: the names of the module's sites that are still to come.
         """
+        options, rows = kwargs["transformer_options"], len(q)
+        here = branches_of(options)
+        mask = args[0] if args else kwargs.get("mask")
+        behind = func if self._override is None else partial(self._override, func)
 
-        def proceed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            if self._override is not None:
-                return self._override(func, q, k, v, heads, *args, **kwargs)
-            return func(q, k, v, heads, *args, **kwargs)
+        def attention(q: Tensor, k: Tensor, v: Tensor, branches: tuple[Branch, ...]) -> Tensor:
+            if branches == here:
+                return behind(q, k, v, heads, *args, **kwargs)
+            theirs = rows_of_mask(mask, rows, len(here), [here.index(branch) for branch in branches])
+            named = {**kwargs, "transformer_options": with_branches(options, branches)}
+            if args:
+                return behind(q, k, v, heads, theirs, *args[1:], **named)
+            return behind(q, k, v, heads, **{**named, "mask": theirs})
 
         if not pending:
-            return proceed(q, k, v)
+            return attention(q, k, v, here)
         site = self._sites[pending.pop(0) if len(pending) > 1 else pending[0]]
-        scores = {"mask": args[0] if args else kwargs.get("mask"), "scale": kwargs.get("scale")}
-        return self._through_techniques(site, q, k, v, heads, proceed, scores)
+        facts = {
+            "mask": mask,
+            "scale": kwargs.get("scale"),
+            "heads_joined": q.ndim == 3 or not kwargs.get("skip_output_reshape", False),
+        }
+        return self._through_techniques(site, q, k, v, heads, attention, here, facts)
 
     def _instead_of(self, site: Site, func: Callable, q, k, v, heads, mask=None) -> Tensor:
         """Instead of an attention of the module's own."""
+        rows = len(q)
 
-        def proceed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return func(q, k, v, heads, mask)
+        def attention(q: Tensor, k: Tensor, v: Tensor, branches: tuple[Branch, ...]) -> Tensor:
+            kept = [self._branches.index(branch) for branch in branches]
+            return func(q, k, v, heads, rows_of_mask(mask, rows, len(self._branches), kept))
 
-        return self._through_techniques(site, q, k, v, heads, proceed, {"mask": mask})
+        return self._through_techniques(site, q, k, v, heads, attention, self._branches, {"mask": mask})
 
     def _around(self, name: str, replacement: Callable) -> Callable:
         """Another pack's replacement of a block's attention, with the techniques around it."""
 
         def replaced(q, k, v, extra_options, *args, **kwargs):
-            def proceed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                return replacement(q, k, v, extra_options, *args, **kwargs)
+            here = branches_of(extra_options)
+
+            def attention(q: Tensor, k: Tensor, v: Tensor, branches: tuple[Branch, ...]) -> Tensor:
+                options = extra_options if branches == here else with_branches(extra_options, branches)
+                return replacement(q, k, v, options, *args, **kwargs)
 
             site = extra_options.get(_REPLACED + name)
             if site is None:
-                return proceed(q, k, v)
-            return self._through_techniques(self._sites[site], q, k, v, extra_options["n_heads"], proceed, {})
+                return attention(q, k, v, here)
+            heads = extra_options["n_heads"]
+            return self._through_techniques(self._sites[site], q, k, v, heads, attention, here, {})
 
         return replaced
 
     def _through_techniques(
-        self, site: Site, q: Tensor, k: Tensor, v: Tensor, heads: int, proceed: Proceed, scores: dict[str, Any]
+        self,
+        site: Site,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        heads: int,
+        attention: Attention,
+        branches: tuple[Branch, ...],
+        facts: dict[str, Any],
     ) -> Tensor:
-        facts = {**scores, **self._clip.inside(site, q.shape[-2])}
+        facts = {**facts, **self._clip.inside(site, q.shape[-2])}
         for tapped in reversed(self._active):
             if site.name in tapped.sites:
-                if self._run is not None:
-                    self._run.reached.add((tapped, site.name))
-                proceed = partial(self._call_technique, tapped.technique, site, heads, facts, proceed)
-        return proceed(q, k, v)
+                self._run.reached.add((tapped, site.name))
+                attention = partial(self._call_technique, tapped.technique, site, heads, facts, attention)
+        return attention(q, k, v, branches)
 
-    def _call_technique(self, technique: Technique, site, heads, facts, proceed: Proceed, q, k, v) -> Tensor:
+    def _call_technique(
+        self, technique: Technique, site, heads, facts, following: Attention, q, k, v, branches: tuple[Branch, ...]
+    ) -> Tensor:
+        def proceed(q: Tensor, k: Tensor, v: Tensor, branches: tuple[Branch, ...] = branches) -> Tensor:
+            return following(q, k, v, branches)
+
         frames = self._clip.frame_indices
-        call = AttentionCall(q, k, v, heads, site, self._branches, frames, self._sigma, **facts)
+        call = AttentionCall(q, k, v, heads, site, branches, frames, self._sigma, **facts)
         return technique.attend(call, proceed)
 
 

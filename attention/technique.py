@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
+
+from .branches import Branch, rows_of
 
 if TYPE_CHECKING:  # techniques know nothing of ComfyUI, whose modules a site is found by
     from .families import Site
 
-Proceed = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+class Proceed(Protocol):
+    """What comes next: other techniques, other packs' patches, ComfyUI's attention.
+
+    ``branches``: those whose rows ``q``, ``k`` and ``v`` hold, where they are not all of the call's.
+    """
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, branches: tuple[Branch, ...] = ...) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -19,11 +28,12 @@ class AttentionCall:
     """One attention layer, about to attend.
 
     ``q``, ``k``, ``v`` are rows × … × tokens × channels, one branch's rows after the other's.
-    ``branches``: for each branch in this call the index of its conditioning and its uuid.
+    ``branches``: for each branch in this call the index of its conditioning and its uuid (:mod:`.branches`).
     ``frame_indices``: the clip's (latent) frames that the call holds, in order. ``site.frames_in`` says where: one
     to a row; or in q's tokens, ``tokens_per_frame`` for each after ``leading_tokens`` that belong to none (text).
     Both are None where frames lie in the rows, or tokens of other things (references, guides) are among them.
     ``mask``: what the host adds to the scores, or True where a key is seen; ``scale``: their factor, 1/√c if None.
+    ``heads_joined``: the output is rows × tokens × channels of all heads, whichever layout q has.
     """
 
     q: Tensor
@@ -31,13 +41,14 @@ class AttentionCall:
     v: Tensor
     heads: int
     site: Site
-    branches: tuple[tuple[int, Any], ...]
+    branches: tuple[Branch, ...]
     frame_indices: tuple[int, ...]
     sigma: float
     mask: Tensor | None = None
     scale: float | None = None
     leading_tokens: int | None = None
     tokens_per_frame: int | None = None
+    heads_joined: bool = True
 
     @property
     def frames(self) -> int:
@@ -46,6 +57,12 @@ class AttentionCall:
     @property
     def rows_per_branch(self) -> int:
         return len(self.q) // len(self.branches)
+
+    def only(self, kept: Sequence[int]) -> AttentionCall:
+        """The same with the rows of the branches at the positions ``kept`` alone."""
+        q, k, v = (rows_of(x, len(self.branches), kept) for x in (self.q, self.k, self.v))
+        mask = rows_of_mask(self.mask, len(self.q), len(self.branches), kept)
+        return replace(self, q=q, k=k, v=v, mask=mask, branches=tuple(self.branches[i] for i in kept))
 
     def per_head(self) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v as (rows, heads, tokens, channels per head), whichever layout the host uses.
@@ -57,9 +74,26 @@ class AttentionCall:
         k, v = (x.repeat_interleave(self.heads // x.shape[1], dim=1) for x in (k, v))
         return q, k, v
 
+    def output_of(self, values: Tensor) -> Tensor:
+        """A mean of v, one for each query and laid out as v is, as the layer's output, as ``proceed`` returns it."""
+        if values.ndim == 4:
+            values = values.repeat_interleave(self.heads // values.shape[1], dim=1)
+            return values.transpose(1, 2).flatten(2) if self.heads_joined else values
+        repeats = self.q.shape[-1] // values.shape[-1]
+        if repeats == 1:
+            return values.contiguous()
+        channels = self.q.shape[-1] // self.heads
+        return values.unflatten(-1, (-1, channels)).repeat_interleave(repeats, dim=-2).flatten(-2)
+
     def per_head_output(self, out: Tensor) -> Tensor:
         """The layer's output, as ``proceed`` returns it, as (rows, heads, tokens, channels per head)."""
         return _split_heads(out, out.shape[-1] // self.heads if out.ndim == 3 else out.shape[-1])
+
+
+def rows_of_mask(mask: Tensor | None, rows: int, branches: int, kept: Sequence[int]) -> Tensor | None:
+    """The mask of those rows, where it differs from row to row: (rows, [heads,] N_q, N_k)."""
+    is_by_row = mask is not None and mask.ndim > 2 and len(mask) == rows
+    return rows_of(mask, branches, kept) if mask is not None and is_by_row else mask
 
 
 def _split_heads(x: Tensor, channels: int) -> Tensor:
@@ -68,7 +102,11 @@ def _split_heads(x: Tensor, channels: int) -> Tensor:
 
 
 class Technique(Protocol):
-    """What can be put on the tap. ``stage`` orders techniques on one model; within a stage the nodes' order holds."""
+    """What can be put on the tap. ``stage`` orders techniques on one model; within a stage the nodes' order holds.
+
+    One that treats copies of a branch differently says so by ``parts_copies = True``: up to its first layer they are
+    computed once (:mod:`.prefix`).
+    """
 
     stage: int
 

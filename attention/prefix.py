@@ -1,0 +1,75 @@
+"""The shared prefix: branches that are still equal are computed once.
+
+Copies of a branch (:mod:`.branches`) differ from it only from the first layer that treats them differently. Every
+module that ends before that layer runs on the rows of the originals alone, and its results are handed to the copies:
+hooks take rows out of what goes in and put them back into what comes out. No module's code is known or repeated here,
+and where no copy stands beside its original, as when memory splits a call, nothing is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .branches import Branch, branches_of, originals, rows_of, with_branches
+
+
+def layers_before(layers: Iterable[nn.Module], parting: set[nn.Module]) -> list[nn.Module]:
+    """Of ``layers``, in the order they run, those that end before the first of the modules ``parting`` runs.
+
+    The layer that holds it counts by its own blocks. Only ComfyUI's modules are taken: of others, such as motion
+    modules, it is not known whether they treat every row for itself.
+    """
+    before: list[nn.Module] = []
+    for layer in layers:
+        if parting.isdisjoint(layer.modules()):
+            before += [layer] if type(layer).__module__.startswith("comfy.") else []
+        else:
+            blocks = getattr(layer, "transformer_blocks", ())
+            return before + (layers_before(blocks, parting) if layer not in parting else [])
+    return before
+
+
+@contextmanager
+def shared(layers: Sequence[nn.Module], branches: Sequence[Branch], rows: int) -> Iterator[None]:
+    """``layers`` run on the rows of the originals among ``branches``; a call's tensors have ``rows`` rows."""
+    kept, place = originals(branches)
+    with ExitStack() as stack:
+        if len(kept) < len(branches):
+            before, after = _hooks(len(branches), kept, place, rows)
+            for layer in layers:
+                stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
+                stack.callback(layer.register_forward_hook(after).remove)
+        yield
+
+
+def _hooks(branches: int, kept: list[int], place: list[int], rows: int) -> tuple[Callable, Callable]:
+    rows_kept = rows // branches * len(kept)
+
+    def narrowed(x: Any) -> Any:
+        if isinstance(x, Tensor) and x.ndim and len(x) == rows:
+            return rows_of(x, branches, kept)
+        if isinstance(x, dict) and len(x.get("cond_or_uncond", ())) == branches:
+            present = branches_of(x)
+            return with_branches(x, [present[position] for position in kept])
+        return type(x)(map(narrowed, x)) if type(x) in (tuple, list) else x
+
+    def widened(x: Any) -> Any:
+        if isinstance(x, Tensor) and x.ndim and len(x) == rows_kept:
+            return rows_of(x, len(kept), place)
+        return type(x)(map(widened, x)) if type(x) in (tuple, list) else x
+
+    # Compiled code keeps the hooks it was made with: these must not be among them.
+    def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        if torch.compiler.is_compiling():
+            return None
+        return narrowed(args), {name: narrowed(value) for name, value in kwargs.items()}
+
+    def after(_module: nn.Module, _args: tuple, out: Any) -> Any:
+        return None if torch.compiler.is_compiling() else widened(out)
+
+    return before, after

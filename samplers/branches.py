@@ -1,0 +1,110 @@
+"""Further branches of a sampling step, evaluated in the step's own model call.
+
+A guidance needs its conditionings evaluated once more with something changed inside the model. ComfyUI lets a context
+handler see every ``calc_cond_batch`` of a step; :class:`StepBranches` is one, for the length of one step, in front of
+the one that may be there. It appends copies (:class:`..attention.branches.Copy`) to the conditionings that the guider
+asks for, and keeps what comes of them. So it works below every guider, below samplers that other packs replace, with
+context windows, and however memory splits a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from ..attention.branches import Copy
+
+Conds = list[dict[str, Any]]
+
+
+class Branch(NamedTuple):
+    """One of the guider's conditionings, as a copy in the ``role`` that its owner gives it, or as it is (None)."""
+
+    side: Literal["positive", "negative"]
+    role: Any = None
+
+
+Combination = Mapping[Branch, float]
+"""Factors of branches' outputs. They add up to 1, or to 0: so predictions of noise and of the clean latent agree."""
+
+
+def combined(factors: Combination, outputs: Mapping[Branch, Tensor]) -> Tensor:
+    """Σ factor · output."""
+    first, *others = factors.items()
+    total = outputs[first[0]] * first[1]
+    for branch, factor in others:
+        total = total + outputs[branch] * factor
+    return total
+
+
+class StepBranches:
+    """The ``wanted`` branches of one step, for ``owner``.
+
+    ``conds``: the guider's conditionings by side. ``positive``: what the guider gets for its positive conditioning;
+    where neither this nor ``wanted`` has the conditioning as it is, that is not evaluated. ``handler``: the context
+    handler that the step has. ``outputs``: what came of the branches.
+    """
+
+    def __init__(
+        self, wanted: Iterable[Branch], positive: Combination, owner: Any, conds: Mapping[str, Conds], handler: Any
+    ) -> None:
+        self.outputs: dict[Branch, Tensor] = {}
+        self._wanted = list(dict.fromkeys([*positive, *wanted]))
+        self._positive = positive
+        self._owner = owner
+        self._uuids = {side: _uuids(each) for side, each in conds.items()}
+        self._handler = handler
+
+    @property
+    def missing(self) -> set[str]:
+        """The sides of branches that no call of the step has evaluated."""
+        return {branch.side for branch in self._wanted if branch not in self.outputs}
+
+    def should_use_context(self, *_call: Any) -> bool:
+        return True
+
+    def execute(
+        self, calc: Callable, model: Any, conds: list[Conds | None], x: Tensor, sigma: Tensor, options: dict[str, Any]
+    ) -> list[Tensor]:
+        """The outputs of ``conds``, having kept those of the copies."""
+
+        def evaluate(conds: list[Conds | None]) -> list[Tensor]:
+            call = (model, conds, x, sigma, options)
+            if self._handler is not None and self._handler.should_use_context(*call):
+                return self._handler.execute(calc, *call)
+            return calc(*call)
+
+        places = {side: place for place, each in enumerate(conds) if each for side in self._sides_of(each)}
+        missing = [branch for branch in self._wanted if branch not in self.outputs and branch.side in places]
+        if not missing:
+            return evaluate(conds)
+        asked, at = list(conds), dict[Branch, int]()
+        for branch in missing:
+            side, role = branch
+            place = places[side]
+            if role is None:
+                at[branch] = place
+                continue
+            copies = [{**each, "uuid": Copy(each["uuid"], place, self._owner, role)} for each in conds[place] or ()]
+            if side == "positive" and Branch(side) not in self._wanted and place not in at.values():
+                at[branch], asked[place] = place, copies
+            else:
+                at[branch] = len(asked)
+                asked.append(copies)
+        outputs = evaluate(asked)
+        self.outputs.update({branch: outputs[place] for branch, place in at.items()})
+        given = outputs[: len(conds)]
+        if "positive" in places and not self.missing:
+            given[places["positive"]] = combined(self._positive, self.outputs)
+        return given
+
+    def _sides_of(self, conds: Conds) -> list[str]:
+        uuids = _uuids(conds)
+        return [side for side, theirs in self._uuids.items() if theirs == uuids]
+
+
+def _uuids(conds: Conds) -> set[Any]:
+    """By which conditionings are told, also where another pack copied them."""
+    return {each["uuid"] for each in conds or ()}
