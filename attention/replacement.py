@@ -1,0 +1,73 @@
+"""A target clip attends as its source does: IE-Adapt's editing (§4.2, Algorithm 1), and what it is compared with.
+
+Source and target are branches of one model call, so what the target takes is already there: its rows of q, k or v are
+exchanged for the source's before the layer attends.
+
+    map         softmax(Q_s K_sᵀ / √c) V_t    (IE-Adapt; at cross-attention, Prompt-to-Prompt: arXiv 2208.01626)
+    key_value   softmax(Q_t K_sᵀ / √c) V_s    (MasaCtrl, arXiv 2304.08465)
+    value       softmax(Q_t K_tᵀ / √c) V_s
+
+No map is ever computed on its own, and nothing outlives the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from .branches import Branch, rows_of
+from .technique import AttentionCall, Proceed
+
+Taken = Literal["map", "key_value", "value"]
+_FROM_SOURCE: dict[Taken, tuple[bool, bool, bool]] = {
+    "map": (True, True, False),
+    "key_value": (False, True, True),
+    "value": (False, False, True),
+}
+"""Which of q, k and v the target takes from the source."""
+
+
+class UnpairedBranchError(RuntimeError):
+    """A target's branch is in a model call without its source's."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """The technique: every branch whose uuid is in ``source_of`` takes from the branch with the uuid found there."""
+
+    taken: Taken
+    source_of: MutableMapping[Any, Any]
+    stage = 50
+
+    def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
+        branches, donors = len(call.branches), self.donors(call.branches)
+        if donors == list(range(branches)):
+            return proceed(call.q, call.k, call.v)
+        query, key, value = _FROM_SOURCE[self.taken]
+        q, k, v = (
+            rows_of(x, branches, donors) if taken else x
+            for x, taken in ((call.q, query), (call.k, key), (call.v, value))
+        )
+        if key and call.mask is not None:  # which of the source's keys are seen, the source's mask says
+            return proceed(q, k, v, tuple(call.branches[donor] for donor in donors))
+        return proceed(q, k, v)
+
+    def donors(self, branches: Sequence[Branch]) -> list[int]:
+        """For every branch the position of the one it takes from, its own if from none.
+
+        Raises:
+            UnpairedBranchError: that one is not among ``branches``.
+        """
+        place = {tag: position for position, (_, tag) in enumerate(branches)}
+        sources = [self.source_of.get(tag) for _, tag in branches]
+        try:
+            return [n if source is None else place[source] for n, source in enumerate(sources)]
+        except KeyError:
+            raise UnpairedBranchError(
+                "Source and target must be in the same model call, but ComfyUI put them into different ones. Give both "
+                "prompts the same number of tokens, areas, step ranges, LoRA hooks and ControlNets; if they have, "
+                "memory is short: use fewer frames or a smaller size."
+            ) from None

@@ -1,0 +1,72 @@
+"""What the tests of editing share: a run from the same start, as an edit and plainly, and Algorithm 1 written out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from coherence.samplers.editing import Edit, Prompts, sample_edit
+from comfy.samplers import CFGGuider, Sampler, calculate_sigmas, sampler_object
+from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
+from tiny_models import FAMILIES
+from watching import DEMO
+
+
+@dataclass(frozen=True)
+class Run:
+    """A start: model, source, target and negative conditioning, and what sampling takes."""
+
+    model: Any
+    source: list
+    target: list
+    negative: list
+    shape: tuple[int, ...]
+    steps: int = 2
+    sampler: Sampler | str = "euler"
+    latent: dict | None = None
+
+    @property
+    def sigmas(self) -> torch.Tensor:
+        return calculate_sigmas(self.model.get_model_object("model_sampling"), "simple", self.steps)
+
+    @property
+    def latents(self) -> dict:
+        return self.latent or {"samples": torch.zeros(self.shape)}
+
+    def _sampler(self) -> Sampler:
+        return sampler_object(self.sampler) if isinstance(self.sampler, str) else self.sampler
+
+    def edit(self, layers: str = "*", **edit: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Target and source, guided alike unless ``source_cfg`` is given."""
+        prompts = Prompts(self.source, self.target, self.negative)
+        edit = Edit(layers, **{"cfg": 4.0, "source_cfg": 4.0} | edit)
+        noise = Noise_RandomNoise(3)
+        with torch.inference_mode():
+            return sample_edit(self.model, prompts, edit, noise, self._sampler(), self.sigmas, self.latents, "test")
+
+    def plain(self, positive: list, cfg: float = 4.0) -> torch.Tensor:
+        """ComfyUI's own sampling of one clip."""
+        guider = CFGGuider(self.model)
+        guider.set_conds(positive, self.negative)
+        guider.set_cfg(cfg)
+        samples, noise = self.latents["samples"], Noise_RandomNoise(3).generate_noise(self.latents)
+        mask = self.latents.get("noise_mask")
+        with torch.inference_mode():
+            return guider.sample(
+                noise, samples, self._sampler(), self.sigmas, denoise_mask=mask, disable_pbar=True, seed=3
+            )
+
+
+def demo_run(model: Any, **settings: Any) -> Run:
+    generator = torch.Generator().manual_seed(1)
+    source, target, negative = ([[torch.randn(1, 32, 128, generator=generator), {}]] for _ in range(3))
+    return Run(model, source, target, negative, **{"shape": DEMO.latent_shape} | settings)
+
+
+def tiny_run(tiny_models: Any, name: str, **settings: Any) -> Run:
+    """The target's text differs from the source's; the other parts of the conditioning are the same."""
+    family = FAMILIES[name]
+    source, negative = family.conditioning(seed=1)
+    target = [[family.conditioning(seed=2)[0][0][0], source[0][1]]]
+    return Run(tiny_models.load(name), source, target, negative, **{"shape": family.latent_shape} | settings)
