@@ -11,8 +11,6 @@ writes the tables and the contact sheet that the README shows. Run it with the P
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import json
 import math
 import random
@@ -25,11 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+from studies import PACK, PICTURES, enter_comfyui, font, pack
 from torch import Tensor
 
-PACK = Path(__file__).resolve().parent.parent
-SHEET = PACK / "web" / "docs" / "pictures" / "zs2_compare.jpg"
+SHEET = PICTURES / "zs2_compare.jpg"
 README = PACK / "README.md"
 SHOWN = 4
 """Clips on the contact sheet."""
@@ -78,25 +76,6 @@ class Clip:
     scene: Any
     frames: Mapping[str, Tensor]
     """Of every way: (frames, 128, 128, 3) in [0, 1]."""
-
-
-def enter_comfyui(comfyui: Path) -> None:
-    """Make ComfyUI importable, and the pack as ``coherence``."""
-    sys.path.insert(0, str(comfyui))
-    import comfy.options  # noqa: F401  (this script owns the command line)
-    from comfy.cli_args import args
-
-    args.cpu = not torch.cuda.is_available()
-    spec = importlib.util.spec_from_file_location(
-        "coherence", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
-    )
-    assert spec is not None
-    sys.modules["coherence"] = importlib.util.module_from_spec(spec)
-
-
-def pack(name: str) -> Any:
-    """A module of the pack."""
-    return importlib.import_module(f"coherence.{name}")
 
 
 def draw_clips(count: int, settings: Settings) -> Iterator[Clip]:
@@ -196,13 +175,6 @@ def table(kind: str, summary: Mapping[str, Any], count: int, settings: Settings)
         )
         lines.append(f"| {way} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def font(size: int) -> ImageFont.FreeTypeFont:
-    """matplotlib's DejaVu Sans, which is the same everywhere; Pillow's own has no ²."""
-    from matplotlib.font_manager import findfont
-
-    return ImageFont.truetype(findfont("DejaVu Sans"), size)
 
 
 def contact_sheet(clips: list[Clip], columns: int = 8) -> Image.Image:

@@ -1,0 +1,315 @@
+"""What a guided step costs: IE-Adapt's guidances beside plain CFG and ComfyUI's perturbed attention guidance (PAG).
+
+    python benchmarks/guidance.py --comfyui DIR [--rounds 5] [--out FOLDER] [--publish]
+
+On the demo model (4.3 M parameters) and on a tiny Wan (5 M), random weights, with an early, a middle and a late layer
+perturbed. PAG evaluates its perturbed branch in a call of its own: ComfyUI's node at the middle block of UNets, the one
+that it knows, and its method elsewhere. Ours have all branches in one call; "not shared" computes what copies have in
+common for each of them, a switch that only this benchmark has.
+
+The ways take turns within a round and the medians of the rounds count. Times on the CPU are those of the process, of
+one thread: what else runs on the machine is not in them. Theory: f is the share of floating point operations before
+the perturbed layer; [A−I] is 1.5 − f/2 times the cost of CFG, [U−I] 2 − f.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from studies import PACK, PICTURES, enter_comfyui, markdown, pack
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+NAME = "guidance_cost"
+SCALE, CFG, STEPS = 2.0, 5.0, 3
+PLAIN, PAG = "plain CFG", "PAG, a call of its own"
+OURS = {
+    "[A−I]": ("A-I", True),
+    "[A−I] not shared": ("A-I", False),
+    "[U−I]": ("U-I", True),
+    "[U−I] not shared": ("U-I", False),
+}
+WAYS = (PLAIN, PAG, *OURS)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, what it is asked for, and the layers to perturb, from early to late."""
+
+    name: str
+    model: Any
+    positive: list
+    negative: list
+    shape: tuple[int, ...]
+    layers: dict[str, Callable]
+    """Name → a clone of the model with PAG there."""
+
+
+def theory(way: str, before: float) -> float:
+    """The cost in that of CFG, ``before`` being the share of the work ahead of the perturbed layer."""
+    if way == PLAIN:
+        return 1.0
+    guidance, is_shared = OURS.get(way, ("A-I", False))
+    further = {"A-I": 1, "U-I": 2}[guidance]
+    return 1 + further / 2 * (1 - before if is_shared else 1)
+
+
+# Models --------------------------------------------------------------------------------------------------------------
+
+
+def with_pag(model: Any, perturb: Callable[[dict], dict]) -> Any:
+    """PAG as ComfyUI's node has it, with the layer chosen by what ``perturb`` does to a step's model options."""
+    import comfy.samplers
+
+    def guide(args: dict) -> Tensor:
+        options = perturb(args["model_options"].copy())
+        (perturbed,) = comfy.samplers.calc_cond_batch(
+            args["model"], [args["cond"]], args["input"], args["sigma"], options
+        )
+        return args["denoised"] + (args["cond_denoised"] - perturbed) * SCALE
+
+    clone = model.clone()
+    clone.set_model_sampler_post_cfg_function(guide)
+    return clone
+
+
+def unet_pag(model: Any, part: str, number: int) -> Any:
+    from comfy.model_patcher import set_model_options_patch_replace
+
+    def values(q: Tensor, k: Tensor, v: Tensor, options: dict, mask: Tensor | None = None) -> Tensor:
+        return v
+
+    return with_pag(model, lambda options: set_model_options_patch_replace(options, values, "attn1", part, number))
+
+
+def core_pag(model: Any) -> Any:
+    from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+
+    return PerturbedAttentionGuidance.execute(model, SCALE).args[0]
+
+
+def wan_pag(model: Any, number: int) -> Any:
+    """Wan has no ``attn1`` to replace: its self-attention is told by as many queries as keys."""
+
+    def attend(func: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
+        is_perturbed = kwargs["transformer_options"]["block_index"] == number and q.shape == k.shape
+        return v if is_perturbed else func(q, k, v, heads, *args, **kwargs)
+
+    return with_pag(
+        model,
+        lambda options: {
+            **options,
+            "transformer_options": {**options["transformer_options"], "optimized_attention_override": attend},
+        },
+    )
+
+
+def demo(frames: int, side: int) -> Subject:
+    loader = pack("demo.model")
+    text = loader.load_clip()
+    positive, negative = (
+        text.encode_from_tokens_scheduled(text.tokenize(words))
+        for words in ("a large red star on a blue background", "")
+    )
+    layers = {
+        "input.1.attn1": lambda model: unet_pag(model, "input", 1),
+        "middle.0.attn1": core_pag,
+        "output.3.attn1": lambda model: unet_pag(model, "output", 3),
+    }
+    return Subject("demo model", loader.load_model(), positive, negative, (frames, 4, side, side), layers)
+
+
+def wan(folder: Path, frames: int, side: int) -> Subject:
+    sys.path.append(str(PACK / "tests"))
+    from tiny_models import FAMILIES, TinyModels
+
+    layers = {f"blocks.{n}.self_attn": lambda model, n=n: wan_pag(model, n) for n in (0, 2, 3)}
+    model = TinyModels(folder).load("wan21")
+    return Subject("tiny Wan", model, *FAMILIES["wan21"].conditioning(), (1, 16, frames, side, side), layers)
+
+
+def ours(model: Any, guidance: str, layer: str) -> Any:
+    (registry,) = pack("nodes.register").SelectAttentionLayers.execute(model, layer).args
+    return pack("samplers.ie_guidance").guide(model, registry, guidance, SCALE, asked_by="benchmark")
+
+
+# Measuring -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def nothing_shared() -> Iterator[None]:
+    """Every copy of a branch is computed as a whole."""
+    tap = pack("attention.tap")
+    layers_before = tap.layers_before
+    tap.layers_before = lambda layers, parting: []
+    try:
+        yield
+    finally:
+        tap.layers_before = layers_before
+
+
+def now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def sample(model: Any, subject: Subject, steps: int) -> tuple[float, Tensor]:
+    """Seconds per step after the first, which also prepares; and the latents."""
+    import comfy.sample
+
+    marks: list[float] = []
+    latent = torch.zeros(subject.shape)
+    noise = torch.randn(subject.shape, generator=torch.Generator().manual_seed(0))
+    result = comfy.sample.sample(
+        model,
+        noise,
+        steps,
+        CFG,
+        "euler",
+        "normal",
+        subject.positive,
+        subject.negative,
+        latent,
+        callback=lambda *_: marks.append(now()),
+        disable_pbar=True,
+        seed=0,
+    )
+    return (marks[-1] - marks[0]) / max(1, steps - 1), result
+
+
+def attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Of torch's attention on the CPU, for which torch has no formula; arguments are shapes (B, heads, N, c)."""
+    rows, heads, queries, channels = query
+    return 2 * rows * heads * queries * key[-2] * (channels + value[-1])
+
+
+def share_before(subject: Subject, layer: str) -> float:
+    """The share of a step's floating point operations before ``layer``."""
+    module = next(s.module for s in pack("attention.sites").sites_of(subject.model) if s.name == layer)
+    formulas = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
+    before: list[int] = []
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        hook = module.register_forward_pre_hook(lambda *_: before.append(counter.get_total_flops()))
+        try:
+            sample(subject.model, subject, steps=1)
+        finally:
+            hook.remove()
+    return before[0] / counter.get_total_flops()
+
+
+def measure(subject: Subject, layer: str, rounds: int) -> dict[str, Any]:
+    """Seconds per step of every way with ``layer`` perturbed."""
+    models = {PLAIN: subject.model, PAG: subject.layers[layer](subject.model)}
+    models |= {way: ours(subject.model, guidance, layer) for way, (guidance, _) in OURS.items()}
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    latents: dict[str, Tensor] = {}
+    for number in range(rounds + 1):
+        for way, model in models.items():
+            with nothing_shared() if way.endswith("not shared") else nullcontext():
+                seconds, latents[way] = sample(model, subject, STEPS)
+            times[way] += [seconds] if number else []  # the first round warms up
+    before = share_before(subject, layer)
+    ways = {}
+    for way in WAYS:
+        ratio = median(t / plain for t, plain in zip(times[way], times[PLAIN], strict=True))
+        ways[way] = {"seconds": median(times[way]), "ratio": ratio, "theory": theory(way, before)}
+    off = (latents["[A−I]"] - latents[PAG]).norm() / (latents[PAG] - latents[PLAIN]).norm()
+    return {"model": subject.name, "layer": layer, "before": before, "off_pag": off.item(), "ways": ways}
+
+
+# Telling -------------------------------------------------------------------------------------------------------------
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    header = ["model", "perturbed layer", "f", "way", "s per step", "× CFG", "theory", "measured / theory"]
+    rows = []
+    for result in results:
+        for way, each in result["ways"].items():
+            place = [result["model"], result["layer"], f"{result['before']:.2f}"] if way == PLAIN else [""] * 3
+            figures = [f"{each['seconds']:.2f}", f"{each['ratio']:.2f}", f"{each['theory']:.2f}"]
+            rows.append([*place, way, *figures, f"{each['ratio'] / each['theory']:.2f}"])
+    return markdown(header, rows)
+
+
+def short_table(results: list[dict[str, Any]]) -> str:
+    """One line a layer: the cost in that of CFG, and in brackets in theory."""
+
+    def cell(each: dict[str, float]) -> str:
+        return f"{each['ratio']:.2f} ({each['theory']:.2f})"
+
+    ways = (PAG, "[A−I]", "[A−I] not shared", "[U−I]", "[U−I] not shared")
+    rows = [[r["model"], f"`{r['layer']}`", *(cell(r["ways"][way]) for way in ways)] for r in results]
+    return markdown(["model", "perturbed layer", *ways], rows)
+
+
+def chart(results: list[dict[str, Any]]) -> Any:
+    """Cost in that of CFG, with theory as a line across each bar."""
+    from matplotlib.figure import Figure
+
+    ways = WAYS[1:]
+    colours = ("#9aa5b1", "#2f6fb3", "#a9c8e8", "#c4572e", "#efb9a3")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for number, (way, colour) in enumerate(zip(ways, colours, strict=True)):
+        places = [place + (number - 2) * 0.16 for place in range(len(results))]
+        axes.bar(places, [r["ways"][way]["ratio"] for r in results], 0.15, color=colour, label=way)
+        levels = [r["ways"][way]["theory"] for r in results]
+        label = "theory" if way == ways[-1] else None
+        axes.hlines(levels, [p - 0.075 for p in places], [p + 0.075 for p in places], color="black", label=label)
+    axes.set_xticks(range(len(results)), [f"{r['model']}\n{r['layer']}" for r in results])
+    axes.axhline(1, color="#52606d", linewidth=0.8, linestyle=":")
+    axes.set_ylabel("cost of a step, in that of CFG")
+    axes.set_ylim(0, 2.7)
+    axes.legend(ncols=3, frameon=False)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--frames", type=int, default=8, help="latent frames of the demo model; Wan has 5")
+    parser.add_argument("--side", type=int, default=32, help="height and width of the latents")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--out", type=Path, help="write figures and chart to this folder")
+    parser.add_argument("--publish", action="store_true", help="write the documentation's table and chart")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    enter_comfyui(arguments.comfyui.resolve())
+
+    results = []
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        for subject in (demo(arguments.frames, arguments.side), wan(Path(folder), 5, arguments.side)):
+            print(f"{subject.name}: latents {subject.shape}", flush=True)
+            for layer in subject.layers:
+                results.append(measure(subject, layer, arguments.rounds))
+                print(f"{layer}: [A−I] is off PAG by {results[-1]['off_pag']:.1e} of PAG's effect", flush=True)
+    print(table(results), short_table(results), sep="\n\n")
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        settings = {name: str(value) for name, value in vars(arguments).items()} | {"torch": torch.__version__}
+        text = json.dumps({"settings": settings, "results": results}, indent=1, ensure_ascii=False)
+        (arguments.out / f"{NAME}.json").write_text(text, "utf-8")
+        (arguments.out / f"{NAME}.md").write_text(f"{table(results)}\n", "utf-8")
+        chart(results).savefig(arguments.out / f"{NAME}.png", dpi=110)
+    if arguments.publish:
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        (PICTURES / f"{NAME}.md").write_text(f"{short_table(results)}\n", "utf-8")
+        chart(results).savefig(PICTURES / f"{NAME}.png", dpi=90)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""What the studies share: the pack inside a ComfyUI, intervals, rank correlations, pictures of the documentation."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import sys
+from itertools import permutations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+PACK = Path(__file__).resolve().parent.parent
+PICTURES = PACK / "web" / "docs" / "pictures"
+RESAMPLES = 4000
+
+
+class Estimate(NamedTuple):
+    """A figure and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return not self.low <= 0 <= self.high
+
+
+def enter_comfyui(comfyui: Path) -> None:
+    """Make ComfyUI importable, and the pack as ``coherence``."""
+    sys.path.insert(0, str(comfyui))
+    import comfy.options  # noqa: F401  (this script owns the command line)
+    from comfy.cli_args import args
+
+    args.cpu = not torch.cuda.is_available()
+    spec = importlib.util.spec_from_file_location(
+        "coherence", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
+    )
+    assert spec is not None
+    sys.modules["coherence"] = importlib.util.module_from_spec(spec)
+
+
+def pack(name: str) -> Any:
+    """A module of the pack."""
+    return importlib.import_module(f"coherence.{name}")
+
+
+def font(size: int) -> Any:
+    """matplotlib's DejaVu Sans, which is the same everywhere; Pillow's own has no ² or λ."""
+    from matplotlib.font_manager import findfont
+    from PIL import ImageFont
+
+    return ImageFont.truetype(findfont("DejaVu Sans"), size)
+
+
+# Statistics ----------------------------------------------------------------------------------------------------------
+
+
+def resamples(count: int, seed: int = 0) -> Tensor:
+    """The bootstrap's draws of ``count`` units with replacement: (RESAMPLES, count) int64."""
+    return torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(seed))
+
+
+def bootstrap(values: Tensor, seed: int = 0) -> Estimate:
+    """The mean of ``values`` and its percentile bootstrap interval (Efron 1979).
+
+    ``values``: (units, ...) of independent units, such as scenes; what of a unit follows on the first axis goes with
+    it. NaN counts as not measured.
+    """
+    units = values.double().reshape(len(values), -1)
+    means = units[resamples(len(units), seed)].flatten(1).nanmean(1)
+    return Estimate(units.nanmean().item(), *_interval(means))
+
+
+def _interval(statistics: Tensor) -> tuple[float, float]:
+    low, high = statistics.nanquantile(torch.tensor([0.025, 0.975], dtype=statistics.dtype)).tolist()
+    return low, high
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Ranks from 1 along the last axis, equal values sharing their mean rank; (..., n) float64."""
+    smaller = (values[..., None, :] < values[..., :, None]).double().sum(-1)
+    equal = (values[..., None, :] == values[..., :, None]).double().sum(-1)
+    return smaller + (equal + 1) / 2
+
+
+def spearman(x: Tensor, y: Tensor) -> Tensor:
+    """Spearman's rank correlation along the last axis, (...,) float64; NaN where all of one are equal."""
+    a, b = (each - each.mean(-1, keepdim=True) for each in (ranks(x), ranks(y)))
+    return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+
+
+def permutation_p(x: Tensor, y: Tensor) -> float:
+    """Exact two-sided p-value of :func:`spearman` of two short vectors (n,): the share of all n! orders of ``y`` that
+    correlate with ``x`` at least as strongly."""
+    if len(x) > 8:
+        raise ValueError(f"x has {len(x)} values, expected at most 8: all their orders are tried")
+    orders = torch.tensor(list(permutations(range(len(y)))))
+    others = spearman(x.expand(len(orders), -1), y[orders])
+    return (others.abs() >= spearman(x, y).abs() - 1e-9).double().mean().item()
+
+
+def rank_correlation(entropy: Tensor, damage: Tensor, seed: int = 0) -> dict[str, Any]:
+    """How the damage of layers goes with their entropy; ``entropy``, ``damage``: (scenes, layers).
+
+    Of the means over scenes: ``rho``; ``by_scenes``, its interval with scenes resampled: would other pictures of this
+    model say the same; ``by_layers``, with layers resampled as well: would other layers; ``p``, exact.
+    """
+    scenes, layers = damage.shape
+    drawn = resamples(scenes, seed)
+    x, y = entropy[drawn].mean(1), damage[drawn].mean(1)
+    chosen = resamples(layers, seed + 1)
+    mean_x, mean_y = entropy.mean(0), damage.mean(0)
+    return {
+        "rho": spearman(mean_x, mean_y).item(),
+        "by_scenes": _interval(spearman(x, y)),
+        "by_layers": _interval(spearman(x.gather(1, chosen), y.gather(1, chosen))),
+        "p": permutation_p(mean_x, mean_y),
+    }
+
+
+# Markdown ------------------------------------------------------------------------------------------------------------
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def shown(estimate: Estimate, form: str) -> str:
+    """``+0.12 (−0.01 to 0.30)``; a number that is not there is a dash."""
+    if math.isnan(estimate.value):
+        return "–"
+    value, low, high = (format(number, form).replace("-", "−") for number in estimate)
+    return f"{value} ({low} to {high})"
