@@ -30,6 +30,7 @@ from torch import Tensor
 from ..attention.register import SELECTABLE
 from ..attention.replacement import Replacement, UnpairedBranchError
 from ..attention.tap import tap
+from .branches import StepBranches
 from .measure import _input_scale as input_scale
 from .pairing import PairSampler
 
@@ -199,7 +200,7 @@ class EditGuider(CFGGuider):
         self, groups: list[tuple[str, ...]], x: Tensor, timestep: Tensor, options: dict[str, Any]
     ) -> dict[str, Tensor]:
         """Every branch of ``groups``: all in one call or, where ComfyUI splits that, a call for each group."""
-        if "sampler_calc_cond_batch_function" in options:
+        if "sampler_calc_cond_batch_function" in options or isinstance(options.get("context_handler"), StepBranches):
             raise ValueError(
                 "A guidance node on this model calls it in its own way, but an edit needs source and target in one "
                 "call. Remove that node."
@@ -228,7 +229,10 @@ class EditGuider(CFGGuider):
         if self._scales_input:
             x = x * input_scale(self.inner_model.model_sampling, sigma[0])
         call_model = partial(self._call_model, options.get("model_function_wrapper"))
-        options = {**options, "model_function_wrapper": call_model}
+        options = {
+            **_prepared_by_animatediff(options, self.inner_model, x, sigma),
+            "model_function_wrapper": call_model,
+        }
         options.pop("multigpu_clones", None)  # on several GPUs the branches would part
         conds = [self._branches[name] for name in names]
         out = calc_cond_batch(self.inner_model, conds, torch.cat(x.chunk(2), dim=1), sigma, options)
@@ -300,6 +304,17 @@ def _latent_mask(mask: Tensor, shape: Sequence[int]) -> Tensor:
     if len(shape) == 4 and frames not in (1, shape[0]):
         raise ValueError(f"mask has {frames} frames and latent_image {shape[0]}; expected as many, or one for all.")
     return prepare_mask(mask.float(), shape, mask.device)
+
+
+def _prepared_by_animatediff(options: dict[str, Any], model: Any, x: Tensor, sigma: Tensor) -> dict[str, Any]:
+    """Model options as AnimateDiff-Evolved's sampling function gives them, which a guider of one's own leaves out."""
+    transformer_options = options["transformer_options"]
+    state = transformer_options.get("ADGS")
+    if state is None:
+        return options
+    state.initialize(model, options)
+    state.prepare_current_keyframes(x=x, timestep=sigma, transformer_options=transformer_options)
+    return {**options, "transformer_options": {**transformer_options, "ad_params": state.create_exposed_params()}}
 
 
 def _reserve_for_both(executor: Callable, model: ModelPatcher, noise_shape: Sequence[int], *args: Any, **kwargs: Any):
