@@ -55,11 +55,12 @@ def rows_of(x: Tensor, branches: int, kept: Sequence[int]) -> Tensor:
 def originals(branches: Sequence[Branch]) -> tuple[list[int], list[int]]:
     """The positions of branches that differ, and for every branch the place among them of the one it equals.
 
-    Of equal ones the last is named: ComfyUI has the originals last, so that their rows follow one another.
+    Of equal ones the last is named: ComfyUI has the originals last, so that their rows follow one another. A uuid
+    alone does not tell a conditioning: ComfyUI gives an area's to the negative that it makes for the same area.
     """
     equal = [
-        tag.of if isinstance(tag, Copy) else (position if tag is None else tag)
-        for position, (_, tag) in enumerate(branches)
+        (index, tag.of if isinstance(tag, Copy) else position if tag is None else tag)
+        for position, (index, tag) in enumerate(branches)
     ]
     last = {key: position for position, key in enumerate(equal)}
     kept = sorted(last.values())

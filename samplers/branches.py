@@ -54,7 +54,7 @@ class StepBranches:
         self._wanted = list(dict.fromkeys([*positive, *wanted]))
         self._positive = positive
         self._owner = owner
-        self._uuids = {side: _uuids(each) for side, each in conds.items()}
+        self._sides = conds
         self._handler = handler
 
     @property
@@ -76,7 +76,8 @@ class StepBranches:
                 return self._handler.execute(calc, *call)
             return calc(*call)
 
-        places = {side: place for place, each in enumerate(conds) if each for side in self._sides_of(each)}
+        places = {side: self._place_of(theirs, conds) for side, theirs in self._sides.items() if theirs}
+        places = {side: place for side, place in places.items() if place is not None}
         missing = [branch for branch in self._wanted if branch not in self.outputs and branch.side in places]
         if not missing:
             return evaluate(conds)
@@ -100,11 +101,13 @@ class StepBranches:
             given[places["positive"]] = combined(self._positive, self.outputs)
         return given
 
-    def _sides_of(self, conds: Conds) -> list[str]:
-        uuids = _uuids(conds)
-        return [side for side, theirs in self._uuids.items() if theirs == uuids]
+    @staticmethod
+    def _place_of(theirs: Conds, conds: list[Conds | None]) -> int | None:
+        """Where ``theirs`` stands among ``conds``, or what another pack made of it: uuids are kept."""
+        same = [place for place, each in enumerate(conds) if each is theirs]
+        alike = [place for place, each in enumerate(conds) if each and _uuids(each) == _uuids(theirs)]
+        return next(iter([*same, *alike]), None)
 
 
 def _uuids(conds: Conds) -> set[Any]:
-    """By which conditionings are told, also where another pack copied them."""
-    return {each["uuid"] for each in conds or ()}
+    return {each["uuid"] for each in conds}

@@ -96,8 +96,12 @@ def sample(
     sampler: str = "euler",
     scheduler: str = "normal",
     conditioning: tuple[Conditioning, Conditioning] | None = None,
+    sigmas: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Denoised latents of ``family.latent_shape`` by the KSampler node's own path, from zero latents."""
+    """Denoised latents of ``family.latent_shape`` by the KSampler node's own path, from zero latents.
+
+    ``sigmas``: other noise levels than the scheduler's.
+    """
     import comfy.sample
 
     empty = torch.zeros(family.latent_shape)
@@ -116,4 +120,5 @@ def sample(
             empty,
             disable_pbar=True,
             seed=seed,
+            sigmas=sigmas,
         )

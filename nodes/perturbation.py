@@ -1,0 +1,73 @@
+"""PerturbAttention: what a model draws without the attention of some layers (IE-Adapt §3.1)."""
+
+from __future__ import annotations
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..attention.perturbation import IDENTITY, UNIFORM, Perturbation
+from ..attention.register import SELECTABLE, AttentionRegistry, selector_of
+from .attention_inputs import CATEGORY, percent_inputs, tapped
+from .register import Registry
+
+
+def registry_input() -> io.Input:
+    return Registry.Input(
+        "registry",
+        tooltip="Which layers: those it selects. From EntropyRegister (measured), SelectAttentionLayers (named) or "
+        "LoadAttentionRegistry; ReselectAttentionLayers chooses others by the same figures.",
+    )
+
+
+class PerturbAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PerturbAttention",
+            display_name="Perturb Attention (IE-Adapt)",
+            category=CATEGORY,
+            description="Replaces the attention maps of the registered layers in every branch, to see what they are "
+            "for: by the uniform map, where every token sees the mean of all, or by the identity, where it sees "
+            "itself alone. To make pictures better by it, use IEGuidanceCFG.",
+            search_aliases=["ie-adapt", "perturbed attention", "identity attention", "uniform attention", "ablation"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model, of any family of the pack. It is cloned, not changed."),
+                registry_input(),
+                io.Combo.Input(
+                    "matrix",
+                    options=["uniform", "identity", "blend"],
+                    default="uniform",
+                    tooltip="What the map is replaced by. uniform: every token sees the mean of all, structure goes. "
+                    "identity: every token sees itself, its neighbours no longer agree. blend: alpha of the one and "
+                    "the rest of the other.",
+                ),
+                io.Float.Input(
+                    "alpha",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="The share of the identity in the blend, 0 (uniform) to 1 (identity). Only used where "
+                    "matrix is blend: move it to go from one to the other.",
+                ),
+                *percent_inputs(),
+            ],
+            outputs=[io.Model.Output(tooltip="The model, with these layers perturbed.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        registry: AttentionRegistry,
+        matrix: str,
+        alpha: float = 0.5,
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+    ) -> io.NodeOutput:
+        technique = Perturbation({"uniform": UNIFORM, "identity": IDENTITY}.get(matrix, alpha))
+        layers = selector_of(registry, cls.__name__)
+        return tapped(model, technique, cls, SELECTABLE, layers, start_percent, end_percent)
+
+
+NODES = [PerturbAttention]
