@@ -1,7 +1,6 @@
 """PerturbAttention, IEGuidanceCFG and IEGuider through ComfyUI's sampler nodes, and compiled."""
 
 import comfy.samplers
-import nodes
 import pytest
 import torch
 from coherence.attention.perturbation import NoIdentityError
@@ -15,6 +14,8 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_custom_sampler import CFGGuider, Noise_RandomNoise, SamplerCustom, SamplerCustomAdvanced
 from tiny_models import FAMILIES, sample
 from watching import DEMO, difference
+
+import nodes
 
 CFG, STEPS, SEED = 4.0, 2, 7
 KINDS = ["spatial", "temporal", "joint"]
