@@ -97,12 +97,13 @@ def spearman(x: Tensor, y: Tensor) -> Tensor:
 
 def permutation_p(x: Tensor, y: Tensor) -> float:
     """Exact two-sided p-value of :func:`spearman` of two short vectors (n,): the share of all n! orders of ``y`` that
-    correlate with ``x`` at least as strongly."""
+    correlate with ``x`` at least as strongly; NaN where all of one are equal."""
     if len(x) > 8:
         raise ValueError(f"x has {len(x)} values, expected at most 8: all their orders are tried")
     orders = torch.tensor(list(permutations(range(len(y)))))
-    others = spearman(x.expand(len(orders), -1), y[orders])
-    return (others.abs() >= spearman(x, y).abs() - 1e-9).double().mean().item()
+    rho = spearman(x, y)
+    as_strong = spearman(x.expand(len(orders), -1), y[orders]).abs() >= rho.abs() - 1e-9
+    return torch.where(rho.isnan(), torch.nan, as_strong.double().mean()).item()
 
 
 def rank_correlation(entropy: Tensor, damage: Tensor, seed: int = 0) -> dict[str, Any]:
@@ -133,9 +134,13 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def number(value: float, form: str) -> str:
+    """``value`` with a true minus sign; zero has no sign, and what is not there is a dash."""
+    text = format(value, form)
+    text = text if any(digit in text for digit in "123456789") else text.lstrip("+-")
+    return "–" if math.isnan(value) else text.replace("-", "−")
+
+
 def shown(estimate: Estimate, form: str) -> str:
-    """``+0.12 (−0.01 to 0.30)``; a number that is not there is a dash."""
-    if math.isnan(estimate.value):
-        return "–"
-    value, low, high = (format(number, form).replace("-", "−") for number in estimate)
-    return f"{value} ({low} to {high})"
+    """``+0.12 (−0.01 to +0.30)``."""
+    return f"{number(estimate.value, form)} ({number(estimate.low, form)} to {number(estimate.high, form)})"

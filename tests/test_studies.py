@@ -176,3 +176,19 @@ def test_theory_counts_the_branches_behind_the_shared_prefix(way, before, cost):
 def test_attention_is_two_products_of_matrices():
     q, k, v = (1, 8, 100, 64), (1, 8, 50, 64), (1, 8, 50, 32)
     assert guidance.attention_flops(q, k, v) == 2 * 8 * 100 * 50 * 64 + 2 * 8 * 100 * 50 * 32
+
+
+# Numbers -------------------------------------------------------------------------------------------------------------
+
+
+def test_damage_that_no_layer_does_correlates_with_nothing():
+    found = studies.rank_correlation(normal(5, 7), torch.zeros(5, 7, dtype=torch.float64))
+    assert math.isnan(found["rho"])
+    assert math.isnan(found["p"])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(-0.25, "−0.25"), (0.25, "+0.25"), (-0.001, "0.00"), (math.nan, "–"), (0.0, "0.00")]
+)
+def test_numbers_have_true_signs_and_zero_has_none(value, text):
+    assert studies.number(value, "+.2f") == text
