@@ -59,7 +59,7 @@ class TemporalConsistency(io.ComfyNode):
     @classmethod
     def execute(cls, images: Tensor, reference: Tensor | None = None) -> io.NodeOutput:
         device = comfy.model_management.get_torch_device()
-        bar = ProgressBar(len(images) * (1 if reference is None else 3))
+        bar = ProgressBar(len(images) - 1 if reference is None else 3 * len(images) - 2)
         images = images[..., :3]
         figures: dict[str, Consistency | Agreement] = {}
         if reference is not None:

@@ -85,6 +85,7 @@ class CoherenceDemoClip(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
                     tooltip="Start, direction and size of the shape, the same for the same seed. Change it for another "
                     "path.",
                 ),
