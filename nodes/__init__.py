@@ -2,9 +2,11 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import cross_frame, demo, map_preview, momentum, noise, register
+from . import consistency, cross_frame, demo, guidance, map_preview, momentum, noise, perturbation, register
+
+FACES = (noise, momentum, cross_frame, demo, register, map_preview, perturbation, guidance, consistency)
 
 
 class CoherenceExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*noise.NODES, *momentum.NODES, *cross_frame.NODES, *demo.NODES, *register.NODES, *map_preview.NODES]
+        return [node for face in FACES for node in face.NODES]
