@@ -126,14 +126,13 @@ def measure(frames: Tensor, clip: Clip) -> dict[str, float]:
 
     ``motion`` is how far the shape's centre gets from where it starts, in pixels.
     """
-    reader, ssim = pack("demo.reader"), pack("hosting.clip")
-    pixels = (frames * 255).round().byte()
-    squared = (pixels[1:].double() - pixels[:-1].double()).square().flatten(1).mean(1)
+    reader, similarity = pack("demo.reader"), pack("metrics.similarity")
+    shown = (frames * 255).round().double() / 255  # as a file keeps them
     reading = reader.read(frames)
     correct = reader.correct(reading, clip.scene)
     return {
-        "ssim": ssim.temporal_consistency(pixels.numpy()),
-        "psnr": (10 * torch.log10(255**2 / squared.clamp(min=0.01))).mean().item(),  # equal frames: 68 dB
+        "ssim": similarity.ssim(shown[:-1], shown[1:]).mean().item(),
+        "psnr": similarity.psnr(shown[:-1], shown[1:]).mean().item(),
         "fidelity": torch.stack([correct[name] for name in PROMPTS[clip.kind]]).float().mean().item(),
         "motion": (reading.centre - reading.centre[0]).norm(dim=1).max().item(),
     }
