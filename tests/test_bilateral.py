@@ -122,7 +122,8 @@ def test_sigmas_that_are_not_positive_are_refused(sigma):
 def test_memory_stays_below_four_latents(filtered, shape):
     """What is held at once: the latent itself and all that the filter allocates, counted by torch's profiler."""
     latents = normal(*shape, dtype=torch.float32)
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(profile_memory=True, activities=cpu, acc_events=True) as profile:
         filtered(latents, 5, 1.0, 1.0)
     held = peak = latents.nbytes
     for event in profile.profiler.kineto_results.events():

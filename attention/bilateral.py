@@ -1,0 +1,56 @@
+"""A bilateral filter over the frames of attention's output: ``feature_temporal`` of bilateral DDIM inversion.
+
+GE-Adapter's paper filters the latents; the authors' published code filters the output of self-attention in the last
+level of the UNet's decoder over time, and that is done here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..noise.bilateral import bilateral_temporal
+from .sites import NoSuchSiteError, Site
+from .technique import AttentionCall, Proceed
+
+
+@dataclass(eq=False)
+class TemporalBilateral:
+    """The technique: filters over the frames while ``active``; for sites whose frames lie in the rows.
+
+    It stands first on the tap, around the other techniques: it filters what they make of the layer.
+    """
+
+    kernel_size: int
+    sigma_spatial: float
+    sigma_intensity: float
+    active: bool = True
+    stage = -100
+
+    def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
+        out = proceed(call.q, call.k, call.v)
+        if not self.active:
+            return out
+        clips = out.unflatten(0, (len(call.branches), -1)).transpose(0, 1)
+        smooth = bilateral_temporal(clips, self.kernel_size, self.sigma_spatial, self.sigma_intensity)
+        return smooth.transpose(0, 1).reshape(out.shape)
+
+
+def last_decoder_level(sites: Iterable[Site]) -> list[Site]:
+    """The spatial self-attention of a UNet's last decoder level that has any: ``output.9.attn1`` to ``output.11.attn1``
+    in SD1.5. A level is told by its width. NoSuchSiteError for models without a decoder, which is all transformers.
+    """
+    decoder = [site for site in sites if site.kind == "spatial" and site.name.startswith("output.")]
+    if not decoder:
+        raise NoSuchSiteError(
+            "mode: feature_temporal filters the spatial self-attention in the last decoder level of a UNet, expected "
+            "SD1.5, SD2, SDXL, SVD or AnimateDiff; this model has no such layers. Use latent_spatial."
+        )
+    width = _width(decoder[-1])
+    return [site for site in decoder if _width(site) == width]
+
+
+def _width(site: Site) -> int:
+    return site.module.to_q.in_features
