@@ -210,18 +210,23 @@ class Server:
         """Run a prompt (API format) to its end; returns its entry of ComfyUI's history.
 
         Raises:
-            PromptError: the prompt is invalid or a node failed.
+            PromptError: the prompt, or a branch of it that ComfyUI would leave out, is invalid, or a node failed.
             HostError: the server died.
         """
         client = uuid.uuid4().hex
         # Connected before the prompt is queued, so that no message is missed.
         with WebSocket(ADDRESS, self.port, f"/ws?clientId={client}") as socket_:
             try:
-                prompt_id = self.post("/prompt", {"prompt": prompt, "client_id": client})["prompt_id"]
+                answer = self.post("/prompt", {"prompt": prompt, "client_id": client})
             except urllib.error.HTTPError as error:
                 if error.code == 400:
                     raise PromptError(_describe_refusal(json.loads(error.read()))) from error
                 raise HostError(f"ComfyUI answered a prompt with {error}. Its log ends:\n{self.log_tail()}") from error
+            prompt_id = answer["prompt_id"]
+            if answer["node_errors"]:
+                self.post("/queue", {"delete": [prompt_id]})
+                self.post("/interrupt", {"prompt_id": prompt_id})
+                raise PromptError(_describe("A branch of the prompt is invalid", answer["node_errors"]))
             self._follow(socket_, prompt_id, on_progress)
         return self.get(f"/history/{prompt_id}")[prompt_id]
 
@@ -263,8 +268,13 @@ def outputs(entry: dict[str, Any], kind: str = "output") -> list[dict[str, str]]
 
 def _describe_refusal(answer: dict[str, Any]) -> str:
     error = answer["error"]
-    lines = [f"ComfyUI refused the prompt: {error['message']} {error.get('details', '')}".rstrip()]
-    for node_id, node in (answer.get("node_errors") or {}).items():
+    headline = f"ComfyUI refused the prompt: {error['message']} {error.get('details', '')}".rstrip()
+    return _describe(headline, answer.get("node_errors") or {})
+
+
+def _describe(headline: str, node_errors: dict[str, Any]) -> str:
+    lines = [headline]
+    for node_id, node in node_errors.items():
         complaints = (f"{item['message']}: {item['details']}" for item in node["errors"])
         lines += [f"  node {node_id} ({node['class_type']}): {complaint}" for complaint in complaints]
     return "\n".join(lines)

@@ -70,6 +70,15 @@ def test_an_invalid_prompt_names_the_node_and_its_complaint(server):
         server.queue(prompt)
 
 
+def test_an_invalid_branch_beside_a_valid_one_is_named_and_the_prompt_is_withdrawn(server):
+    prompt = clip_prompt()
+    prompt["5"] = {"class_type": "EmptyImage", "inputs": prompt["1"]["inputs"] | {"width": -5}}
+    prompt["6"] = {"class_type": "PreviewImage", "inputs": {"images": ["5", 0]}}
+    with pytest.raises(PromptError, match=r"(?s)branch of the prompt is invalid.*node 5 \(EmptyImage\).*width"):
+        server.queue(prompt)
+    assert server.queue(clip_prompt())["status"]["status_str"] == "success", "the withdrawal reaches that prompt alone"
+
+
 def test_a_failing_node_is_named_with_its_error(server):
     prompt = clip_prompt()
     to_nothing = {"image": ["1", 0], "upscale_method": "bicubic", "scale_by": 0.01}
