@@ -27,7 +27,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from studies import PACK, PICTURES, enter_comfyui, markdown, pack
+from studies import COLOURS, PACK, PICTURES, enter_comfyui, markdown, pack
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -260,7 +260,7 @@ def chart(results: list[dict[str, Any]]) -> Any:
     from matplotlib.figure import Figure
 
     ways = WAYS[1:]
-    colours = ("#9aa5b1", "#2f6fb3", "#a9c8e8", "#c4572e", "#efb9a3")
+    colours = ("#9aa5b1", COLOURS[0], f"{COLOURS[0]}55", COLOURS[1], f"{COLOURS[1]}55")
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     axes = figure.subplots()
     for number, (way, colour) in enumerate(zip(ways, colours, strict=True)):

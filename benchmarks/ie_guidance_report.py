@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from studies import PICTURES, Estimate, bootstrap, font, markdown, shown
+from studies import COLOURS, PICTURES, Estimate, bootstrap, font, markdown, shown
 from torch import Tensor
 
 NAME = "ie_guidance_study"
 PLAIN = "plain CFG"
 PAIRS = ("A-I", "U-A", "U-I", "strategy 3")
 LONE = ("strategy 1", "strategy 4")
-COLOURS = dict(zip((*PAIRS, *LONE), ("#2f6fb3", "#3c8d5a", "#c4572e", "#7d4fa3", "#9aa5b1", "#d99e2b"), strict=True))
+GUIDANCES = (*PAIRS, *LONE)
 MEASURES = {
     "obeys": ("obeys the prompt", ".1%"),
     "form": ("form", ".3f"),
@@ -81,23 +82,25 @@ def chart(summaries: dict[str, Summary], titles: dict[str, str]) -> Any:
     for row, (setting, summary) in zip(grid, summaries.items(), strict=True):
         for axes, (name, (title, _)) in zip(row, MEASURES.items(), strict=True):
             if name not in summary[PLAIN]:
-                axes.set_visible(False)
+                axes.set_axis_off()
                 continue
             axes.axhline(0, color="#1f2933", linewidth=0.8)
-            for number, guidance in enumerate((*PAIRS, *LONE)):
+            for number, guidance in enumerate(GUIDANCES):
                 points = [(s, summary[way][name][1]) for s in (1, 2, 4) if (way := way_name(guidance, s)) in summary]
                 points = points[:1] if guidance in LONE else points
                 x = [(0.5 if guidance in LONE else scale) * (1 + 0.03 * (number - 2)) for scale, _ in points]
                 y = [gain.value for _, gain in points]
                 bars = [[g.value - g.low for _, g in points], [g.high - g.value for _, g in points]]
-                style = {"color": COLOURS[guidance], "label": guidance, "capsize": 2, "markersize": 4}
+                style = {"color": COLOURS[number], "label": guidance, "capsize": 2, "markersize": 4}
                 axes.errorbar(x, y, bars, fmt="o-", linewidth=1.2, **style)
             axes.set_xscale("log")
             axes.set_xticks([0.5, 1, 2, 4], ["no λ", "1", "2", "4"])
             axes.minorticks_off()
+            axes.set_xlim(0.4, 5)
             axes.set_title(title, fontsize=9)
-        row[0].set_ylabel(f"{titles[setting]}\nless plain CFG")
-    grid[0][0].legend(fontsize=7, frameon=False)
+        row[0].set_ylabel(fill(f"{titles[setting]}, less plain CFG", 28))
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    grid[0][-1].legend(handles, labels, loc="center left", frameon=False)
     figure.supxlabel("λ")
     return figure
 

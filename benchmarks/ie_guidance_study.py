@@ -3,7 +3,8 @@
     python benchmarks/ie_guidance_study.py --comfyui DIR --out FOLDER [--scenes 24] [--publish]
 
 Every guidance at every scale, and plain CFG, from the same prompts and noise, through a real ComfyUI server. The layer
-is the one of highest entropy, as EntropyRegister finds it for every prompt. Stills are asked for by prompts that say
+is the one of highest entropy, as EntropyRegister finds it for every prompt, at the first step (its default) or, in one
+setting, over all of them. Stills are asked for by prompts that say
 all of the scene; clips, with dependency noise, by prompts that leave size and place open, so that frames may differ.
 What was drawn stays in FOLDER: an interrupted study goes on where it was. Run it with the Python of that ComfyUI.
 
@@ -62,6 +63,8 @@ class Setting:
     scheduler: str = "karras"
     every: int = 1
     """Of the scenes, how many make one that is drawn."""
+    measured: str = "0"
+    """At which steps the entropy is taken: at the first, as the node does unless told otherwise, or "all"."""
 
     @property
     def ways(self) -> dict[str, tuple[str, float] | None]:
@@ -74,6 +77,9 @@ class Setting:
 EVERYTHING = ("colour", "background", "position", "size", "shape")
 SETTINGS = {
     "usual": Setting("stills, 8 steps", 8, "dpmpp_2m", EVERYTHING, (1.0, 2.0, 4.0), 2),
+    "late": Setting(
+        "stills, 8 steps, layer by its entropy over all steps", 8, "dpmpp_2m", EVERYTHING, (2.0,), 2, measured="all"
+    ),
     "hasty": Setting("stills, 4 steps", 4, "euler", EVERYTHING, (1.0, 2.0, 4.0), 2),
     "clips": Setting(
         "clips of 6 frames", 8, "dpmpp_2m", ("colour", "background", "shape"), (2.0,), 6, is_clip=True, every=2
@@ -144,7 +150,7 @@ def workflow(task: Task) -> tuple[Json, dict[str, str]]:
     sampler = [node("KSamplerSelect", sampler_name=setting.sampler), 0]
     start = {"noise": noise, "sigmas": sigmas, "latent_image": latent}
     ranking = {"kind": "all", "select": "highest", "count": 1, "percent": 50.0}
-    measuring = {"measure_steps": "0", "precision": "exact"}
+    measuring = {"measure_steps": setting.measured, "precision": "exact"}
     register = node("EntropyRegister", model=[demo, 0], conditioning=positive, **start, **ranking, **measuring)
     saved = {"registry": node("SaveAttentionRegistry", registry=[register, 0], filename_prefix="registry")}
     for way, guided in setting.ways.items():

@@ -26,13 +26,25 @@ from typing import Any
 import torch
 from picture_metrics import gmsd
 from PIL import Image, ImageDraw
-from studies import PICTURES, bootstrap, enter_comfyui, font, markdown, number, pack, rank_correlation, shown
+from studies import (
+    COLOURS,
+    PICTURES,
+    between,
+    bootstrap,
+    enter_comfyui,
+    font,
+    markdown,
+    number,
+    pack,
+    rank_correlation,
+    shown,
+)
 from torch import Tensor
 
 NAME = "perturbation_sweep"
 STEPS, CFG, SAMPLER, SCHEDULER = 8, 5.0, "dpmpp_2m", "karras"
 MATRICES = ("identity", "uniform")
-COLOURS = {"identity": "#c4572e", "uniform": "#2f6fb3"}
+COLOUR_OF = dict(zip(MATRICES, COLOURS[1::-1], strict=True))
 DAMAGES = {
     "structure": "1 − SSIM to unperturbed",
     "gradients": "GMSD to unperturbed",
@@ -150,19 +162,19 @@ def sweep(world: World, spans: list[str]) -> tuple[Results, dict[str, Tensor]]:
     plain = world.draw(world.model)
     shown_clips = {"unperturbed": plain[:, 0]}
     results: Results = {}
-    for span in spans:
-        steps = world.steps_in(SPANS[span])
+    for when in spans:
+        steps = world.steps_in(SPANS[when])
         entropy = {"steps": steps, "mean": world.entropy(steps).tolist(), "first": world.entropy(steps[:1]).tolist()}
-        results[span] = {"entropy": entropy, **{matrix: {} for matrix in MATRICES}}
+        results[when] = {"entropy": entropy, **{matrix: {} for matrix in MATRICES}}
         for layer in world.layers:
             (registry,) = select.execute(world.model, layer).args
             for matrix in MATRICES:
-                (model,) = perturb.execute(world.model, registry, matrix, 0.5, *SPANS[span]).args
+                (model,) = perturb.execute(world.model, registry, matrix, 0.5, *SPANS[when]).args
                 clips = world.draw(model)
-                results[span][matrix][layer] = damage(clips, plain, world.scenes)
-                if span == "all steps":
+                results[when][matrix][layer] = damage(clips, plain, world.scenes)
+                if when == "all steps":
                     shown_clips[f"{layer} {matrix}"] = clips[:, 0]
-                print(f"{span}, {layer}, {matrix}", file=sys.stderr, flush=True)
+                print(f"{when}, {layer}, {matrix}", file=sys.stderr, flush=True)
     return results, shown_clips
 
 
@@ -201,7 +213,7 @@ def correlation_table(found: list[dict[str, Any]]) -> str:
     header = ["perturbed in", "map", "damage", "entropy", "ρ", "95%, other scenes", "95%, other layers", "p (exact)"]
     rows = []
     for each in found:
-        intervals = [" to ".join(number(end, "+.2f") for end in each[of]) for of in ("by_scenes", "by_layers")]
+        intervals = [between(*each[of], "+.2f") for of in ("by_scenes", "by_layers")]
         when = {"mean": "mean", "first": "first step"}[each["entropy"]]
         place = [each["span"], each["matrix"], each["damage"], when]
         rows.append([*place, number(each["rho"], "+.2f"), *intervals, number(each["p"], ".3f")])
@@ -209,7 +221,7 @@ def correlation_table(found: list[dict[str, Any]]) -> str:
 
 
 def chart(result: dict[str, Any], found: list[dict[str, Any]]) -> Any:
-    """Damage by layer, and against entropy; over all steps."""
+    """Damage by layer, and against entropy. ``found``: the correlations of ``result``, those that count first."""
     from matplotlib.figure import Figure
 
     layers = list(result["identity"])
@@ -222,14 +234,13 @@ def chart(result: dict[str, Any], found: list[dict[str, Any]]) -> Any:
             y = [each.value for each in estimates]
             bars = [[each.value - each.low for each in estimates], [each.high - each.value for each in estimates]]
             places = [place + 0.4 * index - 0.2 for place in range(len(layers))]
-            style = {"color": COLOURS[matrix], "label": matrix}
+            style = {"color": COLOUR_OF[matrix], "label": matrix}
             column[0].bar(places, y, 0.38, yerr=bars, capsize=2, **style)
             column[1].errorbar(entropies, y, bars, fmt="o", capsize=2, **style)
-            rho = next(each["rho"] for each in found if each["matrix"] == matrix and each["damage"] == name)
-            place = {"x": 0.97, "y": 0.95 - 0.1 * index, "transform": column[1].transAxes, "ha": "right", "va": "top"}
-            column[1].text(s=f"ρ = {rho:+.2f}", color=COLOURS[matrix], **place)
         column[0].set_xticks(range(len(layers)), [x.removesuffix(".attn1") for x in layers], rotation=45, fontsize=8)
         column[0].set_title(title, fontsize=10)
+        rho = {each["matrix"]: number(each["rho"], "+.2f") for each in reversed(found) if each["damage"] == name}
+        column[1].set_title(f"ρ: {rho['identity']} by identity, {rho['uniform']} by uniform", fontsize=10)
         column[1].set_xlabel("entropy of the map, mean over the steps")
     grid[0][0].legend(title="map replaced by", frameon=False)
     return figure
@@ -245,7 +256,7 @@ def contact_sheet(pictures: dict[str, Tensor], layers: list[str], scenes: int = 
     for row in range(2 * scenes):
         scene, matrix = row // 2, MATRICES[row % 2]
         top = band + row * (side + gap)
-        pen.text((4, top + side // 2 - 8), matrix, fill=COLOURS[matrix], font=font(12))
+        pen.text((4, top + side // 2 - 8), matrix, fill=COLOUR_OF[matrix], font=font(12))
         shown_here = [pictures["unperturbed"], *(pictures[f"{layer} {matrix}"] for layer in layers)]
         for column, each in enumerate(shown_here):
             picture = Image.fromarray((each[scene] * 255).round().byte().numpy()).resize((side, side))
