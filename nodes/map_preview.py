@@ -12,7 +12,7 @@ from ..attention.sites import Site
 from ..samplers.measure import Start, record_maps
 from .attention_inputs import CATEGORY
 from .charts import INK, MUTED, new_figure, render
-from .register import start_inputs
+from .register_inputs import start_inputs
 
 WIDTH, HEIGHT = 1440, 768
 

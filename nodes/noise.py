@@ -60,6 +60,10 @@ def _seed_input() -> io.Int.Input:
     )
 
 
+def _noise_output() -> io.Noise.Output:
+    return io.Noise.Output(tooltip="For the noise input of SamplerCustomAdvanced or AddNoise.")
+
+
 class DependencyNoise(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -130,7 +134,7 @@ class DependencyNoise(io.ComfyNode):
                     advanced=True,
                 ),
             ],
-            outputs=[io.Noise.Output(tooltip="For the noise input of SamplerCustomAdvanced or AddNoise.")],
+            outputs=[_noise_output()],
         )
 
     @classmethod
@@ -192,7 +196,7 @@ class VideoNoisePrior(io.ComfyNode):
                     "√alpha for progressive.",
                 ),
             ],
-            outputs=[io.Noise.Output(tooltip="For the noise input of SamplerCustomAdvanced or AddNoise.")],
+            outputs=[_noise_output()],
         )
 
     @classmethod

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from ..attention import registry_file
 from ..attention.register import (
-    CHOICES,
-    ORDERS,
     PRECISIONS,
     SELECTABLE,
     AttentionRegistry,
@@ -31,71 +29,7 @@ from ..attention.sites import select_sites, sites_of
 from ..samplers.measure import Start, measure_layers, parse_steps
 from .attention_inputs import CATEGORY
 from .register_chart import draw_registry
-
-Registry = io.Custom("ATTENTION_REGISTRY")
-
-
-def start_inputs() -> list[io.Input]:
-    """What a measuring run starts from, as the sampler gets it."""
-    return [
-        io.Model.Input("model", tooltip="The model to look into. It is neither changed nor left with anything."),
-        io.Conditioning.Input(
-            "conditioning",
-            tooltip="The prompt to measure with, usually the positive one. It is used alone: no negative, no cfg.",
-        ),
-        io.Noise.Input("noise", tooltip="The noise that goes into the sampler, so that its very steps are measured."),
-        io.Sigmas.Input(
-            "sigmas", tooltip="The noise levels that go into the sampler, from a scheduler node. Step 0 is the first."
-        ),
-        io.Latent.Input(
-            "latent_image",
-            tooltip="The latent that goes into the sampler: it gives frames and size. Bigger ones cost more.",
-        ),
-    ]
-
-
-def ranking_inputs() -> list[io.Input]:
-    return [
-        io.Combo.Input(
-            "kind",
-            options=list(CHOICES),
-            default="all",
-            tooltip="Which layers may be selected. spatial: within a picture. temporal: across frames. joint: both at "
-            "once (video transformers). all: any of these; never cross-attention.",
-        ),
-        io.Combo.Input(
-            "select",
-            options=list(ORDERS),
-            default="highest",
-            tooltip="highest: the most even maps, for perturbation guidance. lowest: the most structured maps, for "
-            "editing.",
-        ),
-        io.Int.Input(
-            "count",
-            default=1,
-            min=0,
-            max=4096,
-            tooltip="How many layers to select, 1 to as many as there are. 1 is the paper's choice for guidance. "
-            "0: use percent instead.",
-        ),
-        io.Float.Input(
-            "percent",
-            default=50.0,
-            min=0.0,
-            max=100.0,
-            step=1.0,
-            tooltip="Share of the layers to select where count is 0, 0 to 100, rounded down, at least one. 50 is the "
-            "paper's choice for editing; more keeps more of the source.",
-        ),
-    ]
-
-
-def _registry_input() -> io.Input:
-    return Registry.Input("registry", tooltip="Layers and their figures: from EntropyRegister or a saved file.")
-
-
-def _registry_output(tooltip: str) -> io.Output:
-    return Registry.Output("registry", tooltip=tooltip)
+from .register_inputs import Registry, ranking_inputs, registry_input, start_inputs
 
 
 def _chart_output() -> io.Output:
@@ -147,7 +81,7 @@ class EntropyRegister(io.ComfyNode):
                 ),
             ],
             outputs=[
-                _registry_output("The layers, their figures and the selection."),
+                Registry.Output("registry", tooltip="The layers, their figures and the selection."),
                 _chart_output(),
                 io.String.Output("report", tooltip="Every attention layer with its figures, as JSON."),
             ],
@@ -199,7 +133,7 @@ class SelectAttentionLayers(io.ComfyNode):
                     "'blocks.10-19', 'temporal'; '*' is all. The error lists what the model has.",
                 ),
             ],
-            outputs=[_registry_output("The layers and the selection, without figures.")],
+            outputs=[Registry.Output("registry", tooltip="The layers and the selection, without figures.")],
         )
 
     @classmethod
@@ -220,8 +154,8 @@ class ReselectAttentionLayers(io.ComfyNode):
             category=CATEGORY,
             description="Selects other layers from figures that were measured already: no model, no new measurement.",
             search_aliases=["layer selection", "attention entropy", "choose layers"],
-            inputs=[_registry_input(), *ranking_inputs()],
-            outputs=[_registry_output("The same figures, the new selection."), _chart_output()],
+            inputs=[registry_input(), *ranking_inputs()],
+            outputs=[Registry.Output("registry", tooltip="The same figures, the new selection."), _chart_output()],
         )
 
     @classmethod
@@ -244,7 +178,7 @@ class SaveAttentionRegistry(io.ComfyNode):
             search_aliases=["export layers", "attention entropy", "write registry"],
             is_output_node=True,
             inputs=[
-                _registry_input(),
+                registry_input(),
                 io.String.Input(
                     "filename_prefix",
                     default="attention/registry",
@@ -281,7 +215,7 @@ class LoadAttentionRegistry(io.ComfyNode):
                     tooltip="A registry in the output folder. Press R to see those saved since the page was loaded.",
                 )
             ],
-            outputs=[_registry_output("The layers, their figures and the selection.")],
+            outputs=[Registry.Output("registry", tooltip="The layers, their figures and the selection.")],
         )
 
     @classmethod

@@ -184,3 +184,11 @@ def test_a_registry_outside_the_output_folder_is_refused_before_anything_runs(se
     save = {"class_type": "SaveAttentionRegistry", "inputs": {"registry": ["load", 0], "filename_prefix": "x"}}
     with pytest.raises(PromptError, match="expected a saved registry in the output folder"):
         server.queue({"load": load, "save": save})
+
+
+def test_a_map_is_previewed_from_the_same_start_as_is_measured() -> None:
+    preview, register = (
+        [(item.id, item.as_dict()) for item in node.GET_SCHEMA().inputs[:5]]
+        for node in (AttentionMapPreview, EntropyRegister)
+    )
+    assert preview == register
