@@ -31,7 +31,7 @@ class Consistency:
     """Peak signal to noise ratio between the two in dB."""
     warped_error: Tensor
     """Mean squared error between the first and the second, moved back along the optical flow, over the pixels that both
-    show (Lai et al. 2018, "Learning Blind Video Temporal Consistency", §4.3, with squares averaged over channels). NaN
+    show (Lai et al. 2018, "Learning Blind Video Temporal Consistency", with squares averaged over channels). NaN
     where they have no pixel in common."""
     flicker: Tensor
     """Mean absolute difference, in [0, 1]: 1 less VBench's temporal flickering score (Huang et al. 2024). It sees

@@ -45,7 +45,7 @@ def warp(picture: Tensor, flow: Tensor) -> Tensor:
 def visible(forward: Tensor, backward: Tensor) -> Tensor:
     """Which pixels of the first picture the second shows, too: (B, H, W) bool.
 
-    Those whose way there and back returns (Sundaram et al. 2010, eq. 5) and does not leave the picture.
+    Those whose way there and back returns (Sundaram, Brox & Keutzer 2010) and does not leave the picture.
     """
     back = warp(backward, forward)
     height, width = forward.shape[1:3]
