@@ -161,7 +161,8 @@ class InversionSampler(Sampler):
 
     It is no KSAMPLER, which would scale what it gets: by nothing at σ = 0, by infinity for flow models at σ = 1. Of the
     noise it is given only the seed counts, in ``literal``. The result restarts sampling as ``latent_image`` without
-    noise, that of a flow model at σ = 1 as NOISE. ``features``: the technique of ``feature_temporal``, on the model.
+    noise, that of a flow model at its highest σ as NOISE. ``features``: the technique of ``feature_temporal``, which is
+    on the model.
     """
 
     inversion: Inversion
@@ -206,7 +207,7 @@ class InversionSampler(Sampler):
             )
         else:
             x = invert(latent_image, sigmas, slope, smooth, self.inversion.refine_iterations, on_step)
-        if isinstance(sampling, CONST) and sigmas[-1] == 1:
+        if isinstance(sampling, CONST) and self.max_denoise(model_wrap, sigmas.flip(0)):
             return x
         return sampling.inverse_noise_scaling(sigmas[-1], x)
 

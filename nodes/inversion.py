@@ -1,0 +1,254 @@
+"""Bilateral DDIM inversion (GE-Adapter §3.2): the noise that a clip could have been drawn from, to draw it anew."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..samplers.inversion import MODES, Inversion, InversionSampler, Mode, invert_latent
+
+CATEGORY = "coherence/inversion"
+
+
+def filter_inputs(modes: tuple[Mode, ...]) -> list[io.Input]:
+    """What both inverting nodes have in common: the fields of Inversion, in its order."""
+    described = {
+        "latent_spatial": "latent_spatial: smooths each frame's latent, as in the paper.",
+        "feature_temporal": "feature_temporal: smooths the UNet's last features over the frames, as in the authors' "
+        "code.",
+        "none": "none: plain inversion, the most faithful.",
+        "literal": "literal: the paper's equation as printed, which cannot be walked back; for study.",
+    }
+    return [
+        io.Combo.Input(
+            "mode",
+            options=list(modes),
+            default="latent_spatial",
+            tooltip=" ".join(described[mode] for mode in modes),
+        ),
+        io.Int.Input(
+            "kernel_size",
+            default=5,
+            min=1,
+            max=31,
+            step=2,
+            tooltip="Width of the filter's window, odd, 1 to 31 latent pixels (frames in feature_temporal). 1 is no "
+            "filter. Raise it together with sigma_spatial.",
+        ),
+        io.Float.Input(
+            "sigma_spatial",
+            default=1.0,
+            min=0.01,
+            max=100.0,
+            step=0.1,
+            round=0.001,
+            tooltip="How far the filter reaches, 0.01 to 100 latent pixels or frames. Raise it to smooth more.",
+        ),
+        io.Float.Input(
+            "sigma_intensity",
+            default=1.0,
+            min=0.01,
+            max=100.0,
+            step=0.1,
+            round=0.001,
+            tooltip="How much values may differ and still be averaged, 0.01 to 100; latents have a spread of 1. Lower "
+            "it to keep edges, raise it towards a plain blur.",
+        ),
+        io.Float.Input(
+            "filter_until",
+            default=0.5,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            tooltip="Share of the steps that are filtered, 0 to 1, counted from the clip's end of the inversion. Lower "
+            "it to keep the clip's detail, 0 filters nothing.",
+        ),
+        io.Boolean.Input(
+            "restandardise",
+            default=True,
+            tooltip="Gives each filtered latent its spread back, which the filter takes: a model reads a lesser spread "
+            "as less noise. Turn it off to follow the paper to the letter.",
+        ),
+        io.Int.Input(
+            "refine_iterations",
+            default=0,
+            min=0,
+            max=10,
+            tooltip="How often each step is corrected so that sampling comes back the way it went, 0 to 10. Each "
+            "costs one model call a step. Use 2 or 3 below 50 steps.",
+        ),
+    ]
+
+
+class BilateralDDIMInvert(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BilateralDDIMInvert",
+            display_name="Bilateral DDIM Invert (GE-Adapter)",
+            category=CATEGORY,
+            description="Finds the noise from which a model draws a given clip, so that the clip can be drawn anew "
+            "under another prompt. A bilateral filter can smooth the clip on the way.",
+            search_aliases=["ddim inversion", "unsampler", "invert video", "ge-adapter", "video editing", "bilateral"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that will draw the clip anew. It is cloned, not changed."),
+                io.Conditioning.Input("positive", tooltip="A prompt that describes the clip as it is."),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="The negative prompt. It is needed only where cfg is not 1.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Guidance while inverting. Leave it at 1: inversion under guidance soon goes astray. "
+                    "Draw the clip anew at 1 to get it back, at more to change it.",
+                ),
+                io.Latent.Input("latent_image", tooltip="The clip's latent, from VAE Encode, without a noise mask."),
+                io.Sigmas.Input(
+                    "sigmas",
+                    tooltip="The noise levels as the sampler will get them, falling, from a scheduler node. They are "
+                    "walked backwards here. More steps are more faithful.",
+                ),
+                *filter_inputs(MODES),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    advanced=True,
+                    tooltip="Seed of the noise that the mode 'literal' adds. The other modes draw none.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(
+                    "latent",
+                    tooltip="The clip's noise: the latent_image of a sampler with DisableNoise. With flow models and "
+                    "CogVideoX, through NoiseFromLatent.",
+                ),
+                io.String.Output(
+                    "round_trip",
+                    tooltip="JSON: for each step the noise level, the latent's norm, which should end near 1, and the "
+                    "drift, by which a sampling step back would miss.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        positive: list,
+        cfg: float,
+        latent_image: dict,
+        sigmas: Tensor,
+        mode: Mode,
+        kernel_size: int,
+        sigma_spatial: float,
+        sigma_intensity: float,
+        filter_until: float,
+        restandardise: bool,
+        refine_iterations: int,
+        seed: int = 0,
+        negative: list | None = None,
+    ) -> io.NodeOutput:
+        if negative is None and cfg != 1.0:
+            raise ValueError(f"cfg is {cfg}, which needs the negative prompt. Connect negative, or set cfg to 1.")
+        inversion = Inversion(
+            mode, kernel_size, sigma_spatial, sigma_intensity, filter_until, restandardise, refine_iterations
+        )
+        samples, report = invert_latent(
+            model, positive, negative, cfg, latent_image, sigmas, inversion, seed, cls.__name__
+        )
+        latent = {key: value for key, value in latent_image.items() if not key.startswith("downscale_ratio")}
+        return io.NodeOutput(latent | {"samples": samples}, json.dumps({**asdict(inversion), **asdict(report)}))
+
+
+class SamplerBilateralDDIMInvert(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SamplerBilateralDDIMInvert",
+            display_name="Sampler: Bilateral DDIM Invert (GE-Adapter)",
+            category=CATEGORY,
+            description="Bilateral DDIM inversion as a sampler, for SamplerCustomAdvanced with any guider. It needs "
+            "FlipSigmas behind the scheduler, DisableNoise, and the clip as latent_image.",
+            search_aliases=["ddim inversion", "unsampler", "invert video", "ge-adapter", "reverse sampling"],
+            inputs=filter_inputs(tuple(mode for mode in MODES if mode != "feature_temporal")),
+            outputs=[io.Sampler.Output(tooltip="A sampler that goes from the clip to its noise.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        mode: Mode,
+        kernel_size: int,
+        sigma_spatial: float,
+        sigma_intensity: float,
+        filter_until: float,
+        restandardise: bool,
+        refine_iterations: int,
+    ) -> io.NodeOutput:
+        inversion = Inversion(
+            mode, kernel_size, sigma_spatial, sigma_intensity, filter_until, restandardise, refine_iterations
+        )
+        return io.NodeOutput(InversionSampler(inversion))
+
+
+@dataclass(frozen=True)
+class GivenNoise:
+    """A NOISE that is given: sampling starts at it as it is."""
+
+    noise: Tensor
+    seed: int = 0
+
+    def generate_noise(self, input_latent: dict) -> Tensor:
+        wanted = input_latent["samples"].shape
+        if self.noise.shape != wanted:
+            raise ValueError(
+                f"NoiseFromLatent holds noise of shape {tuple(self.noise.shape)}, but the sampler's latent_image has "
+                f"shape {tuple(wanted)}. Use the latent that was inverted, or an empty one of its size."
+            )
+        return self.noise
+
+
+class NoiseFromLatent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="NoiseFromLatent",
+            display_name="Noise from Latent",
+            category=CATEGORY,
+            description="Turns a fully noisy latent, such as that of an inversion, into the noise that a sampler "
+            "starts from. Flow models (Wan, LTXV, HunyuanVideo) and CogVideoX can be restarted only so.",
+            search_aliases=["latent to noise", "ddim inversion", "restart sampling", "unsampler"],
+            inputs=[
+                io.Latent.Input("latent", tooltip="A latent at the model's highest noise level, from an inversion."),
+                io.Model.Input("model", tooltip="The model that will be sampled: it knows how noise is scaled."),
+            ],
+            outputs=[
+                io.Noise.Output(
+                    tooltip="The noise for SamplerCustomAdvanced. It counts at the model's highest noise level, "
+                    "with the sampler's latent_image empty; flow models do not mind which."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, latent: dict, model: ModelPatcher) -> io.NodeOutput:
+        sampling = model.get_model_object("model_sampling")
+        x = model.get_model_object("process_latent_in")(latent["samples"])
+        scale = sampling.noise_scaling(sampling.sigma_max, torch.ones(()), torch.zeros(()), max_denoise=True)
+        return io.NodeOutput(GivenNoise((x / scale).cpu()))
+
+
+NODES = [BilateralDDIMInvert, SamplerBilateralDDIMInvert, NoiseFromLatent]
