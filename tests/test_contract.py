@@ -24,6 +24,8 @@ PROMISED = {
     "TemporalMomentumAttention": "model mu mu_schedule layers start_percent end_percent → MODEL",
     "CrossFrameAttention": "model keys layers start_percent end_percent → MODEL",
     "CoherenceDemoModel": "→ MODEL CLIP VAE",
+    "CoherenceDemoClip": "shape colour background motion frames size seed → IMAGE MASK",
+    "TemporalConsistency": "images reference → STRING IMAGE",
 }
 HEAVY = {"matplotlib", "kornia", "av", "scipy", "transformers", "pandas", "torchvision", "sklearn"}
 FAMILIES = ("attention", "demo", "metrics", "nodes", "noise", "samplers", "training")
