@@ -8,13 +8,16 @@ that it knows, and its method elsewhere. Ours have all branches in one call; "no
 common for each of them, a switch that only this benchmark has.
 
 The ways take turns within a round and the medians of the rounds count. Times on the CPU are those of the process, of
-one thread: what else runs on the machine is not in them. Theory: f is the share of floating point operations before
+one thread: what else runs on the machine is not in them. Memory that was used is kept, as a GPU's allocator keeps it;
+glibc returns large tensors to the system, and gets them anew page by page, which makes larger batches slower for each
+row: ``--return-memory`` measures with that. Theory: f is the share of floating point operations before
 the perturbed layer; [A−I] is 1.5 − f/2 times the cost of CFG, [U−I] 2 − f.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import sys
 import tempfile
@@ -159,6 +162,14 @@ def nothing_shared() -> Iterator[None]:
         tap.layers_before = layers_before
 
 
+def keep_memory() -> None:
+    """Let glibc keep what is freed; nothing happens elsewhere."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
 def now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -284,10 +295,13 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=8, help="latent frames of the demo model; Wan has 5")
     parser.add_argument("--side", type=int, default=32, help="height and width of the latents")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--return-memory", action="store_true", help="let glibc return memory to the system")
     parser.add_argument("--out", type=Path, help="write figures and chart to this folder")
     parser.add_argument("--publish", action="store_true", help="write the documentation's table and chart")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if not arguments.return_memory:
+        keep_memory()
     enter_comfyui(arguments.comfyui.resolve())
 
     results = []

@@ -80,6 +80,9 @@ def bootstrap(values: Tensor, seed: int = 0) -> Estimate:
 
 
 def _interval(statistics: Tensor) -> tuple[float, float]:
+    """NaN where more than one in a hundred resamples has no value: of the rest, the interval would be too narrow."""
+    if statistics.isnan().double().mean() > 0.01:
+        return math.nan, math.nan
     low, high = statistics.nanquantile(torch.tensor([0.025, 0.975], dtype=statistics.dtype)).tolist()
     return low, high
 

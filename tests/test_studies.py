@@ -187,6 +187,15 @@ def test_damage_that_no_layer_does_correlates_with_nothing():
     assert math.isnan(found["p"])
 
 
+def test_damage_in_a_single_scene_leaves_no_interval():
+    damage = torch.zeros(5, 7, dtype=torch.float64)
+    damage[0] = torch.arange(7)
+    found = studies.rank_correlation(torch.arange(7.0).double().expand(5, -1), damage)
+    assert found["rho"] == pytest.approx(1)
+    assert math.isnan(found["by_scenes"][0])
+    assert math.isnan(found["by_layers"][1])
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(-0.25, "−0.25"), (0.25, "+0.25"), (-0.001, "0.00"), (math.nan, "–"), (0.0, "0.00")]
 )
