@@ -2,9 +2,33 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import consistency, cross_frame, demo, guidance, map_preview, momentum, noise, perturbation, register
+from . import (
+    consistency,
+    cross_frame,
+    demo,
+    editing,
+    guidance,
+    inversion,
+    map_preview,
+    momentum,
+    noise,
+    perturbation,
+    register,
+)
 
-FACES = (noise, momentum, cross_frame, demo, register, map_preview, perturbation, guidance, consistency)
+FACES = (
+    noise,
+    momentum,
+    cross_frame,
+    demo,
+    register,
+    map_preview,
+    perturbation,
+    guidance,
+    consistency,
+    inversion,
+    editing,
+)
 
 
 class CoherenceExtension(ComfyExtension):
