@@ -95,7 +95,9 @@ class IEGuider(io.ComfyNode):
             search_aliases=[*ALIASES, "guider", "SamplerCustomAdvanced"],
             inputs=[
                 *guidance_inputs(),
-                io.Conditioning.Input("positive", tooltip="What to draw."),
+                io.Conditioning.Input(
+                    "positive", tooltip="What to draw: the prompt, with masks, areas or a ControlNet if it has them."
+                ),
                 io.Conditioning.Input("negative", tooltip="What to keep away from; an empty prompt will do."),
                 io.Float.Input(
                     "cfg",
@@ -108,7 +110,7 @@ class IEGuider(io.ComfyNode):
                     "saves its cost, which strategy 1 cannot do without.",
                 ),
             ],
-            outputs=[io.Guider.Output(tooltip="For SamplerCustomAdvanced.")],
+            outputs=[io.Guider.Output(tooltip="The guided model with its prompts, for SamplerCustomAdvanced.")],
         )
 
     @classmethod

@@ -25,6 +25,9 @@ PROMISED = {
     "CrossFrameAttention": "model keys layers start_percent end_percent → MODEL",
     "CoherenceDemoModel": "→ MODEL CLIP VAE",
     "CoherenceDemoClip": "shape colour background motion frames size seed → IMAGE MASK",
+    "PerturbAttention": "model registry matrix alpha start_percent end_percent → MODEL",
+    "IEGuidanceCFG": "model registry guidance scale start_percent end_percent rescale → MODEL",
+    "IEGuider": "model registry guidance scale start_percent end_percent rescale positive negative cfg → GUIDER",
     "TemporalConsistency": "images reference → STRING IMAGE",
 }
 HEAVY = {"matplotlib", "kornia", "av", "scipy", "transformers", "pandas", "torchvision", "sklearn"}
