@@ -31,7 +31,7 @@ from ..attention.register import SELECTABLE
 from ..attention.replacement import Replacement, UnpairedBranchError
 from ..attention.tap import tap
 from .branches import StepBranches
-from .measure import _input_scale as input_scale
+from .measure import input_scale
 from .pairing import PairSampler
 
 Replace = Literal["map", "key_value", "value", "cross_map"]

@@ -32,7 +32,7 @@ from ..attention.sites import sites_of
 from ..attention.tap import tap
 from ..noise.bilateral import bilateral_spatial, restandardised
 from ..noise.streams import generator, plain_noise
-from .measure import _input_scale as input_scale
+from .measure import input_scale
 
 Mode = Literal["latent_spatial", "feature_temporal", "none", "literal"]
 MODES = get_args(Mode)

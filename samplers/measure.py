@@ -156,7 +156,7 @@ def run_to_step(model: ModelPatcher, start: Start, last_step: int, before_step: 
         for step in range(last_step + 1):
             before_step(step)
             sigma = sigmas[step]
-            denoised = model_wrap(x * _input_scale(sampling, sigma), sigma.expand(len(x)), **extra_args)
+            denoised = model_wrap(x * input_scale(sampling, sigma), sigma.expand(len(x)), **extra_args)
             if step < last_step:
                 x = x + (x - denoised) * ((sigmas[step + 1] - sigma) / sigma)
         return x
@@ -181,7 +181,7 @@ def run_to_step(model: ModelPatcher, start: Start, last_step: int, before_step: 
         )
 
 
-def _input_scale(sampling: Any, sigma: Tensor) -> Tensor | float:
+def input_scale(sampling: Any, sigma: Tensor) -> Tensor | float:
     """What x is multiplied by before ComfyUI's model sees it: CogVideoX was trained on x of unit variance, and
     ComfyUI, which scales x for eps and v models itself, leaves this one to the sampler (as in its VOID_DDIM)."""
     return (sigma**2 + 1) ** -0.5 if isinstance(sampling, V_PREDICTION_DDPM) else 1.0
