@@ -88,7 +88,7 @@ def chart(summaries: dict[str, Summary], titles: dict[str, str]) -> Any:
             for number, guidance in enumerate(GUIDANCES):
                 points = [(s, summary[way][name][1]) for s in (1, 2, 4) if (way := way_name(guidance, s)) in summary]
                 points = points[:1] if guidance in LONE else points
-                x = [(0.5 if guidance in LONE else scale) * (1 + 0.03 * (number - 2)) for scale, _ in points]
+                x = [(0.5 if guidance in LONE else scale) * (1 + 0.05 * (number - 2.5)) for scale, _ in points]
                 y = [gain.value for _, gain in points]
                 bars = [[g.value - g.low for _, g in points], [g.high - g.value for _, g in points]]
                 style = {"color": COLOURS[number], "label": guidance, "capsize": 2, "markersize": 4}
