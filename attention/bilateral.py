@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -53,4 +54,5 @@ def last_decoder_level(sites: Iterable[Site]) -> list[Site]:
 
 
 def _width(site: Site) -> int:
-    return site.module.to_q.in_features
+    attention: Any = site.module
+    return attention.to_q.in_features

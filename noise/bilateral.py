@@ -10,6 +10,7 @@ The window is walked shift by shift, a part of the tensor at a time: one window 
 
 from itertools import product
 from math import exp
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,8 +72,9 @@ def _filtered(x: Tensor, axes: int, kernel_size: int, sigma_spatial: float, sigm
         padded = padded.index_select(axis, _reflected(x.shape[axis], radius).to(x.device))
     pull, weights = torch.zeros_like(centre), torch.zeros_like(centre)
     for shift in product(range(kernel_size), repeat=axes):
-        window = [slice(start, start + size) for start, size in zip(shift, x.shape[-axes:], strict=True)]
-        difference = padded[(..., *window)] - centre
+        inside = (slice(start, start + size) for start, size in zip(shift, x.shape[-axes:], strict=True))
+        window: tuple[Any, ...] = (..., *inside)
+        difference = padded[window] - centre
         distance = sum(((start - radius) / sigma_spatial) ** 2 for start in shift)
         weight = (difference / sigma_intensity).square_().mul_(-0.5).exp_().mul_(exp(-0.5 * distance))
         weights += weight

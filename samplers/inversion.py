@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 from math import sqrt
 from typing import Any, Literal, get_args
@@ -73,23 +72,25 @@ def invert(
     rate = slope(x, 0)
     for level, width in enumerate(sigmas.diff(), 1):
         start = x
-        x = _refined(start + rate * width, start, partial(slope, level=level), width, refine_iterations)
+        x = _refined(start + rate * width, start, slope, level, width, refine_iterations)
         x = smooth(x, level)
         rate = slope(x, level)
         on_step(Step(level, x, rate, _miss(x - rate * width, start)))
     return x
 
 
-def _refined(x: Tensor, start: Tensor, slope: Callable[[Tensor], Tensor], width: Tensor, iterations: int) -> Tensor:
+def _refined(x: Tensor, start: Tensor, slope: Slope, level: int, width: Tensor, iterations: int) -> Tensor:
     """Towards x = start + slope(x)·width: fixed-point iteration, its stride set by Aitken's rule (Irons and Tuck 1969)
     for each item of the batch.
 
     The plain iteration gains the factor Δσ/σ each time, which is nothing where a step goes to a very high noise level,
     as the last one of CogVideoX does (σ from 12 to 4519).
     """
-    axes, stride, previous = tuple(range(1, x.ndim)), 1.0, None
+    axes = tuple(range(1, x.ndim))
+    stride: Tensor | float = 1.0
+    previous: Tensor | None = None
     for _ in range(iterations):
-        miss = start + slope(x) * width - x
+        miss = start + slope(x, level) * width - x
         if previous is not None:
             change = miss - previous
             overlap, size = ((each * change).sum(axes, keepdim=True) for each in (previous, change))
