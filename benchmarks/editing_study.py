@@ -1,0 +1,196 @@
+"""IE-Adapt's tables 3 and 5 at toy scale: which layers to replace, and what of them, when a clip is edited.
+
+    python benchmarks/editing_study.py --comfyui DIR [--clips 12] [--frames 4] [--json FILE] [--publish]
+
+Two kinds of clips. *Rendered*: shapes that slide, turn and grow, which the demo model has never seen (it learned from
+single upright pictures), inverted with plain DDIM inversion, so that the source is a real clip. *Generated*: drawn by
+the model from dependency noise, so that its frames differ. Each clip is edited once: another colour, another shape, or
+both. Prompts name size and place, as the model lays a picture out anew where they are left open. ``--publish`` writes
+chart, contact sheet and table. Run it with the Python of that ComfyUI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from editing_report import KINDS, MEASURES, SHOWN, publish, summarise, table
+from studies import enter_comfyui, pack
+from torch import Tensor
+
+STEPS, CFG, KL = 16, 3.0, 0.05
+CHANGES = (("colour",), ("shape",), ("colour", "shape"))
+RANKINGS = {f"lowest {percent}%": ("lowest", percent) for percent in (25, 50, 65, 75, 100)}
+RANKINGS["highest 50%"] = ("highest", 50)
+HALF = "lowest 50%"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip to be edited: ``frames`` (F, 128, 128, 3) and the shape's ``mask`` (F, 128, 128) as they are."""
+
+    kind: str
+    seed: int
+    source: Any
+    target: Any
+    prompts: tuple[str, str]
+    noise: Any
+    latent: dict[str, Tensor]
+    source_cfg: float
+    frames: Tensor | None = None
+    mask: Tensor | None = None
+
+
+class Bench:
+    """The demo model and all that an edit needs of the pack."""
+
+    def __init__(self, frames: int) -> None:
+        import comfy.samplers
+
+        loader = pack("demo.model")
+        self.model, self.text, self.vae = loader.load_model(), loader.load_clip(), loader.load_vae()
+        sampling = self.model.get_model_object("model_sampling")
+        self.sigmas = comfy.samplers.calculate_sigmas(sampling, "karras", STEPS)
+        self.sampler = comfy.samplers.sampler_object("euler")
+        self.frames = frames
+
+    def encode(self, prompt: str) -> list:
+        return self.text.encode_from_tokens_scheduled(self.text.tokenize(prompt))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(latents).float().cpu().clamp(0, 1)
+
+    def clip(self, kind: str, seed: int) -> Clip:
+        shapes, rng = pack("demo.shapes"), random.Random(seed)
+        scene = shapes.random_scene(rng)
+        rendered = None
+        if kind == "rendered":
+            draw, motion = pack("demo.clips").render_clip, rng.choice(pack("demo.clips").MOTIONS)
+            rendered = draw(scene.shape, scene.colour, scene.background, motion, self.frames, seed)
+            seen = pack("demo.reader").read(rendered.frames[self.frames // 2][None]).scenes[0]
+            scene = replace(scene, size=seen.size, row=seen.row, column=seen.column)
+        taken = {"colour": {scene.colour, scene.background}, "shape": {scene.shape}}
+        free = {
+            "colour": sorted(set(shapes.COLOURS) - taken["colour"]),
+            "shape": sorted(set(shapes.SHAPES) - taken["shape"]),
+        }
+        target = replace(scene, **{what: rng.choice(free[what]) for what in CHANGES[seed % len(CHANGES)]})
+        prompts = tuple(
+            shapes.fill("a {size} {colour} {shape} {where}, {background} background", each, random.Random(0))
+            for each in (scene, target)
+        )
+        about = (kind, seed, scene, target, prompts)
+        if rendered is None:
+            (noise,) = (
+                pack("nodes.noise").DependencyNoise.execute(seed, KL, "", "generalised", "bisection", 10, 15).args
+            )
+            return Clip(*about, noise, {"samples": torch.zeros(self.frames, 4, 16, 16)}, CFG)
+        from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise
+
+        inversion = pack("samplers.inversion")
+        inverted, _ = inversion.invert_latent(
+            self.model,
+            self.encode(prompts[0]),
+            None,
+            1.0,
+            {"samples": self.vae.encode(rendered.frames)},
+            self.sigmas,
+            inversion.Inversion(mode="none", refine_iterations=2),
+            0,
+            "study",
+        )
+        noise = Noise_EmptyNoise()
+        return Clip(*about, noise, {"samples": inverted}, 1.0, rendered.frames, rendered.mask > 0.5)
+
+    def ways(self, clip: Clip) -> Iterator[tuple[str, dict[str, str]]]:
+        """Name, and which layers and what of them are replaced."""
+        register, measure = pack("attention.register"), pack("samplers.measure")
+        start = measure.Start(self.encode(clip.prompts[0]), clip.noise, self.sigmas, clip.latent)
+        sites, figures = measure.measure_layers(self.model, start, (0,), "exact", "study")
+        measured = register.Measurement((0,), (self.sigmas[0].item(),), "exact", clip.seed, (1,))
+        yield "nothing", {"layers": ""}
+        layers = {}
+        for name, (order, percent) in RANKINGS.items():
+            ranking = register.Ranking("all", order, 0, percent)
+            layers[name] = register.ranked_registry("", "", sites, figures, ranking, measured).selector
+            yield name, {"layers": layers[name]}
+        eligible = [site.name for site in sites if site.kind in register.SELECTABLE]
+        yield "random 50%", {"layers": ", ".join(random.Random(clip.seed).sample(eligible, len(eligible) // 2))}
+        for what in ("key_value", "value"):
+            yield f"{what}, {HALF}", {"layers": layers[HALF], "replace": what}
+        yield "cross_map", {"layers": "", "replace": "cross_map"}
+
+    def edit(self, clip: Clip, way: dict[str, str]) -> tuple[Tensor, Tensor]:
+        """Frames of target and source."""
+        editing = pack("samplers.editing")
+        prompts = editing.Prompts(*map(self.encode, (*clip.prompts, "")))
+        edit = editing.Edit(cfg=CFG, source_cfg=clip.source_cfg, **way)
+        run = (clip.noise, self.sampler, self.sigmas, clip.latent)
+        target, source = editing.sample_edit(self.model, prompts, edit, *run, "study")
+        return self.decode(target), self.decode(source)
+
+
+def measure(frames: Tensor, clip: Clip) -> dict[str, float]:
+    """Figures of an edited clip (F, 128, 128, 3); ``clip`` has frames and mask."""
+    reader, similarity = pack("demo.reader"), pack("metrics.similarity")
+    correct = reader.correct(reader.read(frames), clip.target)
+    mask = reader.shape_mask(frames)
+    return {
+        "fidelity": torch.stack([correct[name] for name in ("colour", "shape", "background")]).float().mean().item(),
+        "iou": similarity.iou(mask, clip.mask).mean().item(),
+        "background": similarity.psnr(frames, clip.frames, ~(mask | clip.mask)).nanmean().item(),
+        "consistency": similarity.ssim(frames[1:], frames[:-1]).mean().item(),
+    }
+
+
+def study(bench: Bench, count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A record for every clip, and the frames of the first ``SHOWN`` of each kind."""
+    records, pictures = [], []
+    for kind in KINDS:
+        for seed in range(count):
+            clip = bench.clip(kind, seed)
+            ways, frames = {}, {}
+            for name, way in bench.ways(clip):
+                edited, source = bench.edit(clip, way)
+                if clip.frames is None:  # the model has just drawn it
+                    clip = replace(clip, frames=source, mask=pack("demo.reader").shape_mask(source))
+                ways[name], frames[name] = measure(edited, clip), edited
+            records.append({"kind": kind, "prompts": clip.prompts, "seed": seed, "ways": ways})
+            if seed < SHOWN:
+                pictures.append({"prompts": clip.prompts, "frames": {"source": clip.frames, **frames}})
+            print(f"\r{kind} {seed + 1}/{count}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return records, pictures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
+    parser.add_argument("--clips", type=int, default=12, help="clips of each kind")
+    parser.add_argument("--frames", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    parser.add_argument("--publish", action="store_true", help="write chart, contact sheet and table to web/docs")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    enter_comfyui(arguments.comfyui.resolve())
+    with torch.inference_mode():
+        records, pictures = study(Bench(arguments.frames), arguments.clips)
+    summary = summarise(records)
+    for kind in KINDS:
+        print(f"\n{table(summary[kind])}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"measures": MEASURES, "records": records}, indent=1))
+    if arguments.publish:
+        publish(summary, pictures, arguments.clips)
+
+
+if __name__ == "__main__":
+    main()
