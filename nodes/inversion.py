@@ -184,7 +184,7 @@ class SamplerBilateralDDIMInvert(io.ComfyNode):
             "FlipSigmas behind the scheduler, DisableNoise, and the clip as latent_image.",
             search_aliases=["ddim inversion", "unsampler", "invert video", "ge-adapter", "reverse sampling"],
             inputs=filter_inputs(tuple(mode for mode in MODES if mode != "feature_temporal")),
-            outputs=[io.Sampler.Output(tooltip="A sampler that goes from the clip to its noise.")],
+            outputs=[io.Sampler.Output("sampler", tooltip="A sampler that goes from the clip to its noise.")],
         )
 
     @classmethod
@@ -237,8 +237,9 @@ class NoiseFromLatent(io.ComfyNode):
             ],
             outputs=[
                 io.Noise.Output(
+                    "noise",
                     tooltip="The noise for SamplerCustomAdvanced. It counts at the model's highest noise level, "
-                    "with the sampler's latent_image empty; flow models do not mind which."
+                    "with the sampler's latent_image empty; flow models do not mind which.",
                 )
             ],
         )

@@ -160,10 +160,9 @@ class Report:
 class InversionSampler(Sampler):
     """A SAMPLER for rising sigmas: walks a clean ``latent_image`` to the noise it could have come from.
 
-    It is no KSAMPLER, which would scale what it gets: by nothing at σ = 0, by infinity for flow models at σ = 1. Of the
-    noise it is given only the seed counts, in ``literal``. The result restarts sampling as ``latent_image`` without
-    noise, that of a flow model at its highest σ as NOISE. ``features``: the technique of ``feature_temporal``, which is
-    on the model.
+    It is no KSAMPLER, which scales what it returns, for flow models by 1/0 at σ = 1. Of the noise it is given only the
+    seed counts, in ``literal``. The result restarts sampling as ``latent_image`` without noise, that of a flow model at
+    its highest σ as NOISE. ``features``: the technique of ``feature_temporal``, which is on the model.
     """
 
     inversion: Inversion
@@ -174,7 +173,7 @@ class InversionSampler(Sampler):
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ) -> Tensor:
         sampling = model_wrap.inner_model.model_sampling
-        _refuse(self.inversion.mode, sampling, sigmas, denoise_mask)
+        _refuse(self.inversion.mode, sampling, sigmas, latent_image, denoise_mask)
         steps, sigma_min = len(sigmas) - 1, sampling.sigma_min.to(sigmas)
         filtered_levels = self.inversion.filter_until * steps
 
@@ -213,11 +212,16 @@ class InversionSampler(Sampler):
         return sampling.inverse_noise_scaling(sigmas[-1], x)
 
 
-def _refuse(mode: Mode, sampling: Any, sigmas: Tensor, denoise_mask: Tensor | None) -> None:
+def _refuse(mode: Mode, sampling: Any, sigmas: Tensor, latent: Tensor, denoise_mask: Tensor | None) -> None:
     if len(sigmas) < 2 or (sigmas.diff() <= 0).any():
         raise ValueError(
             "Inversion goes from the clip to noise, but sigmas do not rise all the way. Put FlipSigmas between the "
             "scheduler and SamplerBilateralDDIMInvert; BilateralDDIMInvert takes them as the scheduler gives them."
+        )
+    if latent.ndim < 4:
+        raise ValueError(
+            "latent_image holds no pictures, or sound beside them; expected the latent of a clip or of pictures alone. "
+            "Leave the sound out."
         )
     if denoise_mask is not None:
         raise ValueError(
@@ -262,7 +266,7 @@ def invert_latent(
     sampler = InversionSampler(inversion, features, report := Report())
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     inverted = guider.sample(
-        torch.zeros_like(samples, device="cpu"),
+        samples.cpu() * 0,
         samples,
         sampler,
         sigmas.flip(0),

@@ -21,6 +21,7 @@ from coherence.nodes.inversion import BilateralDDIMInvert, NoiseFromLatent, Samp
 from coherence.noise.bilateral import bilateral_spatial, bilateral_temporal
 from coherence.samplers.measure import input_scale
 from comfy.model_management import InterruptProcessingException, interrupt_current_processing
+from comfy.nested_tensor import NestedTensor
 from comfy_extras.nodes_custom_sampler import (
     BasicGuider,
     DisableNoise,
@@ -40,6 +41,14 @@ FILTER = {
     "filter_until": 0.5,
     "restandardise": True,
     "refine_iterations": 0,
+}
+FACES = {
+    BilateralDDIMInvert: (
+        {"model", "positive", "negative", "cfg", "latent_image", "sigmas", "seed", *FILTER},
+        {"latent": "LATENT", "round_trip": "STRING"},
+    ),
+    SamplerBilateralDDIMInvert: ({*FILTER}, {"sampler": "SAMPLER"}),
+    NoiseFromLatent: ({"latent", "model"}, {"noise": "NOISE"}),
 }
 PROMPT = "a small red circle in the centre on a white background"
 
@@ -99,6 +108,14 @@ def restarted(model, positive, latent: dict, sigmas, way: str) -> torch.Tensor:
 
 def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return ((actual - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("node", FACES, ids=lambda node: node.__name__)
+def test_face_of_the_node(node):
+    schema, (inputs, results) = node.GET_SCHEMA(), FACES[node]
+    assert {item.id for item in schema.inputs} == inputs
+    assert {output.id: output.io_type for output in schema.outputs} == results
+    assert {item.id for item in schema.inputs if item.optional} == ({"negative"} & inputs)
 
 
 # The round trip ----------------------------------------------------------------------------------------------------
@@ -296,6 +313,12 @@ def test_a_noise_mask_is_refused(demo, prompt, clip):
     masked = {**clip, "noise_mask": torch.ones(1, 16, 16)}
     with pytest.raises(ValueError, match="has a noise mask"):
         inverted(demo, prompt, masked, schedule(demo, 2))
+
+
+def test_sound_beside_the_pictures_is_refused(demo, prompt, clip):
+    both = {"samples": NestedTensor([clip["samples"], torch.ones(3, 4, 16, 1)])}
+    with pytest.raises(ValueError, match="Leave the sound out"):
+        inverted(demo, prompt, both, schedule(demo, 2))
 
 
 def test_guidance_without_a_negative_prompt_is_refused(demo, prompt, clip):
