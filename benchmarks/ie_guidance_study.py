@@ -80,6 +80,7 @@ SETTINGS = {
     "late": Setting(
         "stills, 8 steps, layer by its entropy over all steps", 8, "dpmpp_2m", EVERYTHING, (2.0,), 2, measured="all"
     ),
+    "free": Setting("stills, 8 steps, cfg 1.5", 8, "dpmpp_2m", EVERYTHING, (1.0, 2.0, 4.0), 2, cfg=1.5),
     "hasty": Setting("stills, 4 steps", 4, "euler", EVERYTHING, (1.0, 2.0, 4.0), 2),
     "clips": Setting(
         "clips of 6 frames", 8, "dpmpp_2m", ("colour", "background", "shape"), (2.0,), 6, is_clip=True, every=2

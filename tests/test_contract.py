@@ -28,6 +28,13 @@ PROMISED = {
     "PerturbAttention": "model registry matrix alpha start_percent end_percent → MODEL",
     "IEGuidanceCFG": "model registry guidance scale start_percent end_percent rescale → MODEL",
     "IEGuider": "model registry guidance scale start_percent end_percent rescale positive negative cfg → GUIDER",
+    "BilateralDDIMInvert": "model positive negative cfg latent_image sigmas mode kernel_size sigma_spatial "
+    "sigma_intensity filter_until restandardise refine_iterations seed → LATENT STRING",
+    "SamplerBilateralDDIMInvert": "mode kernel_size sigma_spatial sigma_intensity filter_until restandardise "
+    "refine_iterations → SAMPLER",
+    "NoiseFromLatent": "latent model → NOISE",
+    "EntropyGuidedEdit": "model source target negative registry noise sampler sigmas latent_image cfg source_cfg "
+    "replace start_percent end_percent mask → LATENT LATENT",
     "TemporalConsistency": "images reference → STRING IMAGE",
 }
 HEAVY = {"matplotlib", "kornia", "av", "scipy", "transformers", "pandas", "torchvision", "sklearn"}
