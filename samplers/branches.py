@@ -76,8 +76,8 @@ class StepBranches:
                 return self._handler.execute(calc, *call)
             return calc(*call)
 
-        places = {side: self._place_of(theirs, conds) for side, theirs in self._sides.items() if theirs}
-        places = {side: place for side, place in places.items() if place is not None}
+        found = {side: _place_of(theirs, conds) for side, theirs in self._sides.items() if theirs}
+        places = {side: place for side, place in found.items() if place is not None}
         missing = [branch for branch in self._wanted if branch not in self.outputs and branch.side in places]
         if not missing:
             return evaluate(conds)
@@ -101,12 +101,12 @@ class StepBranches:
             given[places["positive"]] = combined(self._positive, self.outputs)
         return given
 
-    @staticmethod
-    def _place_of(theirs: Conds, conds: list[Conds | None]) -> int | None:
-        """Where ``theirs`` stands among ``conds``, or what another pack made of it: uuids are kept."""
-        same = [place for place, each in enumerate(conds) if each is theirs]
-        alike = [place for place, each in enumerate(conds) if each and _uuids(each) == _uuids(theirs)]
-        return next(iter([*same, *alike]), None)
+
+def _place_of(theirs: Conds, conds: list[Conds | None]) -> int | None:
+    """Where ``theirs`` stands among ``conds``, or what another pack made of it: uuids are kept."""
+    same = [place for place, each in enumerate(conds) if each is theirs]
+    alike = [place for place, each in enumerate(conds) if each and _uuids(each) == _uuids(theirs)]
+    return next(iter([*same, *alike]), None)
 
 
 def _uuids(conds: Conds) -> set[Any]:
