@@ -34,7 +34,7 @@ from PIL import Image
 from studies import PACK
 from torch import Tensor
 
-sys.path.insert(0, str(PACK))  # its modules that need no ComfyUI: that one runs in the server
+sys.path.append(str(PACK))  # its modules that need no ComfyUI: that one runs in the server
 import ie_guidance_report as report
 from picture_metrics import edge_slope
 

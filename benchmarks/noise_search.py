@@ -16,7 +16,7 @@ from time import perf_counter
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 from noise.dependency import dependency_noise
 from noise.streams import clip_noise, generator
 

@@ -11,7 +11,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 CLIP = FOLDER / "assets" / "red_circle.mp4"
 FPS = 8.0
-sys.path.insert(0, str(FOLDER.parent))
+sys.path.append(str(FOLDER.parent))
 
 from demo.clips import render_clip  # noqa: E402
 from hosting.clip import write_mp4  # noqa: E402

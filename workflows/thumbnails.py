@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, ImageSequence
 
 FOLDER = Path(__file__).resolve().parent
 SIDE, GAP = 256, 4
-sys.path.insert(0, str(FOLDER.parent))
+sys.path.append(str(FOLDER.parent))
 
 from hosting.provision import Host  # noqa: E402
 from hosting.server import Server, outputs  # noqa: E402
