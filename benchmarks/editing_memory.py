@@ -1,27 +1,47 @@
 """Peak memory of an edit against plain sampling of source and target together, over the number of frames.
 
-    python benchmarks/editing_memory.py --comfyui DIR [--frames 2 4 8 16] [--size 256]
+    python benchmarks/editing_memory.py --comfyui DIR [--frames 8 16 32 64] [--size 128]
 
 The demo model at ``--size`` pixels, every layer replaced. Plain: the same four branches a step (CFG of two clips, as a
-batch of twice the frames), by ComfyUI's own sampling. On a GPU torch's peak is read, elsewhere the most that this
-process ever held, each run in a process of its own; what the loaded model needs is taken off. The attention is
-PyTorch's, as on GPUs: ComfyUI's own for CPUs cuts its work to the memory that is free. Run it with the Python of that
-ComfyUI.
+batch of twice the frames), by ComfyUI's own sampling. Counted are the tensors that live at once, beside the model's
+weights, and not what an operator needs while it runs. The attention is PyTorch's, as on GPUs: ComfyUI's own for CPUs
+cuts its work to the memory that is free. Run it with the Python of that ComfyUI.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from studies import enter_comfyui, markdown, pack
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveTensors(TorchDispatchMode):
+    """``peak``: the most bytes that tensors made in this context held at once; views count nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, torch.Tensor):
+                storage = StorageWeakRef(x.untyped_storage())
+                self._live[storage.cdata] = storage, x.untyped_storage().nbytes()
+        self._live = {key: live for key, live in self._live.items() if not live[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+        return out
 
 
 def peak(edits: bool, frames: int, size: int) -> float:
-    """MiB that two steps take at most, beyond the loaded model."""
+    """MiB of tensors that two steps hold at most, beyond the loaded model."""
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
@@ -46,42 +66,25 @@ def peak(edits: bool, frames: int, size: int) -> float:
 
     with torch.inference_mode():
         run(1)  # loads the model
-        before = _held()
-        run(frames)
-    return (_held() - before) / 2**20
-
-
-def _held() -> int:
-    """The most bytes held so far."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        with LiveTensors() as live:
+            run(frames)
+    return live.peak / 2**20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
-    parser.add_argument("--frames", type=int, nargs="+", default=[2, 4, 8, 16])
-    parser.add_argument("--size", type=int, default=256, help="pixels, height and width")
-    parser.add_argument("--way", choices=("plain", "edit"), help="measure this alone, of the first of --frames")
+    parser.add_argument("--frames", type=int, nargs="+", default=[8, 16, 32, 64])
+    parser.add_argument("--size", type=int, default=128, help="pixels, height and width")
     arguments = parser.parse_args()
-    if arguments.way:
-        enter_comfyui(arguments.comfyui.resolve())
-        from comfy.cli_args import args
+    enter_comfyui(arguments.comfyui.resolve())
+    from comfy.cli_args import args
 
-        args.use_pytorch_cross_attention = True
-        print(peak(arguments.way == "edit", arguments.frames[0], arguments.size))
-        return
+    args.use_pytorch_cross_attention = True
     rows = []
     for frames in arguments.frames:
-        command = [sys.executable, __file__, "--comfyui", arguments.comfyui, "--size", arguments.size]
-        plain, edit = (
-            float(subprocess.check_output([*map(str, command), "--frames", str(frames), "--way", way]).split()[-1])
-            for way in ("plain", "edit")
-        )
-        rows.append([str(frames), f"{plain:.0f}", f"{edit:.0f}", f"{edit / plain:.2f}", f"{edit / frames:.1f}"])
+        plain, edit = (peak(edits, frames, arguments.size) for edits in (False, True))
+        rows.append([str(frames), f"{plain:.1f}", f"{edit:.1f}", f"{edit / plain:.2f}", f"{edit / frames:.2f}"])
     print(markdown(["frames", "plain (MiB)", "edit (MiB)", "ratio", "edit, per frame (MiB)"], rows))
 
 
