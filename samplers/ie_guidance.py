@@ -33,6 +33,8 @@ from .cost import cost_of_step, watch_cost
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
+_WRAPPER = "coherence.guidance"
+
 Guidance = Literal["U-I", "A-I", "U-A", "strategy 1", "strategy 3", "strategy 4"]
 GUIDANCES = get_args(Guidance)
 
@@ -103,9 +105,23 @@ def guide(
         return model.clone()
     formula = FORMULAS[guidance]
     guided = _Guided(technique, formula, scale, rescale, start_percent, end_percent, f"{asked_by} ({guidance})", sites)
-    clone.add_wrapper(WrappersMP.PREDICT_NOISE, guided.predict)
+    clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, _WRAPPER, guided.predict)
+    clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, _WRAPPER)
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _WRAPPER, _innermost)
     watch_cost(clone)
     return clone
+
+
+def _innermost(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    """OUTER_SAMPLE: guidance is part of a prediction, so whoever skips predictions (LazyCache) comes before it.
+
+    The options are of this run alone.
+    """
+    options = executor.class_obj.model_options["transformer_options"]
+    predictors = dict(options["wrappers"][WrappersMP.PREDICT_NOISE])
+    ours = predictors.pop(_WRAPPER)
+    options["wrappers"] = {**options["wrappers"], WrappersMP.PREDICT_NOISE: {**predictors, _WRAPPER: ours}}
+    return executor(*args, **kwargs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,8 +157,8 @@ class _Guided:
         if step.missing:
             raise MissingBranchError(
                 f"{self.asked_by} needs the {' and the '.join(sorted(step.missing))} conditioning, but "
-                f"{type(guider).__name__} did not evaluate it together with the positive one. At cfg 1 ComfyUI "
-                "leaves out the negative: raise cfg, or choose a guidance without it, such as U-I."
+                f"{type(guider).__name__} did not evaluate it with the others of this step. At cfg 1 ComfyUI leaves "
+                "out the negative: raise cfg, or choose a guidance without it, such as U-I."
             )
         if self.formula.difference:
             guided = guided + self.scale * combined(self.formula.difference, step.outputs)

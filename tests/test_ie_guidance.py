@@ -16,6 +16,7 @@ from coherence.demo.model import load_model
 from coherence.samplers.ie_guidance import GUIDANCES, MissingBranchError, guide, rescaled
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_advanced import RescaleCFG
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from conftest import COMFYUI
@@ -244,6 +245,16 @@ def with_windows(model):
 def test_the_order_of_nodes_does_not_matter(unet, plain, other):
     before, after = sample(guided(other(unet)), DEMO), sample(other(guided(unet)), DEMO)
     agree(before, after, sample(other(unet), DEMO), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("cache", [EasyCacheNode, LazyCacheNode])
+def test_a_cache_that_skips_steps_skips_guidance_with_them(unet, cache):
+    def cached(model):
+        return cache.execute(model, 0.5, 0.0, 1.0, False)[0]
+
+    before, after = sample(guided(cached(unet)), DEMO, steps=8), sample(cached(guided(unet)), DEMO, steps=8)
+    assert torch.equal(before, after)
+    assert difference(before, sample(guided(unet), DEMO, steps=8)) > 1e-3
 
 
 @pytest.mark.parametrize("other", [with_pag, with_rescale])
