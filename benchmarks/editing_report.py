@@ -71,14 +71,14 @@ def chart(summary: Summary, clips: int) -> Image.Image:
 
 def contact_sheet(pictures: list[dict[str, Any]]) -> Image.Image:
     """For each clip a block: its prompts, and below them the frames of the source and of every way on the sheet."""
-    side, gap, band, label = 96, 4, 26, 190
+    side, gap, band, label = 96, 4, 46, 190
     columns = len(pictures[0]["frames"]["source"])
     block = band + len(ON_SHEET) * (side + gap) + 10
     sheet = Image.new("RGB", (label + columns * (side + gap), len(pictures) * block), "white")
     pen, small, large = ImageDraw.Draw(sheet), font(14), font(15)
     for number, clip in enumerate(pictures):
         top = number * block
-        pen.text((gap, top + 4), "“{}” → “{}”".format(*clip["prompts"]), fill="#1f2933", font=large)
+        pen.text((gap, top + 4), "“{}”\n→ “{}”".format(*clip["prompts"]), fill="#1f2933", font=large)
         for row, way in enumerate(ON_SHEET):
             y = top + band + row * (side + gap)
             pen.text((gap, y + side // 2 - 8), way, fill="#1f2933", font=small)
