@@ -25,8 +25,9 @@ from torch import Tensor
 
 from ..attention.perturbation import IDENTITY, UNIFORM, CopyPerturbation
 from ..attention.register import SELECTABLE, AttentionRegistry, selector_of
+from ..attention.run import is_between
 from ..attention.sites import Site
-from ..attention.tap import is_between, tap
+from ..attention.tap import tap
 from .branches import Branch, Combination, StepBranches, combined
 from .cost import cost_of_step, watch_cost
 
@@ -91,7 +92,7 @@ def guide(
     """
     technique = CopyPerturbation()
     clone, sites = tap(
-        model,
+        watch_cost(model),
         technique,
         layers=selector_of(registry, asked_by),
         kinds=SELECTABLE,
@@ -104,7 +105,6 @@ def guide(
     formula = FORMULAS[guidance]
     guided = _Guided(technique, formula, scale, rescale, start_percent, end_percent, f"{asked_by} ({guidance})", sites)
     clone.add_wrapper(WrappersMP.PREDICT_NOISE, guided.predict)
-    watch_cost(clone)
     return clone
 
 
