@@ -32,13 +32,27 @@ def take_from_frames(x: Tensor, sources: list[list[int]]) -> Tensor:
 
 @dataclass(frozen=True)
 class CrossFrame:
-    """The technique."""
+    """The technique. Of a clip in chunks it keeps the keys and values of the first frame and of the last before."""
 
     keys: Keys
     stage = 0
+    in_chunks = True
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
+        if call.memory is not None:
+            branches = len(call.branches)
+            k = self._taken("k", call.k, branches, call.memory)
+            return proceed(call.q, k, self._taken("v", call.v, branches, call.memory))
         if call.frames == 1:
             return proceed(call.q, call.k, call.v)
         sources = source_frames(self.keys, call.frames)
         return proceed(call.q, take_from_frames(call.k, sources), take_from_frames(call.v, sources))
+
+    def _taken(self, name: str, x: Tensor, branches: int, memory: dict[str, Tensor]) -> Tensor:
+        """For the frames ``x`` of a chunk, with those that ``memory`` has under ``name`` in front."""
+        chunk = x.unflatten(0, (branches, -1))
+        kept = memory.get(name, chunk[:, :0])
+        known = torch.cat([kept, chunk], dim=1)
+        memory[name] = known[:, [0, -1]]
+        sources = (source[kept.shape[1] :] for source in source_frames(self.keys, known.shape[1]))
+        return torch.cat([known[:, source].flatten(0, 1) for source in sources], dim=-2)

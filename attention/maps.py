@@ -52,6 +52,7 @@ class MapRecorder:
     on_layer: Callable[[Site], None] = lambda site: None
     recording: bool = False
     stage = 100
+    in_chunks = True
 
     maps: list[AttentionMap] = field(default_factory=list, init=False)
 

@@ -5,7 +5,8 @@ Every frame attends to running averages of the keys and values of all frames so 
     K̈¹ = K¹,   K̈ⁱ = μᵢ K̈ⁱ⁻¹ + (1 − μᵢ) Kⁱ,   the same for V;   out ⁱ = softmax(Qⁱ K̈ⁱᵀ / √c) V̈ⁱ
 
 μ = 0 is self-attention, μ = 1 cross-frame attention to the first frame. The recursion is linear, so a clip is one
-product with a lower triangular matrix (the paper's U, transposed), per-frame μ included.
+product with a lower triangular matrix (the paper's U, transposed), per-frame μ included. It is causal, too: a clip
+may come in chunks of frames (:mod:`.chunks`), each going on from K̈ and V̈ of the last frame before it.
 """
 
 from __future__ import annotations
@@ -40,9 +41,20 @@ def average_over_frames(x: Tensor, weights: Tensor) -> Tensor:
     ``x``: (branches · frames, ...), frames inside; ``weights``: (frames, frames). Accumulates in at least float32,
     returns the shape and dtype of ``x``.
     """
+    return _averages(x, weights).to(x.dtype).reshape(x.shape)
+
+
+def _averages(x: Tensor, weights: Tensor, before: Tensor | None = None) -> Tensor:
+    """The same as (branches, frames, ·), in at least float32.
+
+    ``before``: the average at the frame before the first, (branches, 1, ·); its weights are the first column then.
+    """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    frames = x.reshape(-1, len(weights), x[0].numel())
-    return (weights.to(x.device, dtype) @ frames.to(dtype)).to(x.dtype).reshape(x.shape)
+    weights = weights.to(x.device, dtype)
+    frames = x.reshape(-1, len(weights), x[0].numel()).to(dtype)
+    if before is None:
+        return weights @ frames
+    return (weights[:, 1:] @ frames).addcmul_(weights[:, :1], before)
 
 
 @dataclass(frozen=True)
@@ -51,16 +63,29 @@ class TemporalMomentum:
 
     mu: float
     schedule: str = ""
+    frames_per_batch: int = 0
     stage = 0
+    in_chunks = True
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
-        if call.frames == 1:
+        if call.frames == 1 and call.memory is None:
             return proceed(call.q, call.k, call.v)
-        weights = _scheduled_matrix(self.mu, self.schedule, call.frame_indices)
-        return proceed(call.q, average_over_frames(call.k, weights), average_over_frames(call.v, weights))
+        weights = _scheduled_matrix(self.mu, self.schedule, call.frame_indices, goes_on=bool(call.memory))
+        k, v = (_running(name, x, weights, call.memory) for name, x in (("k", call.k), ("v", call.v)))
+        return proceed(call.q, k, v)
+
+
+def _running(name: str, x: Tensor, weights: Tensor, memory: dict[str, Tensor] | None) -> Tensor:
+    """K̈ of ``x``, going on from what ``memory`` has under ``name``, and leaving there that of the last frame."""
+    if memory is None:
+        return average_over_frames(x, weights)
+    averages = _averages(x, weights, memory.get(name))
+    memory[name] = averages[:, -1:].clone()
+    return averages.to(x.dtype).reshape(x.shape)
 
 
 @lru_cache(maxsize=64)
-def _scheduled_matrix(mu: float, schedule: str, frame_indices: tuple[int, ...]) -> Tensor:
-    values = frame_schedule(schedule, mu, max(frame_indices) + 1, 0.0, 1.0)
-    return momentum_matrix(values[list(frame_indices)])
+def _scheduled_matrix(mu: float, schedule: str, frame_indices: tuple[int, ...], goes_on: bool) -> Tensor:
+    """(frames, frames); with a column more, in front, for the average that the frames go on from."""
+    values = frame_schedule(schedule, mu, max(frame_indices) + 1, 0.0, 1.0)[list(frame_indices)]
+    return momentum_matrix(torch.cat([values[:1], values]))[1:] if goes_on else momentum_matrix(values)

@@ -59,6 +59,7 @@ class Perturbation:
 
     alpha: float
     stage = 50
+    in_chunks = True
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         return perturbed(call, proceed, self.alpha)
@@ -72,6 +73,7 @@ class CopyPerturbation:
     """
 
     stage = 50
+    in_chunks = True
     parts_copies = True
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:

@@ -206,6 +206,7 @@ class EntropyRecorder:
     on_layer: Callable[[Site], None] = lambda site: None
     recording: bool = False
     stage = 100
+    in_chunks = True
 
     _sums: dict[str, _Sums] = field(default_factory=dict, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)

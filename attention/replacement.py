@@ -41,6 +41,7 @@ class Replacement:
     taken: Taken
     source_of: MutableMapping[Any, Any]
     stage = 50
+    in_chunks = True
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         branches, donors = len(call.branches), self.donors(call.branches)

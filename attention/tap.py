@@ -14,21 +14,22 @@ Nothing outlives the call, nothing is written on the user's model.
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from .branches import Branch, branches_of, with_branches
+from .chunks import Chunk, in_chunks, require_frame_by_frame
 from .frames import Clip
-from .prefix import layers_before, shared
-from .sites import Kind, NoSuchSiteError, Site, layers_of, list_sites, patch_of, select_sites, sites_of
+from .prefix import shared
+from .run import Run, Tapped
+from .sites import Kind, Site, patch_of, select_sites, sites_of
 from .technique import AttentionCall, Technique, rows_of_mask
 
 if TYPE_CHECKING:
@@ -41,80 +42,6 @@ _WRAPPER = "coherence.tap"
 
 Attention = Callable[[Tensor, Tensor, Tensor, tuple[Branch, ...]], Tensor]
 """What runs behind the techniques, given the branches whose rows q, k and v hold."""
-
-
-def is_between(sigma: float, start_percent: float, end_percent: float, model_sampling: Any) -> bool:
-    """Whether the noise level lies between two percentages of sampling, both included."""
-    start, end = (model_sampling.percent_to_sigma(percent) for percent in (start_percent, end_percent))
-    return end <= sigma <= start
-
-
-@dataclass(frozen=True, eq=False)
-class _Tapped:
-    """A technique, where and when."""
-
-    technique: Technique
-    asked_by: str
-    sites: frozenset[str]
-    start_percent: float
-    end_percent: float
-
-    def is_active(self, sigma: float, model_sampling: Any) -> bool:
-        return is_between(sigma, self.start_percent, self.end_percent, model_sampling)
-
-    @property
-    def parts_copies(self) -> bool:
-        return getattr(self.technique, "parts_copies", False)
-
-
-@dataclass(frozen=True)
-class _Anatomy:
-    """What is asked of a model at every call, and costs milliseconds to find."""
-
-    sites: dict[str, Site]
-    before: Callable[[frozenset[str]], list[nn.Module]]
-    """The layers that end before the first of these sites."""
-
-    @classmethod
-    def of(cls, diffusion_model: nn.Module) -> _Anatomy:
-        sites = {site.name: site for site in list_sites(diffusion_model)}
-
-        @lru_cache(maxsize=8)
-        def before(names: frozenset[str]) -> list[nn.Module]:
-            return layers_before(layers_of(diffusion_model), {sites[name].module for name in names if name in sites})
-
-        return cls(sites, before)
-
-
-@dataclass
-class _Run:
-    """What one sampling run has seen; shared by its threads."""
-
-    asked: list[_Tapped] = field(default_factory=list)
-    reached: set[tuple[_Tapped, str]] = field(default_factory=set)
-    _anatomies: dict[nn.Module, _Anatomy] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def anatomy_of(self, diffusion_model: nn.Module) -> _Anatomy:
-        """Found once a run: during it, no motion model comes or goes."""
-        with self._lock:
-            if diffusion_model not in self._anatomies:
-                self._anatomies[diffusion_model] = _Anatomy.of(diffusion_model)
-            return self._anatomies[diffusion_model]
-
-    def ask(self, active: list[_Tapped]) -> None:
-        with self._lock:
-            self.asked += [tapped for tapped in active if tapped not in self.asked]
-
-    def raise_if_missed(self) -> None:
-        for tapped in self.asked:
-            missed = sorted(tapped.sites - {name for who, name in self.reached if who == tapped})
-            if missed:
-                raise NoSuchSiteError(
-                    f"{tapped.asked_by} asked for attention layers that the model never reached in this run: "
-                    f"{', '.join(missed)}. Another node may have replaced these blocks; leave them out of 'layers', "
-                    "or remove that node."
-                )
 
 
 def tap(
@@ -142,10 +69,11 @@ def tap(
     names = frozenset(site.name for site in sites)
     clone = model.clone()
     options = clone.model_options["transformer_options"]
-    tapped = _Tapped(technique, asked_by, names, start_percent, end_percent)
+    tapped = Tapped(technique, asked_by, names, start_percent, end_percent)
     options[_TECHNIQUES] = tuple(sorted((*options.get(_TECHNIQUES, ()), tapped), key=lambda each: each.technique.stage))
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, _around_run),
+        (WrappersMP.PREPARE_SAMPLING, _around_loading),
         (WrappersMP.APPLY_MODEL, _around_model_call),
     ):
         clone.remove_wrappers_with_key(kind, _WRAPPER)
@@ -156,7 +84,7 @@ def tap(
 def _around_run(executor, *args, **kwargs):
     """OUTER_SAMPLE: a run that ends well must have reached every site that was asked for."""
     options = executor.class_obj.model_options["transformer_options"]
-    options[_RUN] = run = _Run()
+    options[_RUN] = run = Run()
     try:
         result = executor(*args, **kwargs)
     finally:
@@ -165,34 +93,73 @@ def _around_run(executor, *args, **kwargs):
     return result
 
 
+def _around_loading(executor, model, noise_shape, conds, *args, **kwargs):
+    """PREPARE_SAMPLING: of a clip that runs in chunks, the model needs memory for one; a ControlNet runs at once."""
+    length = _frames_per_batch(kwargs["model_options"]["transformer_options"])
+    if length and not any("control" in cond for each in conds.values() for cond in each):
+        noise_shape = [min(noise_shape[0], length), *noise_shape[1:]]
+    return executor(model, noise_shape, conds, *args, **kwargs)
+
+
 def _around_model_call(
     executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs
 ):
-    """APPLY_MODEL: opens the tap for the length of one model call."""
-    base_model, options = executor.class_obj, transformer_options or {}
+    """APPLY_MODEL: opens the tap for the length of one model call, or of every chunk of its frames."""
+    options, inputs = transformer_options or {}, (x, t, c_concat, c_crossattn, control)
+    branches, length = len(branches_of(options)), _frames_per_batch(options)
+    if not 0 < length < len(x) // branches:
+        return _tapped_call(executor, inputs, kwargs, options)
+
+    def call(chunk: Chunk, all_inputs: Any) -> Tensor:
+        throw_exception_if_processing_interrupted()
+        inputs, kwargs = all_inputs
+        return _tapped_call(executor, inputs, kwargs, chunk.told(options), chunk)
+
+    indices = Clip.of(x, branches, (1, 1, 1), options).frame_indices
+    return in_chunks(call, (inputs, kwargs), len(x), indices, length)
+
+
+def _frames_per_batch(options: dict) -> int:
+    """The least that is asked for, whether active or not: memory does not grow at other steps. 0 for all frames."""
+    return min((each.frames_per_batch for each in options.get(_TECHNIQUES, ()) if each.frames_per_batch), default=0)
+
+
+def _tapped_call(executor, inputs: tuple, kwargs: dict, options: dict, chunk: Chunk | None = None) -> Tensor:
+    base_model, (x, t, *_) = executor.class_obj, inputs
     sigma = float(t.flatten()[0])
     active = [each for each in options.get(_TECHNIQUES, ()) if each.is_active(sigma, base_model.model_sampling)]
-    if not active:
-        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    opened = _OpenTap(active, base_model.diffusion_model, options, x, sigma)
+    if chunk is None and not active:
+        return executor(*inputs, options, **kwargs)
+    opened = _OpenTap(active, base_model.diffusion_model, options, x, sigma, chunk)
     with opened.on_modules():
-        return executor(x, t, c_concat, c_crossattn, control, opened.leading_here(options), **kwargs)
+        return executor(*inputs, opened.leading_here(options), **kwargs)
 
 
 class _OpenTap:
     """The tap during one model call."""
 
     def __init__(
-        self, active: list[_Tapped], diffusion_model: nn.Module, options: dict, latents: Tensor, sigma: float
+        self,
+        active: list[Tapped],
+        diffusion_model: nn.Module,
+        options: dict,
+        latents: Tensor,
+        sigma: float,
+        chunk: Chunk | None,
     ) -> None:
         self._active = active
         self._sigma = sigma
-        self._run: _Run = options.get(_RUN) or _Run()
+        self._run: Run = options.get(_RUN) or Run()
         self._run.ask(active)
         self._anatomy = self._run.anatomy_of(diffusion_model)
         self._sites = self._anatomy.sites
         self._rows, self._branches = len(latents), branches_of(options)
-        self._clip = Clip.of(latents, len(self._branches), patch_of(diffusion_model), options)
+        self._chunk = chunk
+        if chunk is None:
+            self._clip = Clip.of(latents, len(self._branches), patch_of(diffusion_model), options)
+        else:
+            require_frame_by_frame(self._sites.values(), [each.asked_by for each in active if not each.runs_in_chunks])
+            self._clip = Clip(chunk.frame_indices, 1)
         self._override = options.get("optimized_attention_override")
 
     def leading_here(self, options: dict) -> dict:
@@ -303,18 +270,19 @@ class _OpenTap:
         for tapped in reversed(self._active):
             if site.name in tapped.sites:
                 self._run.reached.add((tapped, site.name))
-                attention = partial(self._call_technique, tapped.technique, site, heads, facts, attention)
+                attention = partial(self._call_technique, tapped, site, heads, facts, attention)
         return attention(q, k, v, branches)
 
     def _call_technique(
-        self, technique: Technique, site, heads, facts, following: Attention, q, k, v, branches: tuple[Branch, ...]
+        self, tapped: Tapped, site, heads, facts, following: Attention, q, k, v, branches: tuple[Branch, ...]
     ) -> Tensor:
         def proceed(q: Tensor, k: Tensor, v: Tensor, branches: tuple[Branch, ...] = branches) -> Tensor:
             return following(q, k, v, branches)
 
         frames = self._clip.frame_indices
-        call = AttentionCall(q, k, v, heads, site, branches, frames, self._sigma, **facts)
-        return technique.attend(call, proceed)
+        memory = None if self._chunk is None else self._chunk.memory_of(tapped, site.name, branches)
+        call = AttentionCall(q, k, v, heads, site, branches, frames, self._sigma, memory=memory, **facts)
+        return tapped.technique.attend(call, proceed)
 
 
 def _attend(func, q, k, v, heads, *args, **kwargs) -> Tensor:

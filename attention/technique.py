@@ -34,6 +34,8 @@ class AttentionCall:
     Both are None where frames lie in the rows, or tokens of other things (references, guides) are among them.
     ``mask``: what the host adds to the scores, or True where a key is seen; ``scale``: their factor, 1/√c if None.
     ``heads_joined``: the output is rows × tokens × channels of all heads, whichever layout q has.
+    ``memory``: where the clip comes in chunks (:mod:`.chunks`), what the technique kept here in the chunks before, and
+    keeps for those that follow; None where all frames of the clip, or of a context window, are in the call.
     """
 
     q: Tensor
@@ -49,6 +51,7 @@ class AttentionCall:
     leading_tokens: int | None = None
     tokens_per_frame: int | None = None
     heads_joined: bool = True
+    memory: dict[str, Tensor] | None = None
 
     @property
     def frames(self) -> int:
@@ -105,7 +108,9 @@ class Technique(Protocol):
     """What can be put on the tap. ``stage`` orders techniques on one model; within a stage the nodes' order holds.
 
     One that treats copies of a branch differently says so by ``parts_copies = True``: up to its first layer they are
-    computed once (:mod:`.prefix`).
+    computed once (:mod:`.prefix`). One that treats every frame for itself, or keeps what it needs of earlier ones in
+    the call's memory, says so by ``in_chunks = True``. ``frames_per_batch`` asks for chunks of that many frames, if it
+    is not 0.
     """
 
     stage: int

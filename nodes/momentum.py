@@ -49,6 +49,15 @@ class TemporalMomentumAttention(io.ComfyNode):
                 ),
                 layers_input(),
                 *percent_inputs(),
+                io.Int.Input(
+                    "frames_per_batch",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    optional=True,
+                    tooltip="How many frames go through the model at a time. 0: the whole clip. 4 or 8: a clip of any "
+                    "length takes the memory of that many frames, and comes out the same. Set it when memory runs out.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The model, with momentum attention.")],
         )
@@ -62,9 +71,10 @@ class TemporalMomentumAttention(io.ComfyNode):
         layers: str = "*",
         start_percent: float = 0.0,
         end_percent: float = 1.0,
+        frames_per_batch: int = 0,
     ) -> io.NodeOutput:
         parse_schedule(mu_schedule, 0.0, 1.0)
-        technique = TemporalMomentum(mu, mu_schedule)
+        technique = TemporalMomentum(mu, mu_schedule, frames_per_batch)
         return tapped(model, technique, cls, ["spatial"], layers, start_percent, end_percent)
 
 

@@ -21,11 +21,16 @@ if TYPE_CHECKING:
 _RUN, _STEP, _WRAPPER = "coherence_cost_run", "coherence_cost_step", "coherence.cost"
 
 
-def watch_cost(model: ModelPatcher) -> None:
-    """Lets :func:`cost_of_step` see the runs and the model calls of ``model``, a clone."""
+def watch_cost(model: ModelPatcher) -> ModelPatcher:
+    """A clone of ``model`` whose runs and model calls :func:`cost_of_step` sees.
+
+    What is tapped afterwards stays inside: a call that the tap runs in chunks of frames is one call here.
+    """
+    clone = model.clone()
     for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _around_run), (WrappersMP.APPLY_MODEL, _around_model_call)):
-        model.remove_wrappers_with_key(kind, _WRAPPER)
-        model.add_wrapper_with_key(kind, _WRAPPER, wrapper)
+        clone.remove_wrappers_with_key(kind, _WRAPPER)
+        clone.add_wrapper_with_key(kind, _WRAPPER, wrapper)
+    return clone
 
 
 @contextmanager

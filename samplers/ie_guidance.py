@@ -25,8 +25,9 @@ from torch import Tensor
 
 from ..attention.perturbation import IDENTITY, UNIFORM, CopyPerturbation
 from ..attention.register import SELECTABLE, AttentionRegistry, selector_of
+from ..attention.run import is_between
 from ..attention.sites import Site
-from ..attention.tap import is_between, tap
+from ..attention.tap import tap
 from .branches import Branch, Combination, StepBranches, combined
 from .cost import cost_of_step, watch_cost
 
@@ -93,7 +94,7 @@ def guide(
     """
     technique = CopyPerturbation()
     clone, sites = tap(
-        model,
+        watch_cost(model),
         technique,
         layers=selector_of(registry, asked_by),
         kinds=SELECTABLE,
@@ -108,7 +109,6 @@ def guide(
     clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, _WRAPPER, guided.predict)
     clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, _WRAPPER)
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _WRAPPER, _innermost)
-    watch_cost(clone)
     return clone
 
 

@@ -21,7 +21,7 @@ PROMISED = {
     "DependencyNoise": "noise_seed kl kl_schedule divergence solver random_candidates line_iterations → NOISE",
     "VideoNoisePrior": "noise_seed prior alpha → NOISE",
     "NoiseCorrelation": "noise latent_image → IMAGE STRING",
-    "TemporalMomentumAttention": "model mu mu_schedule layers start_percent end_percent → MODEL",
+    "TemporalMomentumAttention": "model mu mu_schedule layers start_percent end_percent frames_per_batch → MODEL",
     "CrossFrameAttention": "model keys layers start_percent end_percent → MODEL",
     "CoherenceDemoModel": "→ MODEL CLIP VAE",
     "CoherenceDemoClip": "shape colour background motion frames size seed → IMAGE MASK",

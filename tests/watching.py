@@ -12,6 +12,7 @@ class Watch:
     """``calls``: every AttentionCall, in order."""
 
     stage = 9
+    in_chunks = True
 
     def __init__(self):
         self.calls = []

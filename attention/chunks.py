@@ -1,0 +1,89 @@
+"""A clip in chunks of frames: one model call run as several, each with the next few frames of every branch.
+
+Layers that treat every row for itself give the same either way. A technique that looks at earlier frames keeps what
+the next chunk needs of them in its memory (:class:`.technique.AttentionCall`), one for each layer, for the length of
+the model call. So a call takes the memory of one chunk, however long the clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .sites import Site
+
+Memories = dict[tuple, dict[str, Tensor]]
+
+
+class ChunkError(ValueError):
+    """Something in a model needs all frames of a clip at once."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """``frame_indices``: the clip's frames in it, of ``clip_length``; ``memories``: what techniques keep, one for all
+    chunks of a call."""
+
+    frame_indices: tuple[int, ...]
+    clip_length: int
+    memories: Memories
+
+    def memory_of(self, *where: Any) -> dict[str, Tensor]:
+        """What was kept for ``where``; empty in the first chunk."""
+        return self.memories.setdefault(where, {})
+
+    def told(self, options: dict[str, Any]) -> dict[str, Any]:
+        """A copy of the transformer options that tells other packs the frames, in AnimateDiff-Evolved's way: so each
+        frame's own images of an IP-Adapter go to that frame."""
+        told = {"full_length": self.clip_length, **options.get("ad_params", {}), "sub_idxs": [*self.frame_indices]}
+        return {**options, "ad_params": told}
+
+
+def require_frame_by_frame(sites: Iterable[Site], others: Sequence[str]) -> None:
+    """ChunkError where the model has temporal attention, or ``others``, nodes that need all frames, are there."""
+    temporal = [f"this model's temporal attention ({site.name})" for site in sites if site.kind == "temporal"]
+    for who in (*others, *temporal):
+        raise ChunkError(
+            f"frames_per_batch lets a clip run in chunks of frames, but {who} needs all frames at once. Set "
+            "frames_per_batch to 0, or leave that out: chunks are for SD1.5, SD2 and SDXL without motion modules. "
+            "For long clips with AnimateDiff use its context windows."
+        )
+
+
+def in_chunks(
+    call: Callable[[Chunk, Any], Tensor], inputs: Any, rows: int, frame_indices: Sequence[int], length: int
+) -> Tensor:
+    """The output of a model call (rows, …), from one ``call`` for every ``length`` frames.
+
+    ``inputs``: tuples, lists and dicts of tensors; of those with ``rows`` rows, the frames of one branch after the
+    other's, every chunk gets its own, and all of the others. ``frame_indices``: the clip's frames, one for each row of
+    a branch.
+    """
+    frames, clip_length, memories = len(frame_indices), max(frame_indices) + 1, Memories()
+    outputs = []
+    for start, stop in spans(frames, length):
+        chunk = Chunk(tuple(frame_indices[start:stop]), clip_length, memories)
+        outputs.append(call(chunk, of_frames(inputs, rows, frames, start, stop)).unflatten(0, (rows // frames, -1)))
+    return torch.cat(outputs, dim=1).flatten(0, 1)
+
+
+def spans(frames: int, length: int) -> Iterator[tuple[int, int]]:
+    """The first frame of every chunk, and the one after its last."""
+    return ((start, min(start + length, frames)) for start in range(0, frames, length))
+
+
+def of_frames(inputs: Any, rows: int, frames: int, start: int, stop: int) -> Any:
+    """``inputs`` with the frames from ``start`` to before ``stop`` alone; lists and dicts are new ones."""
+    if isinstance(inputs, Tensor):
+        if inputs.ndim == 0 or len(inputs) != rows:
+            return inputs
+        return inputs.unflatten(0, (rows // frames, frames))[:, start:stop].flatten(0, 1)
+    if type(inputs) in (list, tuple):
+        return type(inputs)(of_frames(each, rows, frames, start, stop) for each in inputs)
+    if type(inputs) is dict:
+        return {name: of_frames(each, rows, frames, start, stop) for name, each in inputs.items()}
+    return inputs

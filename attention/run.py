@@ -1,0 +1,97 @@
+"""What one sampling run knows: the techniques that act in it, the model's anatomy, and which layers were reached."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from torch import nn
+
+from .prefix import layers_before
+from .sites import NoSuchSiteError, Site, layers_of, list_sites
+from .technique import Technique
+
+
+def is_between(sigma: float, start_percent: float, end_percent: float, model_sampling: Any) -> bool:
+    """Whether the noise level lies between two percentages of sampling, both included."""
+    start, end = (model_sampling.percent_to_sigma(percent) for percent in (start_percent, end_percent))
+    return end <= sigma <= start
+
+
+@dataclass(frozen=True, eq=False)
+class Tapped:
+    """A technique, where and when."""
+
+    technique: Technique
+    asked_by: str
+    sites: frozenset[str]
+    start_percent: float
+    end_percent: float
+
+    def is_active(self, sigma: float, model_sampling: Any) -> bool:
+        return is_between(sigma, self.start_percent, self.end_percent, model_sampling)
+
+    @property
+    def parts_copies(self) -> bool:
+        return getattr(self.technique, "parts_copies", False)
+
+    @property
+    def runs_in_chunks(self) -> bool:
+        return getattr(self.technique, "in_chunks", False)
+
+    @property
+    def frames_per_batch(self) -> int:
+        return getattr(self.technique, "frames_per_batch", 0)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What is asked of a model at every call, and costs milliseconds to find."""
+
+    sites: dict[str, Site]
+    before: Callable[[frozenset[str]], list[nn.Module]]
+    """The layers that end before the first of these sites."""
+
+    @classmethod
+    def of(cls, diffusion_model: nn.Module) -> Anatomy:
+        sites = {site.name: site for site in list_sites(diffusion_model)}
+
+        @lru_cache(maxsize=8)
+        def before(names: frozenset[str]) -> list[nn.Module]:
+            return layers_before(layers_of(diffusion_model), {sites[name].module for name in names if name in sites})
+
+        return cls(sites, before)
+
+
+@dataclass
+class Run:
+    """What one sampling run has seen; shared by its threads."""
+
+    asked: list[Tapped] = field(default_factory=list)
+    reached: set[tuple[Tapped, str]] = field(default_factory=set)
+    _anatomies: dict[nn.Module, Anatomy] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def anatomy_of(self, diffusion_model: nn.Module) -> Anatomy:
+        """Found once a run: during it, no motion model comes or goes."""
+        with self._lock:
+            if diffusion_model not in self._anatomies:
+                self._anatomies[diffusion_model] = Anatomy.of(diffusion_model)
+            return self._anatomies[diffusion_model]
+
+    def ask(self, active: list[Tapped]) -> None:
+        with self._lock:
+            self.asked += [tapped for tapped in active if tapped not in self.asked]
+
+    def raise_if_missed(self) -> None:
+        for tapped in self.asked:
+            missed = sorted(tapped.sites - {name for who, name in self.reached if who == tapped})
+            if missed:
+                raise NoSuchSiteError(
+                    f"{tapped.asked_by} asked for attention layers that the model never reached in this run: "
+                    f"{', '.join(missed)}. Another node may have replaced these blocks; leave them out of 'layers', "
+                    "or remove that node."
+                )
