@@ -6,15 +6,17 @@ import random
 import numpy as np
 import pytest
 import torch
-from coherence.nodes.noise import NODES, DependencyNoise, NoiseCorrelation, VideoNoisePrior
+from coherence.nodes.noise import NODES, DependencyNoise, VideoNoisePrior
+from coherence.nodes.noise_chart import NoiseCorrelation
 from tiny_models import FAMILIES, TinyModels
 
 FACES = {
     "DependencyNoise": (
-        "noise_seed kl kl_schedule divergence solver random_candidates line_iterations",
+        "noise_seed kl kl_schedule divergence solver random_candidates line_iterations previous",
         ["NOISE"],
     ),
     "VideoNoisePrior": ("noise_seed prior alpha", ["NOISE"]),
+    "NoiseFrames": ("noise latent_image", ["LATENT"]),
     "NoiseCorrelation": ("noise latent_image", ["IMAGE", "STRING"]),
 }
 
@@ -34,7 +36,7 @@ def latent(*shape: int, **entries) -> dict:
     return {"samples": torch.zeros(shape), **entries}
 
 
-@pytest.mark.parametrize("node", NODES)
+@pytest.mark.parametrize("node", [*NODES, NoiseCorrelation])
 def test_face_of_the_node(node) -> None:
     schema = node.GET_SCHEMA()
     inputs, outputs = FACES[schema.node_id]
