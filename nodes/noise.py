@@ -1,6 +1,6 @@
 """Noise for coherent clips: ZS²'s dependency noise (arXiv 2407.21475), and priors beside it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,8 +11,9 @@ from torch import Tensor
 from ..noise.dependency import SEARCHED_FRAMES, SOLVERS, dependency_noise
 from ..noise.divergence import DIVERGENCES
 from ..noise.priors import PRIORS, iid, mixed, progressive
-from ..noise.schedule import frame_schedule, parse_schedule
+from ..noise.schedule import frame_schedule, parse_schedule, schedule_text
 from ..noise.streams import Carried, Draw, NoiseModel, clip_noise, generator, plain_noise
+from .schedule_input import schedule_input
 
 CATEGORY = "coherence/noise"
 MAX_KL = 1.65
@@ -46,6 +47,16 @@ class ClipNoise:
             ).to(part.dtype)
             for part in samples.unbind()
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DependencyClipNoise(ClipNoise):
+    """A NOISE that follows a schedule: ``kl(n)`` is the λ of frames 0 to n − 1 of the whole clip, in the nats of
+    ``divergence``.
+    """
+
+    divergence: str
+    kl: Callable[[int], list[float]]
 
 
 def _seed_input() -> io.Int.Input:
@@ -88,13 +99,12 @@ class DependencyNoise(io.ComfyNode):
                     "paper's λ). 0: a still picture. 0.01: slow change. 0.1: fast change. 1.65: every frame "
                     "independent.",
                 ),
-                io.String.Input(
+                schedule_input(
                     "kl_schedule",
-                    default="",
-                    placeholder="0:0.01, 8:0.1",
-                    tooltip="kl for each frame as frame:value pairs, linear in between, frames counted from "
-                    "0; values 0 to 1.65. Takes the place of kl. Use it to let motion start, rest or speed "
-                    "up within the clip.",
+                    "0:0.01, 8:0.1",
+                    "kl for each frame as frame:value pairs, linear in between, frames counted from 0; values 0 to "
+                    "1.65. Or a list of numbers, as schedule nodes give it. Takes the place of kl. Use it to let "
+                    "motion start, rest or speed up within the clip.",
                 ),
                 io.Combo.Input(
                     "divergence",
@@ -148,24 +158,28 @@ class DependencyNoise(io.ComfyNode):
         cls,
         noise_seed: int,
         kl: float,
-        kl_schedule: str,
+        kl_schedule: str | float | list[float],
         divergence: str,
         solver: str,
         random_candidates: int,
         line_iterations: int,
         previous: dict | None = None,
     ) -> io.NodeOutput:
-        parse_schedule(kl_schedule, 0.0, MAX_KL)  # a slip in it shows at this node, not at the sampler
+        schedule = schedule_text(kl_schedule)
+        parse_schedule(schedule, 0.0, MAX_KL)  # a slip in it shows at this node, not at the sampler
         carried = None if previous is None else _carried(previous)
         start = (
             0 if carried is None else carried.number
         )  # the model's frame 0; schedule and search count from the clip's
 
+        def kl_of(frames: int) -> list[float]:
+            return frame_schedule(schedule, kl, frames, 0.0, MAX_KL).tolist()
+
         def model(first: Tensor, draw: Draw, frames: int) -> Iterator[Tensor]:
             return dependency_noise(
                 first,
                 draw,
-                frame_schedule(kl_schedule, kl, start + frames, 0.0, MAX_KL)[start:].tolist(),
+                kl_of(start + frames)[start:],
                 divergence=divergence,
                 solver=solver,
                 candidates=random_candidates,
@@ -173,7 +187,7 @@ class DependencyNoise(io.ComfyNode):
                 searched_frames=SEARCHED_FRAMES - start,
             )
 
-        return io.NodeOutput(ClipNoise(noise_seed, model, carried))
+        return io.NodeOutput(DependencyClipNoise(noise_seed, model, carried, divergence=divergence, kl=kl_of))
 
 
 class VideoNoisePrior(io.ComfyNode):

@@ -1,15 +1,17 @@
 """NoiseCorrelation: what a clip's noise looks like, whatever made it (ZS², arXiv 2407.21475, §3)."""
 
 import json
+from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..noise.divergence import INDEPENDENT
 from ..noise.measure import correlation, neighbour_alpha, neighbour_kl
+from ..noise.solvers import closed_form
 from ..noise.streams import clip_frames
-from .charts import COLOURS, draw_heat_map, new_figure, render, style_axes
-from .noise import CATEGORY, clip_of
+from .charts import COLOURS, RULE, draw_heat_map, new_figure, render, style_axes
+from .noise import CATEGORY, DependencyClipNoise, clip_of, first_frame
 
 
 class NoiseCorrelation(io.ComfyNode):
@@ -64,11 +66,33 @@ class NoiseCorrelation(io.ComfyNode):
             "std": frames.flatten(1).std(1).tolist(),
             "correlation": correlations.tolist(),
         }
-        return io.NodeOutput(_chart(correlations, kl, alpha), json.dumps(report, indent=2))
+        sought = None
+        if isinstance(noise, DependencyClipNoise) and (sought := _schedule(noise, latent_image, len(frames))):
+            independent = INDEPENDENT[noise.divergence]
+            report["schedule"] = {
+                "divergence": noise.divergence,
+                "kl": sought,
+                "achieved_kl": neighbour_kl(frames, noise.divergence).tolist(),
+                "expected_alpha": [closed_form(value, independent) for value in sought],
+            }
+            sought = [min(value / independent, 1) for value in sought]
+        return io.NodeOutput(_chart(correlations, kl, alpha, sought), json.dumps(report, indent=2))
 
 
-def _chart(correlations: Tensor, kl: Tensor, alpha: Tensor) -> Tensor:
-    """IMAGE: the correlations (F, F) as a heat map; beside it KL and α (F − 1,) of frames 1 to F − 1."""
+def _schedule(noise: DependencyClipNoise, latent: dict, frames: int) -> list[float] | None:
+    """λ of all frames but the first; None where ``batch_index`` shows frames that do not follow one another."""
+    shown = latent.get("batch_index") if latent["samples"].ndim == 4 else None
+    first = first_frame(noise) + (0 if shown is None else shown[0])
+    if shown is not None and shown != list(range(shown[0], shown[0] + frames)):
+        return None
+    return noise.kl(first + frames)[first + 1 :]
+
+
+def _chart(correlations: Tensor, kl: Tensor, alpha: Tensor, sought: list[float] | None) -> Tensor:
+    """IMAGE: the correlations (F, F) as a heat map; beside it KL and α (F − 1,) of frames 1 to F − 1.
+
+    ``sought``: the KL that the noise was made for, in units of that of independent noise.
+    """
     from matplotlib.ticker import MaxNLocator
 
     count, independent = len(correlations), INDEPENDENT["generalised"]
@@ -85,19 +109,24 @@ def _chart(correlations: Tensor, kl: Tensor, alpha: Tensor) -> Tensor:
     low = min(0.0, correlations.min().item())
     draw_heat_map(heat, correlations, "Correlation", low=low, high=1.0, form=".3f" if count <= 10 else ".2f")
 
-    frames = range(1, count)
+    frames, key = range(1, count), "" if sought is None else "  (grey: the schedule)"
     style_axes(
         upper,
-        "KL divergence from the frame before",
+        f"KL divergence from the frame before{key}",
         "",
         "KL (nats)",
         note=f"0: the same noise.  {independent:.2f}: independent noise.  Mean here: {kl.mean():.4f}.",
     )
+    if sought is not None:
+        wide: dict[str, Any] = {"color": RULE, "linewidth": 7, "solid_capstyle": "round"}
+        upper.plot(frames, [value * independent for value in sought], **wide)
+        lower.plot(frames, [closed_form(value, 1) for value in sought], **wide)
     upper.plot(frames, kl, color=COLOURS[0], marker="o", markersize=4, clip_on=False)
-    upper.set_ylim(0, max(1.25 * kl.max().item(), 1e-3))
+    highest = max([kl.max().item(), *(value * independent for value in sought or ())])
+    upper.set_ylim(0, max(1.25 * highest, 1e-3))
     style_axes(
         lower,
-        "α: share of the noise kept from the frame before",
+        f"α: share of the noise kept from the frame before{key}",
         "Frame (counted from 0)",
         "α = correlation²",
         note=f"1: all of it.  0: none of it.  Mean here: {alpha.mean():.4f}.",
