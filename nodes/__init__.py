@@ -12,12 +12,14 @@ from . import (
     map_preview,
     momentum,
     noise,
+    noise_chart,
     perturbation,
     register,
 )
 
 FACES = (
     noise,
+    noise_chart,
     momentum,
     cross_frame,
     demo,

@@ -6,8 +6,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..attention.momentum import TemporalMomentum
-from ..noise.schedule import parse_schedule
+from ..noise.schedule import parse_schedule, schedule_text
 from .attention_inputs import CATEGORY, layers_input, percent_inputs, tapped
+from .schedule_input import schedule_input
 
 
 class TemporalMomentumAttention(io.ComfyNode):
@@ -39,13 +40,12 @@ class TemporalMomentumAttention(io.ComfyNode):
                     "0.98: nearly the first frame's look. 1: the first frame's look throughout. Lower it for more "
                     "change along the clip.",
                 ),
-                io.String.Input(
+                schedule_input(
                     "mu_schedule",
-                    default="",
-                    placeholder="0:0.98, 8:0.5",
+                    "0:0.98, 8:0.5",
+                    "mu frame by frame, as frame:value pairs with straight lines in between, frames from 0, or a list "
+                    "of numbers. Empty: mu throughout. Use it to let a part of the clip change faster.",
                     advanced=True,
-                    tooltip="mu frame by frame, as frame:value pairs with straight lines in between, frames from 0. "
-                    "Empty: mu throughout. Use it to let a part of the clip change faster.",
                 ),
                 layers_input(),
                 *percent_inputs(),
@@ -67,14 +67,15 @@ class TemporalMomentumAttention(io.ComfyNode):
         cls,
         model: ModelPatcher,
         mu: float,
-        mu_schedule: str = "",
+        mu_schedule: str | float | list[float] = "",
         layers: str = "*",
         start_percent: float = 0.0,
         end_percent: float = 1.0,
         frames_per_batch: int = 0,
     ) -> io.NodeOutput:
-        parse_schedule(mu_schedule, 0.0, 1.0)
-        technique = TemporalMomentum(mu, mu_schedule, frames_per_batch)
+        schedule = schedule_text(mu_schedule)
+        parse_schedule(schedule, 0.0, 1.0)
+        technique = TemporalMomentum(mu, schedule, frames_per_batch)
         return tapped(model, technique, cls, ["spatial"], layers, start_percent, end_percent)
 
 

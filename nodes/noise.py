@@ -1,7 +1,6 @@
-"""Noise for coherent clips: ZS²'s dependency noise (arXiv 2407.21475), priors beside it, a chart."""
+"""Noise for coherent clips: ZS²'s dependency noise (arXiv 2407.21475), and priors beside it."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,16 +8,17 @@ from comfy.nested_tensor import NestedTensor
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..noise.dependency import SOLVERS, dependency_noise
-from ..noise.divergence import DIVERGENCES, INDEPENDENT
-from ..noise.measure import correlation, neighbour_alpha, neighbour_kl
+from ..noise.dependency import SEARCHED_FRAMES, SOLVERS, dependency_noise
+from ..noise.divergence import DIVERGENCES
 from ..noise.priors import PRIORS, iid, mixed, progressive
-from ..noise.schedule import frame_schedule, parse_schedule
-from ..noise.streams import Draw, NoiseModel, clip_frames, clip_noise, generator, plain_noise
-from .charts import COLOURS, draw_heat_map, new_figure, render, style_axes
+from ..noise.schedule import frame_schedule, parse_schedule, schedule_text
+from ..noise.streams import Carried, Draw, NoiseModel, clip_noise, generator, plain_noise
+from .schedule_input import schedule_input
 
 CATEGORY = "coherence/noise"
 MAX_KL = 1.65
+_LAST_FRAME = "noise_frame"
+"""Entry of a LATENT: the number of a 5-D noise's last frame; in 4-D noise batch_index tells it."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class ClipNoise:
 
     seed: int
     model: NoiseModel
+    carried: Carried | None = None
 
     def generate_noise(self, input_latent: dict) -> Tensor | NestedTensor:
         """CPU noise in the shape and dtype of ``input_latent["samples"]``; honours its ``batch_index``.
@@ -37,15 +38,25 @@ class ClipNoise:
         indices = input_latent.get("batch_index")
         source = generator(self.seed)
         if not samples.is_nested:
-            return clip_noise(samples.shape, self.model, self.seed, source, indices).to(samples.dtype)
+            return clip_noise(samples.shape, self.model, self.seed, source, indices, self.carried).to(samples.dtype)
         return NestedTensor(
             (
-                clip_noise(part.shape, self.model, self.seed, source, indices)
+                clip_noise(part.shape, self.model, self.seed, source, indices, self.carried)
                 if part.ndim == 5
                 else plain_noise(part.shape, source, indices)
             ).to(part.dtype)
             for part in samples.unbind()
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DependencyClipNoise(ClipNoise):
+    """A NOISE that follows a schedule: ``kl(n)`` is the λ of frames 0 to n − 1 of the whole clip, in the nats of
+    ``divergence``.
+    """
+
+    divergence: str
+    kl: Callable[[int], list[float]]
 
 
 def _seed_input() -> io.Int.Input:
@@ -88,13 +99,12 @@ class DependencyNoise(io.ComfyNode):
                     "paper's λ). 0: a still picture. 0.01: slow change. 0.1: fast change. 1.65: every frame "
                     "independent.",
                 ),
-                io.String.Input(
+                schedule_input(
                     "kl_schedule",
-                    default="",
-                    placeholder="0:0.01, 8:0.1",
-                    tooltip="kl for each frame as frame:value pairs, linear in between, frames counted from "
-                    "0; values 0 to 1.65. Takes the place of kl. Use it to let motion start, rest or speed "
-                    "up within the clip.",
+                    "0:0.01, 8:0.1",
+                    "kl for each frame as frame:value pairs, linear in between, frames counted from 0; values 0 to "
+                    "1.65. Or a list of numbers, as schedule nodes give it. Takes the place of kl. Use it to let "
+                    "motion start, rest or speed up within the clip.",
                 ),
                 io.Combo.Input(
                     "divergence",
@@ -133,6 +143,12 @@ class DependencyNoise(io.ComfyNode):
                     "paper's 15 leave the divergence up to 0.01 above kl; with 30 it is within 0.0001.",
                     advanced=True,
                 ),
+                io.Latent.Input(
+                    "previous",
+                    optional=True,
+                    tooltip="The noise of an earlier clip, from Noise Frames: this clip goes on after its last frame. "
+                    "With the same settings both are one clip's noise, in two runs.",
+                ),
             ],
             outputs=[_noise_output()],
         )
@@ -142,26 +158,36 @@ class DependencyNoise(io.ComfyNode):
         cls,
         noise_seed: int,
         kl: float,
-        kl_schedule: str,
+        kl_schedule: str | float | list[float],
         divergence: str,
         solver: str,
         random_candidates: int,
         line_iterations: int,
+        previous: dict | None = None,
     ) -> io.NodeOutput:
-        parse_schedule(kl_schedule, 0.0, MAX_KL)  # a slip in it shows at this node, not at the sampler
+        schedule = schedule_text(kl_schedule)
+        parse_schedule(schedule, 0.0, MAX_KL)  # a slip in it shows at this node, not at the sampler
+        carried = None if previous is None else _carried(previous)
+        start = (
+            0 if carried is None else carried.number
+        )  # the model's frame 0; schedule and search count from the clip's
+
+        def kl_of(frames: int) -> list[float]:
+            return frame_schedule(schedule, kl, frames, 0.0, MAX_KL).tolist()
 
         def model(first: Tensor, draw: Draw, frames: int) -> Iterator[Tensor]:
             return dependency_noise(
                 first,
                 draw,
-                frame_schedule(kl_schedule, kl, frames, 0.0, MAX_KL).tolist(),
+                kl_of(start + frames)[start:],
                 divergence=divergence,
                 solver=solver,
                 candidates=random_candidates,
                 line_iterations=line_iterations,
+                searched_frames=SEARCHED_FRAMES - start,
             )
 
-        return io.NodeOutput(ClipNoise(noise_seed, model))
+        return io.NodeOutput(DependencyClipNoise(noise_seed, model, carried, divergence=divergence, kl=kl_of))
 
 
 class VideoNoisePrior(io.ComfyNode):
@@ -209,65 +235,66 @@ class VideoNoisePrior(io.ComfyNode):
         return io.NodeOutput(ClipNoise(noise_seed, models[prior]))
 
 
-class NoiseCorrelation(io.ComfyNode):
+class NoiseFrames(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="NoiseCorrelation",
-            display_name="Noise Correlation",
+            node_id="NoiseFrames",
+            display_name="Noise Frames",
             category=CATEGORY,
-            description="Shows how much noise the frames of a clip share: a chart to look at and the "
-            "figures as JSON. Works with any NOISE, so other noise can be compared with ours.",
-            search_aliases=["noise chart", "noise statistics", "correlation matrix", "kl divergence"],
+            description="The frames of a clip's noise as a latent. Connect it to previous of a second Dependency "
+            "Noise, which goes on where this clip ends: a long clip in several runs.",
+            search_aliases=["continue clip", "noise to latent", "extend video", "long clip"],
             inputs=[
-                io.Noise.Input("noise", tooltip="The noise to look at: the one that goes into the sampler."),
+                io.Noise.Input(
+                    "noise", tooltip="The noise of the clip to continue: the one that goes into its sampler."
+                ),
                 io.Latent.Input(
                     "latent_image",
-                    tooltip="The latent that goes into the sampler: it gives the number and size of the "
-                    "frames, at least two. Of a batch of video latents the first clip is shown.",
+                    tooltip="The latent that goes into its sampler: it gives the number and size of the frames.",
                 ),
             ],
             outputs=[
-                io.Image.Output(
-                    "chart",
-                    tooltip="Correlation of every two frames; KL and α of every frame and the one before.",
-                ),
-                io.String.Output(
-                    "report",
-                    tooltip="The same figures as JSON, with mean and standard deviation of each frame.",
-                ),
+                io.Latent.Output(
+                    "latent",
+                    tooltip="The noise of every frame, and which frames of the clip they are. Where a video has sound, "
+                    "that of the pictures.",
+                )
             ],
         )
 
     @classmethod
     def execute(cls, noise, latent_image: dict) -> io.NodeOutput:
-        frames = _clip_of(noise.generate_noise(latent_image)).float()
-        if len(frames) < 2:
-            raise ValueError(
-                "Expected a clip of two frames or more, but the latent holds one. Raise the batch size of a "
-                "picture latent, or the length of a video latent."
-            )
-        correlations = correlation(frames)
-        kl, alpha = neighbour_kl(frames), neighbour_alpha(correlations)
-        report = {
-            "frames": len(frames),
-            "seed": noise.seed,
-            "neighbour_correlation": correlations.diagonal(1).mean().item(),
-            "first_last_correlation": correlations[0, -1].item(),
-            "kl": kl.tolist(),
-            "kl_of_independent_frames": INDEPENDENT["generalised"],
-            "alpha": alpha.tolist(),
-            "mean": frames.flatten(1).mean(1).tolist(),
-            "std": frames.flatten(1).std(1).tolist(),
-            "correlation": correlations.tolist(),
-        }
-        return io.NodeOutput(_chart(correlations, kl, alpha), json.dumps(report, indent=2))
+        frames = clip_of(noise.generate_noise(_in_float32(latent_image)))
+        start = first_frame(noise)
+        latent = {name: latent_image[name] for name in ("batch_index",) if name in latent_image}
+        if frames.ndim == 4:
+            latent["batch_index"] = [start + number for number in latent.get("batch_index", range(len(frames)))]
+        else:
+            latent[_LAST_FRAME] = start + frames.shape[2] - 1
+        return io.NodeOutput(latent | {"samples": frames})
 
 
-def _clip_of(noise: Tensor | NestedTensor) -> Tensor:
-    """The frames (F, C, H, W) of a noise: of several modalities the first 5-D part, of several clips the
-    first.
-    """
+def _in_float32(latent: dict) -> dict:
+    """A LATENT whose noise keeps every bit, whatever the precision of latents."""
+    samples = latent["samples"]
+    if samples.is_nested:
+        return latent | {"samples": NestedTensor(part.float() for part in samples.unbind())}
+    return latent | {"samples": samples.float()}
+
+
+def _carried(latent: dict) -> Carried:
+    return Carried.of(clip_of(latent["samples"]), latent.get("batch_index"), latent.get(_LAST_FRAME))
+
+
+def first_frame(noise) -> int:
+    """The number of the first frame that a NOISE makes: not 0 where it goes on from an earlier clip."""
+    carried = getattr(noise, "carried", None)
+    return 0 if carried is None else carried.number + 1
+
+
+def clip_of(noise: Tensor | NestedTensor) -> Tensor:
+    """The clips of a noise as they lie in a LATENT, 4-D or 5-D: of several modalities the first 5-D part."""
     parts = noise.unbind() if noise.is_nested else [noise]
     clips = [part for part in parts if part.ndim == 5 or (part.ndim == 4 and len(parts) == 1)]
     if not clips:
@@ -276,51 +303,7 @@ def _clip_of(noise: Tensor | NestedTensor) -> Tensor:
             f"Expected the noise of a clip, (frames, channels, height, width) or (batch, channels, frames, "
             f"height, width), but it has shape {shapes}. Connect the latent of a clip."
         )
-    return clip_frames(clips[0])
+    return clips[0]
 
 
-def _chart(correlations: Tensor, kl: Tensor, alpha: Tensor) -> Tensor:
-    """IMAGE: the correlations (F, F) as a heat map; beside it KL and α (F − 1,) of frames 1 to F − 1."""
-    from matplotlib.ticker import MaxNLocator
-
-    count, independent = len(correlations), INDEPENDENT["generalised"]
-    figure = new_figure(
-        "How much noise do the frames share?",
-        f"Correlation of neighbouring frames: {correlations.diagonal(1).mean():.3f} on average; of the first "
-        f"and the last: {correlations[0, -1]:.3f}.  1 is a still picture, 0 a new picture every frame.",
-    )
-    heat = figure.add_axes((0.055, 0.09, 0.43, 0.71))
-    upper = figure.add_axes((0.6, 0.53, 0.375, 0.25))
-    lower = figure.add_axes((0.6, 0.09, 0.375, 0.25))
-
-    style_axes(heat, "Correlation of every two frames", "Frame (counted from 0)", "Frame (counted from 0)")
-    low = min(0.0, correlations.min().item())
-    draw_heat_map(heat, correlations, "Correlation", low=low, high=1.0, form=".3f" if count <= 10 else ".2f")
-
-    frames = range(1, count)
-    style_axes(
-        upper,
-        "KL divergence from the frame before",
-        "",
-        "KL (nats)",
-        note=f"0: the same noise.  {independent:.2f}: independent noise.  Mean here: {kl.mean():.4f}.",
-    )
-    upper.plot(frames, kl, color=COLOURS[0], marker="o", markersize=4, clip_on=False)
-    upper.set_ylim(0, max(1.25 * kl.max().item(), 1e-3))
-    style_axes(
-        lower,
-        "α: share of the noise kept from the frame before",
-        "Frame (counted from 0)",
-        "α = correlation²",
-        note=f"1: all of it.  0: none of it.  Mean here: {alpha.mean():.4f}.",
-    )
-    lower.plot(frames, alpha, color=COLOURS[1], marker="o", markersize=4, clip_on=False)
-    lower.set_ylim(0, 1.05)
-    for axes in (upper, lower):
-        axes.set_xlim(0.5, count - 0.5)
-    for axis in (heat.xaxis, heat.yaxis, upper.xaxis, lower.xaxis):
-        axis.set_major_locator(MaxNLocator(nbins=16, steps=[1, 2, 4, 5, 10], integer=True, min_n_ticks=1))
-    return render(figure)
-
-
-NODES = [DependencyNoise, VideoNoisePrior, NoiseCorrelation]
+NODES = [DependencyNoise, VideoNoisePrior, NoiseFrames]

@@ -1,9 +1,27 @@
-"""Values that change from frame to frame, written ``0:0.01, 8:0.1``: frame:value pairs, linear in between."""
+"""Values that change from frame to frame, written ``0:0.01, 8:0.1``: frame:value pairs, linear in between.
+
+Schedule nodes of other packs give lists, a number for each frame from 0, or a text that shows one: ``[0.1, 0.2]``.
+"""
 
 from bisect import bisect_right
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+
+
+def schedule_text(schedule: str | float | Iterable[float]) -> str:
+    """``schedule`` as frame:value pairs: a number holds for every frame, the last one of a list for all that follow.
+
+    A text that shows no list stays as it is. Nothing is checked: :func:`parse_schedule` is for that.
+    """
+    if isinstance(schedule, str):
+        if not schedule.strip().startswith("["):
+            return schedule
+        values: Iterable[str | float] = filter(None, (piece.strip() for piece in schedule.strip(" \n[]").split(",")))
+    else:
+        values = map(float, schedule if isinstance(schedule, Iterable) else [schedule])
+    return ", ".join(f"{frame}:{value}" for frame, value in enumerate(values))
 
 
 def parse_schedule(text: str, low: float, high: float) -> list[tuple[int, float]]:

@@ -4,7 +4,8 @@ All randomness comes from CPU generators of its own, one per clip and frame, so 
 device, and whatever else is drawn before or after it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import torch
@@ -18,6 +19,38 @@ Draw = Callable[[int, int], Tensor]
 
 NoiseModel = Callable[[Tensor, Draw, int], Iterator[Tensor]]
 """(frame 0 of shape S, draw, number of frames) → the frames of a clip in order, each of shape S."""
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Where earlier clips ended: by number of the clip its last frame (C, H, W), which was frame ``number``."""
+
+    frames: Mapping[int, Tensor]
+    number: int
+
+    @classmethod
+    def of(cls, samples: Tensor, indices: Indices = None, number: int | None = None) -> "Carried":
+        """From noise laid out as in :func:`clip_noise`; ``number``, where it is known, for 5-D noise."""
+        if samples.ndim == 4:
+            return cls({0: samples[-1]}, len(samples) - 1 if indices is None else indices[-1])
+        clips = range(len(samples)) if indices is None else indices
+        last = samples.shape[2] - 1 if number is None else number
+        return cls({clip: frames[:, -1] for clip, frames in zip(clips, samples, strict=True)}, last)
+
+    def last_of(self, clip: int, shape: Sequence[int]) -> Tensor:
+        """The last frame of a clip, float32 on the CPU. ValueError where there is none, or not of ``shape``."""
+        if clip not in self.frames:
+            raise ValueError(
+                f"Clip {clip} of the batch is to go on, but the earlier noise holds clips {sorted(self.frames)}. "
+                "Give NoiseFrames a latent with as many clips."
+            )
+        frame = self.frames[clip]
+        if frame.shape != torch.Size(shape):
+            raise ValueError(
+                f"The frames to be made are {tuple(shape)}, channels, height and width, but those of the earlier noise "
+                f"are {tuple(frame.shape)}. Give NoiseFrames a latent of the same model and size."
+            )
+        return frame.to("cpu", torch.float32)
 
 
 def generator(seed: int, *path: int) -> torch.Generator:
@@ -36,7 +69,12 @@ def plain_noise(shape: Sequence[int], source: torch.Generator, indices: Indices 
 
 
 def clip_noise(
-    shape: Sequence[int], model: NoiseModel, seed: int, source: torch.Generator, indices: Indices = None
+    shape: Sequence[int],
+    model: NoiseModel,
+    seed: int,
+    source: torch.Generator,
+    indices: Indices = None,
+    carried: Carried | None = None,
 ) -> Tensor:
     """Noise by ``model`` for a latent of ``shape``, float32.
 
@@ -45,17 +83,20 @@ def clip_noise(
 
     First frames are drawn from ``source`` exactly as RandomNoise draws single frames, all others from streams
     of their own. Only the frames asked for are kept in memory. ValueError for any other number of dimensions.
+
+    With ``carried`` the clips go on: the model starts from a clip's last frame, which stays out of the result, and
+    streams are counted on from its number.
     """
     if len(shape) == 4:
         wanted = range(shape[0]) if indices is None else indices
         first = plain_noise((1, *shape[1:]), source)[0]
-        return torch.stack(_frames(model, first, seed, 0, wanted))
+        return torch.stack(_frames(model, first, seed, 0, wanted, carried))
     if len(shape) == 5:
         batch, channels, frames, *size = shape
         first_frames = plain_noise((batch, channels, 1, *size), source, indices).squeeze(2)
         numbers = range(batch) if indices is None else indices
         clips = [
-            torch.stack(_frames(model, first, seed, number, range(frames)), dim=1)
+            torch.stack(_frames(model, first, seed, number, range(frames), carried), dim=1)
             for number, first in zip(numbers, first_frames, strict=True)
         ]
         return torch.stack(clips)
@@ -70,9 +111,16 @@ def clip_frames(samples: Tensor) -> Tensor:
     return samples if samples.ndim == 4 else samples[0].movedim(1, 0)
 
 
-def _frames(model: NoiseModel, first: Tensor, seed: int, clip: int, wanted: Sequence[int]) -> list[Tensor]:
+def _frames(
+    model: NoiseModel, first: Tensor, seed: int, clip: int, wanted: Sequence[int], carried: Carried | None
+) -> list[Tensor]:
+    start = 0
+    if carried is not None:
+        first, start = carried.last_of(clip, first.shape), carried.number
+        wanted = [number + 1 for number in wanted]
+
     def draw(frame: int, count: int) -> Tensor:
-        return _normal((count, *first.shape), generator(seed, clip, frame))
+        return _normal((count, *first.shape), generator(seed, clip, start + frame))
 
     numbers = set(wanted)
     frames = model(first, draw, max(numbers) + 1)

@@ -18,8 +18,9 @@ NODES = {node.GET_SCHEMA().node_id: node.GET_SCHEMA() for node in asyncio.run(Co
 every_node = pytest.mark.parametrize("schema", NODES.values(), ids=NODES.keys())
 
 PROMISED = {
-    "DependencyNoise": "noise_seed kl kl_schedule divergence solver random_candidates line_iterations → NOISE",
+    "DependencyNoise": "noise_seed kl kl_schedule divergence solver random_candidates line_iterations previous → NOISE",
     "VideoNoisePrior": "noise_seed prior alpha → NOISE",
+    "NoiseFrames": "noise latent_image → LATENT",
     "NoiseCorrelation": "noise latent_image → IMAGE STRING",
     "TemporalMomentumAttention": "model mu mu_schedule layers start_percent end_percent frames_per_batch → MODEL",
     "CrossFrameAttention": "model keys layers start_percent end_percent → MODEL",

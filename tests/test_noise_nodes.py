@@ -6,15 +6,19 @@ import random
 import numpy as np
 import pytest
 import torch
-from coherence.nodes.noise import NODES, DependencyNoise, NoiseCorrelation, VideoNoisePrior
+from coherence.nodes.momentum import TemporalMomentumAttention
+from coherence.nodes.noise import NODES, ClipNoise, DependencyNoise, NoiseFrames, VideoNoisePrior
+from coherence.nodes.noise_chart import NoiseCorrelation
+from coherence.noise.divergence import DIVERGENCES
 from tiny_models import FAMILIES, TinyModels
 
 FACES = {
     "DependencyNoise": (
-        "noise_seed kl kl_schedule divergence solver random_candidates line_iterations",
+        "noise_seed kl kl_schedule divergence solver random_candidates line_iterations previous",
         ["NOISE"],
     ),
     "VideoNoisePrior": ("noise_seed prior alpha", ["NOISE"]),
+    "NoiseFrames": ("noise latent_image", ["LATENT"]),
     "NoiseCorrelation": ("noise latent_image", ["IMAGE", "STRING"]),
 }
 
@@ -34,7 +38,7 @@ def latent(*shape: int, **entries) -> dict:
     return {"samples": torch.zeros(shape), **entries}
 
 
-@pytest.mark.parametrize("node", NODES)
+@pytest.mark.parametrize("node", [*NODES, NoiseCorrelation])
 def test_face_of_the_node(node) -> None:
     schema = node.GET_SCHEMA()
     inputs, outputs = FACES[schema.node_id]
@@ -60,6 +64,25 @@ def test_kl_schedule_takes_the_place_of_kl() -> None:
     changing = dependency_noise(kl=1, kl_schedule="2:0, 5:0.3").generate_noise(frames)
     assert torch.equal(changing[2], changing[0])
     assert not torch.equal(changing[3], changing[2])
+
+
+@pytest.mark.parametrize("schedule", [[0.3, 0.02, 0.1], "[0.3, 0.02, 0.1]"])
+def test_kl_schedule_may_be_a_list_of_numbers(schedule) -> None:
+    frames = latent(5, 4, 16, 16)
+    expected = dependency_noise(kl_schedule="0:0.3, 1:0.02, 2:0.1").generate_noise(frames)
+    assert torch.equal(dependency_noise(kl_schedule=schedule).generate_noise(frames), expected)
+
+
+@pytest.mark.parametrize(
+    ("node", "name"), [(DependencyNoise, "kl_schedule"), (TemporalMomentumAttention, "mu_schedule")]
+)
+def test_schedule_takes_text_and_links_of_numbers(node, name: str) -> None:
+    from comfy_execution.validation import validate_node_input
+
+    kind, options = node.INPUT_TYPES()["required"][name]
+    assert options["widgetType"] == "STRING"
+    assert all(validate_node_input(offered, kind) for offered in ("STRING", "FLOAT", "FLOATS"))
+    assert not validate_node_input("IMAGE", kind)
 
 
 def test_wrong_schedule_is_refused_at_its_node() -> None:
@@ -145,6 +168,45 @@ def test_report_tells_what_the_noise_was_made_with(shape: tuple[int, ...]) -> No
     assert report["neighbour_correlation"] == pytest.approx(matrix.diagonal(1).mean())
     assert max(map(abs, report["mean"])) < 0.1
     assert report["std"] == pytest.approx([1] * 8, abs=0.06)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_report_sets_what_was_achieved_beside_the_schedule(divergence: str) -> None:
+    noise = dependency_noise(kl_schedule="1:0.01, 3:0.3, 6:0.05", divergence=divergence)
+    _, report = chart_and_report(noise, 8, 4, 64, 64)
+    schedule = report["schedule"]
+    assert schedule["divergence"] == divergence
+    assert schedule["kl"] == pytest.approx([0.01, 0.155, 0.3, 0.65 / 3, 0.4 / 3, 0.05, 0.05])
+    assert schedule["achieved_kl"] == pytest.approx(schedule["kl"], abs=1e-4)
+    assert report["alpha"] == pytest.approx(schedule["expected_alpha"], abs=0.05)
+
+
+def test_schedule_of_a_continuing_clip_is_that_of_its_frames() -> None:
+    settings = {"kl_schedule": "0:0.01, 12:0.3"}
+    (whole,) = (chart_and_report(dependency_noise(**settings), 12, 4, 32, 32)[1],)
+    previous = NoiseFrames.execute(dependency_noise(**settings), latent(7, 4, 32, 32))[0]
+    _, rest = chart_and_report(dependency_noise(**settings, previous=previous), 5, 4, 32, 32)
+    assert rest["schedule"]["kl"] == whole["schedule"]["kl"][7:]
+    assert rest["kl"] == whole["kl"][7:]
+
+
+def test_schedule_is_shown_where_frames_follow_one_another() -> None:
+    for indices, shown in ([4, 5, 6], True), ([4, 6, 5], False):
+        report = NoiseCorrelation.execute(
+            dependency_noise(kl_schedule="4:0, 6:0.2"), latent(3, 4, 8, 8, batch_index=indices)
+        )[1]
+        assert ("schedule" in json.loads(report)) is shown
+    assert "schedule" not in chart_and_report(VideoNoisePrior.execute(1, "iid", 0.5)[0], 3, 4, 8, 8)[1]
+
+
+@pytest.mark.parametrize("kl_schedule", ["", "0:0.4, 2:0"])
+def test_chart_shows_a_schedule_in_grey(kl_schedule: str) -> None:
+    noise = dependency_noise(kl=0.5, kl_schedule=kl_schedule)
+    ours, _ = chart_and_report(noise, 4, 4, 8, 8)
+    bare, _ = chart_and_report(ClipNoise(noise.seed, noise.model), 4, 4, 8, 8)
+    changed = (ours != bare).any(-1)[0]
+    assert 0 < changed.float().mean() < 0.05
+    assert not changed[:, :720].any(), "the correlations stay as they are"
 
 
 @pytest.mark.parametrize("frames", [2, 8, 16, 70])

@@ -2,9 +2,10 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
-from coherence.noise.schedule import frame_schedule, parse_schedule
+from coherence.noise.schedule import frame_schedule, parse_schedule, schedule_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,6 +51,45 @@ def test_schedule_passes_through_its_pairs_and_stays_between_them(pairs: dict[in
 def test_value_at_a_frame_does_not_depend_on_the_number_of_frames(frames: int, more: int) -> None:
     text = "3:0.1, 17:0.9, 30:0"
     assert values(text, frames) == values(text, frames + more)[:frames]
+
+
+LISTS = (
+    [0.1, 0.4, 0],
+    (0.1, 0.4, 0.0),
+    torch.tensor([0.1, 0.4, 0], dtype=torch.float64),
+    "[0.1, 0.4, 0]",
+    " [.1,0.4,0,]\n",
+)
+
+
+@pytest.mark.parametrize("schedule", LISTS, ids=repr)
+def test_list_holds_a_value_for_each_frame_and_its_last_from_there_on(schedule) -> None:
+    assert values(schedule_text(schedule), 5) == [0.1, 0.4, 0, 0, 0]
+
+
+@pytest.mark.parametrize("empty", [[], (), "[]", "", "[ ]"])
+def test_empty_list_is_the_default(empty) -> None:
+    assert values(schedule_text(empty), 3) == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("number", [0.25, torch.tensor(0.25).item(), np.float32(0.25)])
+def test_number_holds_for_every_frame(number) -> None:
+    assert values(schedule_text(number), 3) == [0.25, 0.25, 0.25]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40))
+def test_list_is_read_to_the_last_digit(schedule: list[float]) -> None:
+    assert values(schedule_text(schedule), len(schedule)) == schedule
+    assert values(schedule_text(str(schedule)), len(schedule)) == schedule
+
+
+def test_pairs_stay_as_they_are() -> None:
+    assert schedule_text("0:0.1, 8:1") == "0:0.1, 8:1"
+
+
+def test_wrong_value_of_a_list_is_named_with_its_frame() -> None:
+    with pytest.raises(ValueError, match=re.escape("'1:1.5': the value must lie between 0 and 1")):
+        parse_schedule(schedule_text([0.5, 1.5]), 0, 1)
 
 
 @pytest.mark.parametrize(

@@ -237,6 +237,14 @@ def test_a_mistake_at_dependency_noise_is_explained_there(server, to_api, schedu
         server.queue(prompt)
 
 
+def test_a_number_from_another_node_is_a_schedule(server, to_api):
+    prompt = to_api(ZS2)
+    prompt["number"] = {"class_type": "PrimitiveFloat", "inputs": {"value": 3.0}}
+    inputs_of(prompt, "DependencyNoise")["kl_schedule"] = ["number", 0]
+    with pytest.raises(PromptError, match=r"\(DependencyNoise\): ValueError: Schedule piece '0:3.0'"):
+        server.queue(prompt)
+
+
 def test_a_model_without_spatial_self_attention_is_refused_with_what_would_do(server, to_api, tiny_models):
     name = offer(server, tiny_models.path("wan21"), "diffusion_models")
     prompt = to_api(ZS2)

@@ -1,0 +1,134 @@
+"""A clip rendered in runs: noise that goes on from an earlier clip's is the noise of one run, bit for bit."""
+
+import pytest
+import torch
+from coherence.nodes.noise import DependencyNoise, NoiseFrames
+from coherence.noise.dependency import SOLVERS
+from coherence.noise.measure import neighbour_kl
+from comfy.nested_tensor import NestedTensor
+
+SETTINGS = {
+    "noise_seed": 3,
+    "kl": 0.05,
+    "kl_schedule": "2:0.01, 19:0.5",
+    "divergence": "generalised",
+    "solver": "bisection",
+    "random_candidates": 3,
+    "line_iterations": 15,
+}
+
+
+def dependency_noise(previous: dict | None = None, **settings):
+    return DependencyNoise.execute(**SETTINGS | settings, previous=previous)[0]
+
+
+def frames_of(noise, latent: dict) -> dict:
+    return NoiseFrames.execute(noise, latent)[0]
+
+
+def pictures(frames: int, **entries) -> dict:
+    return {"samples": torch.zeros(frames, 4, 9, 7), **entries}
+
+
+def video(frames: int, clips: int = 2, **entries) -> dict:
+    return {"samples": torch.zeros(clips, 4, frames, 9, 7), **entries}
+
+
+def in_runs(latent, axis: int, lengths: list[int], **settings) -> torch.Tensor:
+    """The noise of a clip made of one run after the other, each from the frames of the run before."""
+    previous, parts = None, []
+    for length in lengths:
+        noise = dependency_noise(previous, **settings)
+        parts.append(noise.generate_noise(latent(length)))
+        previous = frames_of(noise, latent(length))
+    return torch.cat(parts, dim=axis)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(("latent", "axis"), [(pictures, 0), (video, 2)])
+@pytest.mark.parametrize("lengths", [[1, 5], [7, 2, 1], [15, 5], [18, 4]])
+def test_runs_with_carried_frames_are_one_runs_noise_bitwise(latent, axis, lengths, solver):
+    """Beyond frame 16, where the search ends, and with a schedule that goes on, too."""
+    whole = dependency_noise(solver=solver).generate_noise(latent(sum(lengths)))
+    assert torch.equal(in_runs(latent, axis, lengths, solver=solver), whole)
+
+
+def test_the_last_frame_of_a_picture_clip_is_enough():
+    from nodes import LatentFromBatch
+
+    whole = dependency_noise().generate_noise(pictures(12))
+    (last,) = LatentFromBatch().frombatch(frames_of(dependency_noise(), pictures(8)), 7, 1)
+    assert len(last["samples"]) == 1
+    assert torch.equal(dependency_noise(last).generate_noise(pictures(4)), whole[8:])
+
+
+def test_a_latent_that_tells_no_numbers_holds_the_clip_from_its_start():
+    """As one does that was saved to a file."""
+    whole = dependency_noise().generate_noise(pictures(12))
+    saved = {"samples": frames_of(dependency_noise(), pictures(8))["samples"]}
+    assert torch.equal(dependency_noise(saved).generate_noise(pictures(4)), whole[8:])
+
+
+def test_batch_index_counts_the_frames_of_the_continuing_clip():
+    whole = dependency_noise().generate_noise(pictures(12))
+    again = dependency_noise(frames_of(dependency_noise(), pictures(8)))
+    assert torch.equal(again.generate_noise(pictures(2, batch_index=[3, 1])), whole[[11, 9]])
+    assert frames_of(again, pictures(2, batch_index=[3, 1]))["batch_index"] == [11, 9]
+
+
+def test_batch_index_of_videos_picks_the_clip_to_go_on_with():
+    chosen = {"clips": 2, "batch_index": [3, 1]}
+    whole = dependency_noise().generate_noise(video(6, **chosen))
+    again = dependency_noise(frames_of(dependency_noise(), video(4, **chosen)))
+    assert torch.equal(again.generate_noise(video(2, **chosen)), whole[:, :, 4:])
+    assert torch.equal(again.generate_noise(video(2, clips=1, batch_index=[1])), whole[1:, :, 4:])
+
+
+def test_half_precision_latents_carry_every_bit():
+    half = {"samples": torch.zeros(4, 4, 9, 7, dtype=torch.float16)}
+    whole = dependency_noise().generate_noise(pictures(6))
+    previous = frames_of(dependency_noise(), half)
+    assert previous["samples"].dtype == torch.float32
+    assert torch.equal(dependency_noise(previous).generate_noise(pictures(2)), whole[4:])
+
+
+def test_the_pictures_of_a_video_with_sound_go_on():
+    def with_sound(frames: int) -> dict:
+        return {"samples": NestedTensor((torch.zeros(1, 8, frames, 8, 8), torch.zeros(1, 8, 5, 4)))}
+
+    whole, _ = dependency_noise().generate_noise(with_sound(6)).unbind()
+    again = dependency_noise(frames_of(dependency_noise(), with_sound(4)))
+    pictures_of_second, _ = again.generate_noise(with_sound(2)).unbind()
+    assert torch.equal(pictures_of_second, whole[:, :, 4:])
+
+
+def test_another_seed_goes_on_from_the_same_frame_to_another_clip():
+    previous = frames_of(dependency_noise(), pictures(4))
+    one, other = (dependency_noise(previous, noise_seed=seed).generate_noise(pictures(3)) for seed in (3, 4))
+    assert not torch.equal(one[0], other[0])
+    joined = torch.stack([previous["samples"][-1], other[0]])
+    constant = dependency_noise(previous, noise_seed=4, kl_schedule="").generate_noise(pictures(3))
+    assert neighbour_kl(torch.stack([joined[0], constant[0]])).item() == pytest.approx(0.05, abs=1e-4)
+
+
+def test_noise_of_other_nodes_can_be_continued():
+    from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
+
+    with torch.random.fork_rng(devices=[]):
+        previous = frames_of(Noise_RandomNoise(5), pictures(3))
+    assert previous["batch_index"] == [0, 1, 2]
+    still = dependency_noise(previous, kl=0, kl_schedule="").generate_noise(pictures(2))
+    assert all(torch.equal(frame, previous["samples"][-1]) for frame in still)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "complaint"),
+    [
+        (pictures(2), {"samples": torch.zeros(2, 4, 8, 8)}, r"\(4, 8, 8\).*\(4, 9, 7\).*same model and size"),
+        (video(2, clips=1), video(2, clips=2), r"Clip 1 of the batch.*holds clips \[0\]"),
+        ({"samples": torch.zeros(1, 8, 5)}, pictures(2), "Expected the latent of a clip"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_a_cure(earlier, later, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        dependency_noise(frames_of(dependency_noise(), earlier)).generate_noise(later)
