@@ -40,7 +40,7 @@ def test_the_server_offers_the_packs_nodes(server):
 
 
 def test_the_server_loads_the_pack_without_complaint(server):
-    log = server.log.read_text("utf-8")
+    log, _, _ = server.log.read_text("utf-8").partition("got prompt")  # other tests' prompts fail on purpose
     assert PACK_NAME in log
     assert "IMPORT FAILED" not in log
     assert "Traceback" not in log
