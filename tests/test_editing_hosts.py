@@ -154,7 +154,7 @@ def test_areas_and_combined_prompts_are_paired_entry_by_entry(run):
     target, source = run.edit(layers="")
     assert difference(target, run.plain(run.target)) < 1e-3
     assert difference(source, run.plain(run.source)) < 1e-3
-    assert torch.equal(*replace(run, target=run.source).edit())
+    assert difference(*replace(run, target=run.source).edit()) < 1e-4  # threads round the rows of small areas apart
     assert difference(run.edit()[0], target) > 0.01
 
 
