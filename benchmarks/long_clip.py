@@ -4,7 +4,7 @@
 
 The demo model at ``--size`` pixels, CFG, two steps of ComfyUI's own sampling. Memory: what is held at most beyond the
 loaded model, each run in a process of its own; beside that of the clip in chunks stands that of a clip as long as a
-chunk. On a GPU torch's peak is read, elsewhere the most that the process ever held. Time: medians of alternating runs,
+chunk. On a GPU torch's peak is read, elsewhere that of the process (Linux). Time: medians of alternating runs,
 in one process. The attention is PyTorch's, as on GPUs: ComfyUI's own for CPUs cuts its work to the memory that is
 free. Run it with the Python of that ComfyUI.
 """
@@ -21,7 +21,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from studies import bytes_held, enter_comfyui, markdown, pack
+from studies import enter_comfyui, markdown, pack
 
 MIB = 2**20
 
@@ -53,9 +53,21 @@ def peak(model: Any, frames: int, frames_per_batch: int, size: int) -> float:
     """MiB at most beyond the loaded model."""
     clone = momentum(model, frames_per_batch)
     sampling(clone, 1, 64)()  # loads the model
-    before = bytes_held()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        sampling(clone, frames, size)()
+        return (torch.cuda.max_memory_allocated() - before) / MIB
+    Path("/proc/self/clear_refs").write_text("5")  # from here on, "most" is the most from here on
+    before = _kib("VmRSS")
     sampling(clone, frames, size)()
-    return (bytes_held() - before) / MIB
+    return (_kib("VmHWM") - before) / 1024
+
+
+def _kib(what: str) -> int:
+    """Of this process's memory: ``VmRSS`` now, ``VmHWM`` at most."""
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith(what)).split()[1])
 
 
 def seconds(runs: Sequence[Callable[[], None]], repeats: int) -> list[float]:

@@ -52,15 +52,6 @@ def pack(name: str) -> Any:
     return importlib.import_module(f"coherence.{name}")
 
 
-def bytes_held() -> int:
-    """The most that this process held so far: of a GPU's memory, or of the machine's where there is none."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def font(size: int) -> Any:
     """matplotlib's DejaVu Sans, which is the same everywhere; Pillow's own has no ² or λ."""
     from matplotlib.font_manager import findfont
