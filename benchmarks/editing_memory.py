@@ -12,32 +12,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
-from studies import enter_comfyui, markdown, pack
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-
-
-class LiveTensors(TorchDispatchMode):
-    """``peak``: the most bytes that tensors made in this context held at once; views count nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
-        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor):
-                storage = StorageWeakRef(x.untyped_storage())
-                self._live[storage.cdata] = storage, x.untyped_storage().nbytes()
-        self._live = {key: live for key, live in self._live.items() if not live[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
-        return out
+from studies import LiveTensors, enter_comfyui, markdown, pack
 
 
 def peak(edits: bool, frames: int, size: int) -> float:

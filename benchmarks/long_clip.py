@@ -2,18 +2,15 @@
 
     python benchmarks/long_clip.py --comfyui DIR [--frames 64] [--per-batch 1 4 8 16] [--size 256]
 
-The demo model at ``--size`` pixels, CFG, two steps of ComfyUI's own sampling. Memory: what is held at most beyond the
-loaded model, each run in a process of its own; beside that of the clip in chunks stands that of a clip as long as a
-chunk. On a GPU torch's peak is read, elsewhere the most that the process ever held. Time: medians of alternating runs,
-in one process. The attention is PyTorch's, as on GPUs: ComfyUI's own for CPUs cuts its work to the memory that is
-free. Run it with the Python of that ComfyUI.
+The demo model at ``--size`` pixels, CFG, two steps of ComfyUI's own sampling. Memory: the tensors that live at once,
+beside the model's weights, and not what an operator needs while it runs; beside that of the clip in chunks stands that
+of a clip as long as a chunk. Time: medians of alternating runs. The attention is PyTorch's, as on GPUs: ComfyUI's own
+for CPUs cuts its work to the memory that is free. Run it with the Python of that ComfyUI.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -21,7 +18,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from studies import bytes_held, enter_comfyui, markdown, pack
+from studies import LiveTensors, enter_comfyui, markdown, pack
 
 MIB = 2**20
 
@@ -53,9 +50,9 @@ def peak(model: Any, frames: int, frames_per_batch: int, size: int) -> float:
     """MiB at most beyond the loaded model."""
     clone = momentum(model, frames_per_batch)
     sampling(clone, 1, 64)()  # loads the model
-    before = bytes_held()
-    sampling(clone, frames, size)()
-    return (bytes_held() - before) / MIB
+    with LiveTensors() as live:
+        sampling(clone, frames, size)()
+    return live.peak / MIB
 
 
 def seconds(runs: Sequence[Callable[[], None]], repeats: int) -> list[float]:
@@ -79,7 +76,6 @@ def main() -> None:
     parser.add_argument("--per-batch", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--size", type=int, default=256, help="pixels, height and width")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each whose time is taken")
-    parser.add_argument("--measure", type=int, nargs=2, metavar=("FRAMES", "PER_BATCH"), help="this peak alone")
     arguments = parser.parse_args()
     enter_comfyui(arguments.comfyui.resolve())
     from comfy.cli_args import args
@@ -87,9 +83,6 @@ def main() -> None:
     args.use_pytorch_cross_attention = True
     model, frames, size = pack("demo.model").load_model(), arguments.frames, arguments.size
     with torch.inference_mode():
-        if arguments.measure:
-            print(peak(model, *arguments.measure, size))
-            return
         print(in_chunks(model, frames, arguments.per_batch, size, arguments.repeats))
         print(cost_of_momentum(model, size, arguments.repeats))
 
@@ -97,14 +90,10 @@ def main() -> None:
 def in_chunks(model: Any, frames: int, lengths: Sequence[int], size: int, repeats: int) -> str:
     """A table: of each length of a chunk its memory and time."""
 
-    def measured(*clip: int) -> float:
-        command = [sys.executable, *sys.argv, "--measure", *map(str, clip)]
-        return float(subprocess.check_output(command).split()[-1])
-
     whole, *chunked = seconds([sampling(momentum(model, length), frames, size) for length in (0, *lengths)], repeats)
-    rows = [[f"{frames} (whole)", f"{measured(frames, 0):.0f}", "", "", f"{whole:.2f}", ""]]
+    rows = [[f"{frames} (whole)", f"{peak(model, frames, 0, size):.0f}", "", "", f"{whole:.2f}", ""]]
     for length, taken in zip(lengths, chunked, strict=True):
-        long, short = measured(frames, length), measured(length, 0)
+        long, short = peak(model, frames, length, size), peak(model, length, 0, size)
         cells = [f"{long:.0f}", f"{short:.0f}", f"{long / short:.2f}", f"{taken:.2f}", f"{taken / whole:.2f}"]
         rows.append([str(length), *cells])
     short_clip = "of a clip of a chunk's frames (MiB)"

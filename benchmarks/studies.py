@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 PACK = Path(__file__).resolve().parent.parent
 PICTURES = PACK / "web" / "docs" / "pictures"
@@ -52,13 +55,23 @@ def pack(name: str) -> Any:
     return importlib.import_module(f"coherence.{name}")
 
 
-def bytes_held() -> int:
-    """The most that this process held so far: of a GPU's memory, or of the machine's where there is none."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    import resource
+class LiveTensors(TorchDispatchMode):
+    """``peak``: the most bytes that tensors made in this context held at once; views count nothing."""
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, torch.Tensor):
+                storage = StorageWeakRef(x.untyped_storage())
+                self._live[storage.cdata] = storage, x.untyped_storage().nbytes()
+        self._live = {key: live for key, live in self._live.items() if not live[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+        return out
 
 
 def font(size: int) -> Any:

@@ -59,7 +59,7 @@ class DependencyClipNoise(ClipNoise):
     kl: Callable[[int], list[float]]
 
 
-def _seed_input() -> io.Int.Input:
+def seed_input() -> io.Int.Input:
     return io.Int.Input(
         "noise_seed",
         default=0,
@@ -87,7 +87,7 @@ class DependencyNoise(io.ComfyNode):
             "SamplerCustomAdvanced.",
             search_aliases=["correlated noise", "video noise", "temporal noise", "zs2", "zero-shot video"],
             inputs=[
-                _seed_input(),
+                seed_input(),
                 io.Float.Input(
                     "kl",
                     default=0.01,
@@ -202,7 +202,7 @@ class VideoNoisePrior(io.ComfyNode):
             "SamplerCustomAdvanced.",
             search_aliases=["mixed noise", "progressive noise", "pyoco", "shared noise", "correlated noise"],
             inputs=[
-                _seed_input(),
+                seed_input(),
                 io.Combo.Input(
                     "prior",
                     options=list(PRIORS),

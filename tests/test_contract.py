@@ -22,6 +22,8 @@ PROMISED = {
     "VideoNoisePrior": "noise_seed prior alpha → NOISE",
     "NoiseFrames": "noise latent_image → LATENT",
     "NoiseCorrelation": "noise latent_image → IMAGE STRING",
+    "MotionFieldNoise": "model positive negative cfg noise_seed latent_image sigmas delta_x delta_y t0 t1 "
+    "→ LATENT SIGMAS",
     "TemporalMomentumAttention": "model mu mu_schedule layers start_percent end_percent frames_per_batch → MODEL",
     "CrossFrameAttention": "model keys layers start_percent end_percent → MODEL",
     "CoherenceDemoModel": "→ MODEL CLIP VAE",

@@ -1,0 +1,115 @@
+"""MotionFieldNoise: Text2Video-Zero's latents with motion (arXiv 2303.13439, §3.3.1)."""
+
+from __future__ import annotations
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..samplers.motion_field import MotionField, motion_latents
+from .noise import CATEGORY, seed_input
+
+
+class MotionFieldNoise(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MotionFieldNoise",
+            display_name="Motion Field Noise (Text2Video-Zero)",
+            category=CATEGORY,
+            description="Starts a clip whose content moves in a chosen direction: draws the first frame part of the "
+            "way, moves it for every other frame, and adds noise again. A sampler without noise of its own goes on "
+            "from its two outputs.",
+            search_aliases=["text2video-zero", "motion dynamics", "camera pan", "zero-shot video", "latent warp"],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="An image model: SD1.5, SD2 or SDXL. The same as in the sampler that follows.",
+                ),
+                io.Conditioning.Input("positive", tooltip="The prompt, as in the sampler that follows."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt, as in the sampler that follows."),
+                io.Float.Input(
+                    "cfg",
+                    default=7.5,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="How closely the first frame follows the prompt, 0 to 100; as in the sampler that follows.",
+                ),
+                seed_input(),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip="An empty latent: its batch size is the number of frames. Its content does not matter.",
+                ),
+                io.Sigmas.Input(
+                    "sigmas", tooltip="The whole schedule, from pure noise to 0, as a scheduler node gives it."
+                ),
+                io.Float.Input(
+                    "delta_x",
+                    default=12.0,
+                    min=-512.0,
+                    max=512.0,
+                    step=1.0,
+                    round=0.01,
+                    tooltip="How far the content moves to the right, in pixels per frame, -512 to 512; negative: left. "
+                    "A latent moves in steps of 8 pixels. Change it for another speed.",
+                ),
+                io.Float.Input(
+                    "delta_y",
+                    default=12.0,
+                    min=-512.0,
+                    max=512.0,
+                    step=1.0,
+                    round=0.01,
+                    tooltip="How far the content moves down, in pixels per frame, -512 to 512; negative: up.",
+                ),
+                io.Float.Input(
+                    "t0",
+                    default=0.88,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where the first frame is moved, as share of the steps from the clean end; the paper's is "
+                    "step 44 of 50. Lower it if the motion does not show: more of the picture is there to move.",
+                ),
+                io.Float.Input(
+                    "t1",
+                    default=0.94,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where the sampler starts, above t0; the paper's is step 47 of 50. Raise it towards 1 for "
+                    "frames that differ more, and move more freely.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(
+                    "latent",
+                    tooltip="The noisy frames at t1, for latent_image of SamplerCustomAdvanced, with DisableNoise.",
+                ),
+                io.Sigmas.Output("sigmas", tooltip="The rest of the schedule, from t1, for sigmas of that sampler."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        positive: list,
+        negative: list,
+        cfg: float,
+        noise_seed: int,
+        latent_image: dict,
+        sigmas: Tensor,
+        delta_x: float,
+        delta_y: float,
+        t0: float,
+        t1: float,
+    ) -> io.NodeOutput:
+        field = MotionField(delta_x, delta_y, t0, t1)
+        samples, rest = motion_latents(model, positive, negative, cfg, latent_image, sigmas, field, noise_seed)
+        return io.NodeOutput({**latent_image, "samples": samples}, rest)
+
+
+NODES = [MotionFieldNoise]
