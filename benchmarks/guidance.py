@@ -153,13 +153,13 @@ def ours(model: Any, guidance: str, layer: str) -> Any:
 @contextmanager
 def nothing_shared() -> Iterator[None]:
     """Every copy of a branch is computed as a whole."""
-    tap = pack("attention.tap")
-    layers_before = tap.layers_before
-    tap.layers_before = lambda layers, parting: []
+    run = pack("attention.run")
+    layers_before = run.layers_before
+    run.layers_before = lambda layers, parting: []
     try:
         yield
     finally:
-        tap.layers_before = layers_before
+        run.layers_before = layers_before
 
 
 def keep_memory() -> None:

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from ..attention.register import AttentionRegistry
 from ..samplers.editing import REPLACES, Edit, Prompts, Replace, sample_edit
+from ..samplers.latents import with_samples
 from .attention_inputs import percent_inputs
-from .register import Registry
+from .cfg_input import cfg_input
+from .register_inputs import Registry
 
 
 class EntropyGuidedEdit(io.ComfyNode):
@@ -66,25 +68,16 @@ class EntropyGuidedEdit(io.ComfyNode):
                     tooltip="What both clips start from: an empty latent for a generated clip, the inverted latent of "
                     "a real one.",
                 ),
-                io.Float.Input(
-                    "cfg",
-                    default=7.5,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="How strongly the target follows its prompt. Raise it if the edit does not show, lower it "
+                cfg_input(
+                    7.5,
+                    "How strongly the target follows its prompt. Raise it if the edit does not show, lower it "
                     "if colours burn.",
                 ),
-                io.Float.Input(
-                    "source_cfg",
-                    default=1.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="How strongly the source follows its prompt. 1 for a real clip, as it was inverted; the "
+                cfg_input(
+                    1.0,
+                    "How strongly the source follows its prompt. 1 for a real clip, as it was inverted; the "
                     "same as cfg for a generated one. At 1 it costs a branch less in every step.",
+                    name="source_cfg",
                 ),
                 io.Combo.Input(
                     "replace",
@@ -133,8 +126,7 @@ class EntropyGuidedEdit(io.ComfyNode):
         edit = Edit(registry.selector, replace, cfg, source_cfg, start_percent, end_percent, mask)
         prompts = Prompts(source, target, negative)
         clips = sample_edit(model, prompts, edit, noise, sampler, sigmas, latent_image, cls.__name__)
-        kept = {key: value for key, value in latent_image.items() if not key.startswith("downscale_ratio_")}
-        return io.NodeOutput(*({**kept, "samples": clip} for clip in clips))
+        return io.NodeOutput(*(with_samples(latent_image, clip) for clip in clips))
 
 
 NODES = [EntropyGuidedEdit]

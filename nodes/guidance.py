@@ -11,7 +11,8 @@ from comfy_api.latest import io
 from ..attention.register import AttentionRegistry
 from ..samplers.ie_guidance import GUIDANCES, Guidance, guide
 from .attention_inputs import percent_inputs
-from .perturbation import registry_input
+from .cfg_input import cfg_input
+from .register_inputs import perturbed_layers_input
 
 CATEGORY = "coherence/guidance"
 ALIASES = ["ie-adapt", "perturbed attention guidance", "pag", "entropy guidance", "uniform attention", "U-I"]
@@ -21,7 +22,7 @@ def guidance_inputs() -> list[io.Input]:
     """What both nodes have in common."""
     return [
         io.Model.Input("model", tooltip="The model, of any family of the pack. It is cloned, not changed."),
-        registry_input(),
+        perturbed_layers_input(),
         io.Combo.Input(
             "guidance",
             options=list(GUIDANCES),
@@ -99,14 +100,9 @@ class IEGuider(io.ComfyNode):
                     "positive", tooltip="What to draw: the prompt, with masks, areas or a ControlNet if it has them."
                 ),
                 io.Conditioning.Input("negative", tooltip="What to keep away from; an empty prompt will do."),
-                io.Float.Input(
-                    "cfg",
-                    default=8.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="How closely to follow the prompt (the paper's ω, 9 there). 1 leaves out the negative and "
+                cfg_input(
+                    8.0,
+                    "How closely to follow the prompt (the paper's ω, 9 there). 1 leaves out the negative and "
                     "saves its cost, which strategy 1 cannot do without.",
                 ),
             ],

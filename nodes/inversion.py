@@ -11,6 +11,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..samplers.inversion import MODES, Inversion, InversionSampler, Mode, invert_latent
+from ..samplers.latents import with_samples
+from .cfg_input import cfg_input
 
 CATEGORY = "coherence/inversion"
 
@@ -103,14 +105,9 @@ class BilateralDDIMInvert(io.ComfyNode):
                     optional=True,
                     tooltip="The negative prompt. It is needed only where cfg is not 1.",
                 ),
-                io.Float.Input(
-                    "cfg",
-                    default=1.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="Guidance while inverting. Leave it at 1: inversion under guidance soon goes astray. "
+                cfg_input(
+                    1.0,
+                    "Guidance while inverting. Leave it at 1: inversion under guidance soon goes astray. "
                     "Draw the clip anew at 1 to get it back, at more to change it.",
                 ),
                 io.Latent.Input("latent_image", tooltip="The clip's latent, from VAE Encode, without a noise mask."),
@@ -169,8 +166,7 @@ class BilateralDDIMInvert(io.ComfyNode):
         samples, report = invert_latent(
             model, positive, negative, cfg, latent_image, sigmas, inversion, seed, cls.__name__
         )
-        latent = {key: value for key, value in latent_image.items() if not key.startswith("downscale_ratio")}
-        return io.NodeOutput(latent | {"samples": samples}, json.dumps({**asdict(inversion), **asdict(report)}))
+        return io.NodeOutput(with_samples(latent_image, samples), json.dumps({**asdict(inversion), **asdict(report)}))
 
 
 class SamplerBilateralDDIMInvert(io.ComfyNode):

@@ -6,7 +6,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..samplers.latents import with_samples
 from ..samplers.motion_field import MotionField, motion_latents
+from .cfg_input import cfg_input
 from .noise import CATEGORY, seed_input
 
 
@@ -28,14 +30,9 @@ class MotionFieldNoise(io.ComfyNode):
                 ),
                 io.Conditioning.Input("positive", tooltip="The prompt, as in the sampler that follows."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt, as in the sampler that follows."),
-                io.Float.Input(
-                    "cfg",
-                    default=7.5,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="How closely the first frame follows the prompt, 0 to 100; as in the sampler that follows.",
+                cfg_input(
+                    7.5,
+                    "How closely the first frame follows the prompt, 0 to 100; as in the sampler that follows.",
                 ),
                 seed_input(),
                 io.Latent.Input(
@@ -109,7 +106,7 @@ class MotionFieldNoise(io.ComfyNode):
     ) -> io.NodeOutput:
         field = MotionField(delta_x, delta_y, t0, t1)
         samples, rest = motion_latents(model, positive, negative, cfg, latent_image, sigmas, field, noise_seed)
-        return io.NodeOutput({**latent_image, "samples": samples}, rest)
+        return io.NodeOutput(with_samples(latent_image, samples), rest)
 
 
 NODES = [MotionFieldNoise]

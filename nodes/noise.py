@@ -168,9 +168,8 @@ class DependencyNoise(io.ComfyNode):
         schedule = schedule_text(kl_schedule)
         parse_schedule(schedule, 0.0, MAX_KL)  # a slip in it shows at this node, not at the sampler
         carried = None if previous is None else _carried(previous)
-        start = (
-            0 if carried is None else carried.number
-        )  # the model's frame 0; schedule and search count from the clip's
+        # The model's frame 0, in the clip's numbers, from which schedule and search count.
+        start = 0 if carried is None else carried.number
 
         def kl_of(frames: int) -> list[float]:
             return frame_schedule(schedule, kl, frames, 0.0, MAX_KL).tolist()
@@ -267,12 +266,13 @@ class NoiseFrames(io.ComfyNode):
     def execute(cls, noise, latent_image: dict) -> io.NodeOutput:
         frames = clip_of(noise.generate_noise(_in_float32(latent_image)))
         start = first_frame(noise)
-        latent = {name: latent_image[name] for name in ("batch_index",) if name in latent_image}
+        latent: dict = {"samples": frames}
+        indices = latent_image.get("batch_index")
         if frames.ndim == 4:
-            latent["batch_index"] = [start + number for number in latent.get("batch_index", range(len(frames)))]
-        else:
-            latent[_LAST_FRAME] = start + frames.shape[2] - 1
-        return io.NodeOutput(latent | {"samples": frames})
+            latent["batch_index"] = [start + number for number in (range(len(frames)) if indices is None else indices)]
+            return io.NodeOutput(latent)
+        latent[_LAST_FRAME] = start + frames.shape[2] - 1
+        return io.NodeOutput(latent if indices is None else latent | {"batch_index": indices})
 
 
 def _in_float32(latent: dict) -> dict:

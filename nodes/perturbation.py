@@ -8,15 +8,7 @@ from comfy_api.latest import io
 from ..attention.perturbation import IDENTITY, UNIFORM, Perturbation
 from ..attention.register import SELECTABLE, AttentionRegistry, selector_of
 from .attention_inputs import CATEGORY, percent_inputs, tapped
-from .register import Registry
-
-
-def registry_input() -> io.Input:
-    return Registry.Input(
-        "registry",
-        tooltip="Which layers: those it selects. From EntropyRegister (measured), SelectAttentionLayers (named) or "
-        "LoadAttentionRegistry; ReselectAttentionLayers chooses others by the same figures.",
-    )
+from .register_inputs import perturbed_layers_input
 
 
 class PerturbAttention(io.ComfyNode):
@@ -32,7 +24,7 @@ class PerturbAttention(io.ComfyNode):
             search_aliases=["ie-adapt", "perturbed attention", "identity attention", "uniform attention", "ablation"],
             inputs=[
                 io.Model.Input("model", tooltip="The model, of any family of the pack. It is cloned, not changed."),
-                registry_input(),
+                perturbed_layers_input(),
                 io.Combo.Input(
                     "matrix",
                     options=["uniform", "identity", "blend"],

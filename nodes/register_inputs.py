@@ -66,3 +66,12 @@ def ranking_inputs() -> list[io.Input]:
 
 def registry_input() -> io.Input:
     return Registry.Input("registry", tooltip="Layers and their figures: from EntropyRegister or a saved file.")
+
+
+def perturbed_layers_input() -> io.Input:
+    """The registry of a node that acts on the layers it selects."""
+    return Registry.Input(
+        "registry",
+        tooltip="Which layers: those it selects. From EntropyRegister (measured), SelectAttentionLayers (named) or "
+        "LoadAttentionRegistry; ReselectAttentionLayers chooses others by the same figures.",
+    )

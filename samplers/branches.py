@@ -19,18 +19,18 @@ from ..attention.branches import Copy
 Conds = list[dict[str, Any]]
 
 
-class Branch(NamedTuple):
+class Variant(NamedTuple):
     """One of the guider's conditionings, as a copy in the ``role`` that its owner gives it, or as it is (None)."""
 
     side: Literal["positive", "negative"]
     role: Any = None
 
 
-Combination = Mapping[Branch, float]
+Combination = Mapping[Variant, float]
 """Factors of branches' outputs. They add up to 1, or to 0: so predictions of noise and of the clean latent agree."""
 
 
-def combined(factors: Combination, outputs: Mapping[Branch, Tensor]) -> Tensor:
+def combined(factors: Combination, outputs: Mapping[Variant, Tensor]) -> Tensor:
     """Σ factor · output."""
     first, *others = factors.items()
     total = outputs[first[0]] * first[1]
@@ -48,9 +48,9 @@ class StepBranches:
     """
 
     def __init__(
-        self, wanted: Iterable[Branch], positive: Combination, owner: Any, conds: Mapping[str, Conds], handler: Any
+        self, wanted: Iterable[Variant], positive: Combination, owner: Any, conds: Mapping[str, Conds], handler: Any
     ) -> None:
-        self.outputs: dict[Branch, Tensor] = {}
+        self.outputs: dict[Variant, Tensor] = {}
         self._wanted = list(dict.fromkeys([*positive, *wanted]))
         self._positive = positive
         self._owner = owner
@@ -81,7 +81,7 @@ class StepBranches:
         missing = [branch for branch in self._wanted if branch not in self.outputs and branch.side in places]
         if not missing:
             return evaluate(conds)
-        asked, at = list(conds), dict[Branch, int]()
+        asked, at = list(conds), dict[Variant, int]()
         for branch in missing:
             side, role = branch
             place = places[side]
@@ -89,7 +89,7 @@ class StepBranches:
                 at[branch] = place
                 continue
             copies = [{**each, "uuid": Copy(each["uuid"], place, self._owner, role)} for each in conds[place] or ()]
-            if side == "positive" and Branch(side) not in self._wanted and place not in at.values():
+            if side == "positive" and Variant(side) not in self._wanted and place not in at.values():
                 at[branch], asked[place] = place, copies
             else:
                 at[branch] = len(asked)

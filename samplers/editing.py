@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any, Literal, get_args
 from uuid import UUID, uuid4
 
-import comfy.sample
 import torch
 from comfy.model_management import intermediate_device
 from comfy.model_patcher import ModelPatcher
@@ -31,7 +30,7 @@ from ..attention.register import SELECTABLE
 from ..attention.replacement import Replacement, UnpairedBranchError
 from ..attention.tap import tap
 from .branches import StepBranches
-from .measure import input_scale
+from .latents import input_scale, samples_for
 from .pairing import PairSampler
 
 Replace = Literal["map", "key_value", "value", "cross_map"]
@@ -90,8 +89,7 @@ def sample_edit(
         raise ValueError("sigmas holds no step, expected two values or more. Raise steps or denoise.")
     if latent["samples"].is_nested:
         raise ValueError("latent_image holds a clip and something else, such as sound; expected a clip alone.")
-    ratios = (latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal"))
-    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], *ratios)
+    samples = samples_for(model, latent)
     both = EditGuider(model, prompts, edit, samples.shape, asked_by).sample(
         noise.generate_noise({**latent, "samples": samples}),
         samples,

@@ -28,7 +28,7 @@ from ..attention.register import SELECTABLE, AttentionRegistry, selector_of
 from ..attention.run import is_between
 from ..attention.sites import Site
 from ..attention.tap import tap
-from .branches import Branch, Combination, StepBranches, combined
+from .branches import Combination, StepBranches, Variant, combined
 from .cost import cost_of_step, watch_cost
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ _WRAPPER = "coherence.guidance"
 Guidance = Literal["U-I", "A-I", "U-A", "strategy 1", "strategy 3", "strategy 4"]
 GUIDANCES = get_args(Guidance)
 
-C_A, C_U, C_I = (Branch("positive", alpha) for alpha in (None, UNIFORM, IDENTITY))
-N_A, N_I = (Branch("negative", alpha) for alpha in (None, IDENTITY))
+C_A, C_U, C_I = (Variant("positive", alpha) for alpha in (None, UNIFORM, IDENTITY))
+N_A, N_I = (Variant("negative", alpha) for alpha in (None, IDENTITY))
 
 
 class MissingBranchError(ValueError):

@@ -17,7 +17,6 @@ from itertools import pairwise
 from math import sqrt
 from typing import Any, Literal, get_args
 
-import comfy.sample
 import torch
 from comfy.model_management import intermediate_device
 from comfy.model_patcher import ModelPatcher
@@ -31,7 +30,7 @@ from ..attention.sites import sites_of
 from ..attention.tap import tap
 from ..noise.bilateral import bilateral_spatial, restandardised
 from ..noise.streams import generator, plain_noise
-from .measure import input_scale
+from .latents import input_scale, samples_for
 
 Mode = Literal["latent_spatial", "feature_temporal", "none", "literal"]
 MODES = get_args(Mode)
@@ -264,7 +263,7 @@ def invert_latent(
     guider.inner_set_conds({"positive": positive} | ({} if negative is None else {"negative": negative}))
     guider.set_cfg(cfg)
     sampler = InversionSampler(inversion, features, report := Report())
-    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    samples = samples_for(model, latent)
     inverted = guider.sample(
         samples.cpu() * 0,
         samples,

@@ -11,11 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-import comfy.sample
 import torch
 from comfy.model_management import get_free_memory, throw_exception_if_processing_interrupted
 from comfy.model_patcher import ModelPatcher
-from comfy.model_sampling import V_PREDICTION_DDPM
 from comfy.samplers import KSAMPLER, CFGGuider
 from comfy.utils import ProgressBar
 from torch import Tensor
@@ -24,6 +22,7 @@ from ..attention.maps import AttentionMap, MapRecorder
 from ..attention.register import SELECTABLE, EntropyRecorder, Figures, Precision
 from ..attention.sites import Kind, Site, select_sites, sites_of
 from ..attention.tap import tap
+from .latents import input_scale, samples_for
 
 GUIDANCE = (
     "sampler_cfg_function",
@@ -167,8 +166,7 @@ def run_to_step(model: ModelPatcher, start: Start, last_step: int, before_step: 
     guider = CFGGuider(model)
     guider.inner_set_conds({"positive": start.conditioning})
     latent = start.latent
-    ratios = (latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal"))
-    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], *ratios)
+    samples = samples_for(model, latent)
     with torch.random.fork_rng(devices=[]):
         guider.sample(
             start.noise.generate_noise({**latent, "samples": samples}),
@@ -179,9 +177,3 @@ def run_to_step(model: ModelPatcher, start: Start, last_step: int, before_step: 
             disable_pbar=True,
             seed=start.noise.seed,
         )
-
-
-def input_scale(sampling: Any, sigma: Tensor) -> Tensor | float:
-    """What x is multiplied by before ComfyUI's model sees it: CogVideoX was trained on x of unit variance, and
-    ComfyUI, which scales x for eps and v models itself, leaves this one to the sampler (as in its VOID_DDIM)."""
-    return (sigma**2 + 1) ** -0.5 if isinstance(sampling, V_PREDICTION_DDPM) else 1.0

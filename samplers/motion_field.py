@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.sample
 import torch
 from comfy.model_management import intermediate_device
 from comfy.model_patcher import ModelPatcher
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ..noise.motion_field import displacement, renoised, translated
 from ..noise.streams import generator, plain_noise
+from .latents import samples_for
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def motion_latents(
     """
     _refuse(latent["samples"], model)
     at_t1, at_t0 = field.levels(sigmas)
-    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    samples = samples_for(model, latent)
     shape, latents = (1, *samples.shape[1:]), model.get_model_object("latent_format")
 
     def denoise(noise: Tensor, start: Tensor, levels: Tensor) -> Tensor:

@@ -4,14 +4,14 @@ import pytest
 import torch
 from coherence.attention.branches import Copy, branches_of, originals, rows_of, with_branches
 from coherence.attention.prefix import layers_before, shared
-from coherence.samplers.branches import Branch, StepBranches, combined
+from coherence.samplers.branches import StepBranches, Variant, combined
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-C, CU, CI = Branch("positive"), Branch("positive", 0.0), Branch("positive", 1.0)
-N, NI = Branch("negative"), Branch("negative", 1.0)
+C, CU, CI = Variant("positive"), Variant("positive", 0.0), Variant("positive", 1.0)
+N, NI = Variant("negative"), Variant("negative", 1.0)
 
 
 def copy(of, index=0):

@@ -19,7 +19,7 @@ from coherence.hosting.workflow import to_prompt
 from coherence.metrics.similarity import psnr
 from coherence.nodes.inversion import BilateralDDIMInvert, NoiseFromLatent, SamplerBilateralDDIMInvert
 from coherence.noise.bilateral import bilateral_spatial, bilateral_temporal
-from coherence.samplers.measure import input_scale
+from coherence.samplers.latents import input_scale
 from comfy.model_management import InterruptProcessingException, interrupt_current_processing
 from comfy.nested_tensor import NestedTensor
 from comfy_extras.nodes_custom_sampler import (
