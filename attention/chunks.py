@@ -46,9 +46,10 @@ class Chunk:
 def require_frame_by_frame(sites: Iterable[Site], others: Sequence[str]) -> None:
     """ChunkError where the model has temporal attention, or ``others``, nodes that need all frames, are there."""
     temporal = [f"this model's temporal attention ({site.name})" for site in sites if site.kind == "temporal"]
-    for who in (*others, *temporal):
+    needing = [*others, *temporal]
+    if needing:
         raise ChunkError(
-            f"frames_per_batch lets a clip run in chunks of frames, but {who} needs all frames at once. Set "
+            f"frames_per_batch lets a clip run in chunks of frames, but {needing[0]} needs all frames at once. Set "
             "frames_per_batch to 0, or leave that out: chunks are for SD1.5, SD2 and SDXL without motion modules. "
             "For long clips with AnimateDiff use its context windows."
         )
