@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from .prefix import layers_before
-from .sites import NoSuchSiteError, Site, layers_of, list_sites
+from .sites import Inserts, NoSuchSiteError, Site, layers_of, list_sites
 from .technique import Technique
 
 
@@ -19,6 +20,22 @@ def is_between(sigma: float, start_percent: float, end_percent: float, model_sam
     """Whether the noise level lies between two percentages of sampling, both included."""
     start, end = (model_sampling.percent_to_sigma(percent) for percent in (start_percent, end_percent))
     return end <= sigma <= start
+
+
+HOLD = "coherence_hold"
+"""In transformer_options: an ExitStack that takes over what a model call would undo at its end."""
+
+
+@contextmanager
+def undone_after(options: dict[str, Any]) -> Iterator[ExitStack]:
+    """What is put on modules for a model call is undone after it; in training, after its backward pass, which may run
+    parts of the model once more."""
+    held = options.get(HOLD)
+    if held is not None:
+        yield held
+        return
+    with ExitStack() as stack:
+        yield stack
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +73,8 @@ class Anatomy:
     """The layers that end before the first of these sites."""
 
     @classmethod
-    def of(cls, diffusion_model: nn.Module) -> Anatomy:
-        sites = {site.name: site for site in list_sites(diffusion_model)}
+    def of(cls, diffusion_model: nn.Module, inserted: Iterable[Inserts]) -> Anatomy:
+        sites = {site.name: site for site in list_sites(diffusion_model, inserted=inserted)}
 
         @lru_cache(maxsize=8)
         def before(names: frozenset[str]) -> list[nn.Module]:
@@ -75,11 +92,11 @@ class Run:
     _anatomies: dict[nn.Module, Anatomy] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def anatomy_of(self, diffusion_model: nn.Module) -> Anatomy:
-        """Found once a run: during it, no motion model comes or goes."""
+    def anatomy_of(self, diffusion_model: nn.Module, inserted: Iterable[Inserts]) -> Anatomy:
+        """Found once a run: during it, nothing is inserted or taken out."""
         with self._lock:
             if diffusion_model not in self._anatomies:
-                self._anatomies[diffusion_model] = Anatomy.of(diffusion_model)
+                self._anatomies[diffusion_model] = Anatomy.of(diffusion_model, inserted)
             return self._anatomies[diffusion_model]
 
     def ask(self, active: list[Tapped]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from torch import nn
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 __all__ = [
+    "INSERTED",
     "Kind",
     "NoSuchSiteError",
     "Site",
@@ -30,6 +31,16 @@ __all__ = [
 ]
 
 
+INSERTED = "coherence_inserted"
+"""In transformer_options: what :mod:`.inflation` puts between a model's layers."""
+
+
+class Inserts(Protocol):
+    def sites(self, sites: Sequence[Site]) -> list[Site]:
+        """``sites`` of a model with its own among them, in the order they run."""
+        ...
+
+
 class UnknownModelError(ValueError):
     """The model belongs to no family whose attention sites are known."""
 
@@ -38,19 +49,26 @@ class NoSuchSiteError(ValueError):
     """A selector, or a run, names attention layers that the model does not have."""
 
 
-def list_sites(diffusion_model: nn.Module, motion_models: Sequence[nn.Module] | None = None) -> list[Site]:
+def list_sites(
+    diffusion_model: nn.Module, motion_models: Sequence[nn.Module] | None = None, inserted: Iterable[Inserts] = ()
+) -> list[Site]:
     """All attention sites of ``diffusion_model``, in the order they run; UnknownModelError for other families.
 
     ``motion_models``: AnimateDiff's, that a run will insert; None lists those that are inserted now, during a run.
+    ``inserted``: what this pack leads the features through (``INSERTED`` of transformer_options).
     """
     model = _uncompiled(diffusion_model)
-    return list(_family_of(model).walk(model, count(), motion_models))
+    sites = list(_family_of(model).walk(model, count(), motion_models))
+    for each in inserted:
+        sites = each.sites(sites)
+    return sites
 
 
 def sites_of(model: ModelPatcher) -> list[Site]:
     """All attention sites that a run of ``model`` has, its motion models' too. UnknownModelError as above."""
     motion_models = [patcher.model for patcher in model.get_additional_models()]
-    return list_sites(model.get_model_object("diffusion_model"), motion_models)
+    inserted = model.model_options["transformer_options"].get(INSERTED, ())
+    return list_sites(model.get_model_object("diffusion_model"), motion_models, inserted)
 
 
 def patch_of(diffusion_model: nn.Module) -> Sequence[int]:

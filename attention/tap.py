@@ -28,8 +28,8 @@ from .branches import Branch, branches_of, with_branches
 from .chunks import Chunk, in_chunks, require_frame_by_frame
 from .frames import Clip
 from .prefix import shared
-from .run import Run, Tapped
-from .sites import Kind, Site, patch_of, select_sites, sites_of
+from .run import Run, Tapped, undone_after
+from .sites import INSERTED, Kind, Site, patch_of, select_sites, sites_of
 from .technique import AttentionCall, Technique, rows_of_mask
 
 if TYPE_CHECKING:
@@ -131,7 +131,8 @@ def _tapped_call(executor, inputs: tuple, kwargs: dict, options: dict, chunk: Ch
     if chunk is None and not active:
         return executor(*inputs, options, **kwargs)
     opened = _OpenTap(active, base_model.diffusion_model, options, x, sigma, chunk)
-    with opened.on_modules():
+    with undone_after(options) as stack:
+        opened.on_modules(stack)
         return executor(*inputs, opened.leading_here(options), **kwargs)
 
 
@@ -151,7 +152,7 @@ class _OpenTap:
         self._sigma = sigma
         self._run: Run = options.get(_RUN) or Run()
         self._run.ask(active)
-        self._anatomy = self._run.anatomy_of(diffusion_model)
+        self._anatomy = self._run.anatomy_of(diffusion_model, options.get(INSERTED, ()))
         self._sites = self._anatomy.sites
         self._rows, self._branches = len(latents), branches_of(options)
         self._chunk = chunk
@@ -176,27 +177,24 @@ class _OpenTap:
             },
         }
 
-    @contextmanager
-    def on_modules(self) -> Iterator[None]:
-        """Lets every attention tell its site: also those that nobody asked for, as code that torch.compile made once
-        keeps the hooks it was made with."""
+    def on_modules(self, stack: ExitStack) -> None:
+        """Lets every attention tell its site until ``stack`` is closed: also those that nobody asked for, as code that
+        torch.compile made once keeps the hooks it was made with."""
         notes: dict[nn.Module, dict[str, Any]] = {}
-        with ExitStack() as stack:
-            for site in self._sites.values():
-                if site.attends_by:
-                    stack.enter_context(_replaced(site.module, site.attends_by, partial(self._instead_of, site)))
-                else:
-                    notes.setdefault(site.module, {}).setdefault(_SITES, []).append(site.name)
-                if site.replaced_in:
-                    block, name = site.replaced_in
-                    notes.setdefault(block, {})[_REPLACED + name] = site.name
-            for module, note in notes.items():
-                hook = module.register_forward_pre_hook(_writing(note), with_kwargs=True)
-                stack.callback(hook.remove)
-            parting = frozenset(name for tapped in self._active if tapped.parts_copies for name in tapped.sites)
-            if parting:
-                stack.enter_context(shared(self._anatomy.before(parting), self._branches, self._rows))
-            yield
+        for site in self._sites.values():
+            if site.attends_by:
+                stack.enter_context(_replaced(site.module, site.attends_by, partial(self._instead_of, site)))
+            else:
+                notes.setdefault(site.module, {}).setdefault(_SITES, []).append(site.name)
+            if site.replaced_in:
+                block, name = site.replaced_in
+                notes.setdefault(block, {})[_REPLACED + name] = site.name
+        for module, note in notes.items():
+            hook = module.register_forward_pre_hook(_writing(note), with_kwargs=True)
+            stack.callback(hook.remove)
+        parting = frozenset(name for tapped in self._active if tapped.parts_copies for name in tapped.sites)
+        if parting:
+            stack.enter_context(shared(self._anatomy.before(parting), self._branches, self._rows))
 
     def attend(self, pending: list[str], func, q, k, v, heads, *args, **kwargs) -> Tensor:
         """Instead of ComfyUI's attention ``func``; an override of another pack runs inside.
@@ -224,6 +222,7 @@ class _OpenTap:
             "mask": mask,
             "scale": kwargs.get("scale"),
             "heads_joined": q.ndim == 3 or not kwargs.get("skip_output_reshape", False),
+            "grid": _grid(options, q.shape[-2]),
         }
         return self._through_techniques(site, q, k, v, heads, attention, here, facts)
 
@@ -251,7 +250,8 @@ class _OpenTap:
             if site is None:
                 return attention(q, k, v, here)
             heads = extra_options["n_heads"]
-            return self._through_techniques(self._sites[site], q, k, v, heads, attention, here, {})
+            facts = {"grid": _grid(extra_options, q.shape[-2])}
+            return self._through_techniques(self._sites[site], q, k, v, heads, attention, here, facts)
 
         return replaced
 
@@ -283,6 +283,12 @@ class _OpenTap:
         memory = None if self._chunk is None else self._chunk.memory_of(tapped, site.name, branches)
         call = AttentionCall(q, k, v, heads, site, branches, frames, self._sigma, memory=memory, **facts)
         return tapped.technique.attend(call, proceed)
+
+
+def _grid(options: dict, tokens: int) -> tuple[int, int] | None:
+    """Height and width of the pictures that a UNet's layer turned into ``tokens``."""
+    *_, height, width = options.get("activations_shape", (0, 0))
+    return (height, width) if height * width == tokens else None
 
 
 def _attend(func, q, k, v, heads, *args, **kwargs) -> Tensor:

@@ -34,6 +34,7 @@ class AttentionCall:
     Both are None where frames lie in the rows, or tokens of other things (references, guides) are among them.
     ``mask``: what the host adds to the scores, or True where a key is seen; ``scale``: their factor, 1/√c if None.
     ``heads_joined``: the output is rows × tokens × channels of all heads, whichever layout q has.
+    ``grid``: height and width of a frame in tokens, where the host tells them.
     ``memory``: where the clip comes in chunks (:mod:`.chunks`), what the technique kept here in the chunks before, and
     keeps for those that follow; None where all frames of the clip, or of a context window, are in the call.
     """
@@ -51,6 +52,7 @@ class AttentionCall:
     leading_tokens: int | None = None
     tokens_per_frame: int | None = None
     heads_joined: bool = True
+    grid: tuple[int, int] | None = None
     memory: dict[str, Tensor] | None = None
 
     @property

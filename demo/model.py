@@ -22,10 +22,16 @@ import comfy.utils
 import torch
 from comfy.clip_model import CLIPTextModel
 
+from ..attention.forms import Form, inflated
+from ..attention.weights_file import load
+
 FOLDER = Path(__file__).parent
-UNET_FILE, TEXT_ENCODER_FILE, VAE_FILE = (
-    FOLDER / f"coherence_demo_{part}.safetensors" for part in ("unet", "text_encoder", "vae")
+UNET_FILE, TEXT_ENCODER_FILE, VAE_FILE, VIDEO_FILE, VIDEO_TEXT_ENCODER_FILE = (
+    FOLDER / f"coherence_demo_{part}.safetensors"
+    for part in ("unet", "text_encoder", "vae", "video", "video_text_encoder")
 )
+VIDEO_FORM = Form("temporal", "after_feed_forward", "self", ordered=True)
+"""The video model is the picture model with temporal layers that know the frames' order."""
 CONTEXT_WIDTH = 128
 MAX_TOKENS = 32
 
@@ -119,7 +125,8 @@ def unet_module(dtype: torch.dtype, device: torch.device | str, operations=None)
     return comfy.model_base.BaseModel(config, device=device)
 
 
-def load_model() -> comfy.model_patcher.ModelPatcher:
+def load_model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """``disable_dynamic``: asked for by ComfyUI where it wants weights of a clone's own; these are never dynamic."""
     weights = _read(UNET_FILE)
     management = comfy.model_management
     device = management.get_torch_device()
@@ -127,12 +134,21 @@ def load_model() -> comfy.model_patcher.ModelPatcher:
     dtype = management.unet_dtype(model_params=comfy.utils.calculate_parameters(weights))
     model = unet_module(dtype, offload)
     model.diffusion_model.load_state_dict(weights)
-    return comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=offload)
+    patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+    patcher.cached_patcher_init = (load_model, ())
+    return patcher
 
 
-def load_clip() -> comfy.sd.CLIP:
+def load_video_model() -> comfy.model_patcher.ModelPatcher:
+    _require(VIDEO_FILE)
+    weights = load(VIDEO_FILE)
+    return inflated(load_model(), weights.form, weights, layers="*", strength=1.0, asked_by="CoherenceDemoModel")
+
+
+def load_clip(file: Path = TEXT_ENCODER_FILE) -> comfy.sd.CLIP:
+    """``file``: the video model has a text encoder of its own, VIDEO_TEXT_ENCODER_FILE."""
     target = comfy.supported_models_base.ClipTarget(DemoSD1Tokenizer, DemoClip)
-    weights = _read(TEXT_ENCODER_FILE)
+    weights = _read(file)
     return comfy.sd.CLIP(
         target,
         parameters=comfy.utils.calculate_parameters(weights),
@@ -144,12 +160,16 @@ def load_vae() -> comfy.sd.VAE:
     return comfy.sd.VAE(sd=_read(VAE_FILE))
 
 
-def _read(file: Path) -> dict[str, torch.Tensor]:
+def _require(file: Path) -> None:
     if not file.is_file():
         raise FileNotFoundError(
             f"The demo model's file {file.name} is missing from the pack's demo folder. It comes with the git "
             "repository, not with the registry's package: clone that, or retrain it with `python demo/train.py`."
         )
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    _require(file)
     return comfy.utils.load_torch_file(str(file), safe_load=True)
 
 

@@ -85,6 +85,12 @@ def fidelity(frames: Tensor, scene: Scene | Sequence[Scene]) -> Tensor:
     return torch.stack(list(correct(read(frames), scene).values())).float().mean(0)
 
 
+def cover_of(pictures: Tensor) -> Tensor:
+    """How much of the shape's colour is at every pixel of pictures or frames (B, H, W, 3): (B, H, W) in [0, 1]."""
+    pictures = pictures.float().cpu()
+    return _cover(pictures, *_two_colours(pictures))[0].clamp(0, 1)
+
+
 def shape_mask(pictures: Tensor) -> Tensor:
     """Where the shape is in pictures or frames (B, H, W, 3) in [0, 1]: (B, H, W) bool, all False without contrast.
 

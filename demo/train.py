@@ -1,6 +1,6 @@
 """Trains the demo model from nothing: tokenizer, text encoder, UNet, VAE. One command, resumable, CPU or GPU:
 
-    python demo/train.py --comfyui PATH [--threads N] [--parts tokenizer text unet vae]
+    python demo/train.py --comfyui PATH [--threads N] [--parts tokenizer text unet vae video_text video]
 
 Checkpoints live in demo/.training (ignored by git); a run that was stopped goes on where its last one was.
 Data comes from shapes.py and training_data.py; every random number from --seed.
@@ -41,7 +41,7 @@ def part(name: str) -> ModuleType:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
-    parser.add_argument("--parts", nargs="+", default=["tokenizer", "text", "unet", "vae"])
+    parser.add_argument("--parts", nargs="+", default=["tokenizer", "text", "unet", "vae", "video_text", "video"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
@@ -51,6 +51,8 @@ def main() -> None:
     parser.add_argument("--text-from", type=Path, help="second stage only, from these weights")
     parser.add_argument("--unet-stages", type=int, nargs="+", default=[2400, 3500, 4300], help="steps that end a stage")
     parser.add_argument("--vae-steps", type=int, default=2500)
+    parser.add_argument("--video-stages", type=int, nargs=2, default=[1500, 1800], help="steps that end a stage")
+    parser.add_argument("--clip-variants", type=int, default=6, help="jitters of each shape, size, place and motion")
     parser.add_argument("--save-every", type=int, default=100, help="steps of the UNet")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -62,6 +64,8 @@ def main() -> None:
         "text": lambda: part("train_text").train_text,
         "unet": lambda: part("train_unet").train_unet,
         "vae": lambda: part("train_vae").train_vae,
+        "video_text": lambda: part("train_video").train_video_text,
+        "video": lambda: part("train_video").train_video,
     }
     for name in arguments.parts:
         trainers[name]()(arguments)

@@ -159,5 +159,11 @@ def _initialise(encoder: torch.nn.Module) -> None:
             torch.nn.init.zeros_(bias)
         if isinstance(module, torch.nn.LayerNorm):
             torch.nn.init.ones_(module.weight)
-            # ComfyUI's layers add in place; autograd needs what the norms saw
+    prepare_norms(encoder)
+
+
+def prepare_norms(encoder: torch.nn.Module) -> None:
+    """ComfyUI's layers add in place; autograd needs what the norms saw."""
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.LayerNorm):
             module.register_forward_pre_hook(lambda _, inputs: (inputs[0].clone(), *inputs[1:]))

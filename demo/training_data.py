@@ -12,6 +12,7 @@ import random
 import torch
 from torch import Tensor
 
+from .motion import MOTIONS, MOVES, MovingScene, moving_caption, moving_coverage, random_moving_scene
 from .shapes import COLOURS, COLUMNS, RADII, ROWS, SHAPES, Scene, caption, coverage, random_scene
 
 BLOCK = 8
@@ -53,13 +54,47 @@ class LatentBank:
     def latent(self, scene: Scene, rng: random.Random) -> Tensor:
         """Latent (4, 16, 16) of one jittered picture of ``scene``."""
         variants = self._statistics[scene.shape, scene.size, scene.row, scene.column]
-        mean, edge = variants[rng.randrange(len(variants))].float()
-        front, back = (torch.tensor(COLOURS[name]) for name in (scene.colour, scene.background))
-        colours = back[:, None, None] + mean * (front - back)[:, None, None]
-        luma_edge = edge * torch.dot(front - back, torch.tensor(LUMA))
-        return torch.cat([(colours - 0.5) * COLOUR_GAIN, luma_edge.unsqueeze(0) * EDGE_GAIN])
+        return coloured(variants[rng.randrange(len(variants))].float(), scene)
 
     def batch(self, count: int, rng: random.Random, partial: float = 0.0) -> tuple[Tensor, list[str]]:
         """Latents (count, 4, 16, 16) and captions; a share ``partial`` of the captions leaves attributes out."""
         scenes = [random_scene(rng) for _ in range(count)]
         return torch.stack([self.latent(s, rng) for s in scenes]), [caption(s, rng, partial) for s in scenes]
+
+
+def coloured(statistics: Tensor, scene: Scene) -> Tensor:
+    """Means and edges (..., 2, 16, 16) of a coverage → latents (..., 4, 16, 16) in the scene's colours."""
+    mean, edge = statistics.split(1, dim=-3)
+    front, back = (torch.tensor(COLOURS[name])[:, None, None] for name in (scene.colour, scene.background))
+    luma_edge = edge * torch.dot((front - back).flatten(), torch.tensor(LUMA))
+    return torch.cat([(back + mean * (front - back) - 0.5) * COLOUR_GAIN, luma_edge * EDGE_GAIN], dim=-3)
+
+
+class ClipBank:
+    """Block statistics of clips: every shape × size × place × motion, in ``variants`` jitters."""
+
+    def __init__(self, variants: int, seed: int) -> None:
+        rng = random.Random(seed)
+        self._statistics: dict[tuple[str, str, str, str, str], Tensor] = {}
+        for motion in MOTIONS:
+            x, y = MOVES.get(motion, (0, 0))
+            for shape in SHAPES:
+                for size in RADII:
+                    for row in ["middle"] if y else ROWS:
+                        for column in ["centre"] if x else COLUMNS:
+                            moving = MovingScene(Scene(shape, "", "", size, row, column), motion)
+                            jitters = [(rng.uniform(-3, 3), rng.uniform(-3, 3)) for _ in range(variants)]
+                            covers = torch.stack([moving_coverage(moving, jitter) for jitter in jitters])
+                            statistics = torch.stack(block_statistics(covers), dim=2)
+                            self._statistics[shape, size, row, column, motion] = statistics.half()
+
+    def batch(
+        self, count: int, frames: list[int], rng: random.Random, partial: float = 0.0
+    ) -> tuple[Tensor, list[str]]:
+        """Latents (count · F, 4, 16, 16) of these ``frames`` of clips, and the clips' captions."""
+        clips, latents = [random_moving_scene(rng) for _ in range(count)], []
+        for clip in clips:
+            scene = clip.scene
+            variants = self._statistics[scene.shape, scene.size, scene.row, scene.column, clip.motion]
+            latents.append(coloured(variants[rng.randrange(len(variants)), frames].float(), scene))
+        return torch.cat(latents), [moving_caption(clip, rng, partial) for clip in clips]

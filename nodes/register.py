@@ -6,7 +6,6 @@ import hashlib
 import logging
 from pathlib import Path
 
-import folder_paths
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
@@ -30,6 +29,7 @@ from ..samplers.measure import Start, measure_layers, parse_steps
 from .attention_inputs import CATEGORY
 from .register_chart import draw_registry
 from .register_inputs import Registry, ranking_inputs, registry_input, start_inputs
+from .saved_files import next_path, saved_files, saved_path
 
 
 def _chart_output() -> io.Output:
@@ -191,12 +191,9 @@ class SaveAttentionRegistry(io.ComfyNode):
 
     @classmethod
     def execute(cls, registry: AttentionRegistry, filename_prefix: str) -> io.NodeOutput:
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory()
-        )
-        file = f"{name}_{counter:05}_{registry_file.SUFFIX}"
-        registry_file.save(registry, Path(folder, file))
-        return io.NodeOutput(ui={"registries": [{"filename": file, "subfolder": subfolder, "type": "output"}]})
+        path, told = next_path(filename_prefix, registry_file.SUFFIX)
+        registry_file.save(registry, path)
+        return io.NodeOutput(ui={"registries": [told]})
 
 
 class LoadAttentionRegistry(io.ComfyNode):
@@ -211,7 +208,7 @@ class LoadAttentionRegistry(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=_saved_files(),
+                    options=saved_files(registry_file.SUFFIX),
                     tooltip="A registry in the output folder. Press R to see those saved since the page was loaded.",
                 )
             ],
@@ -221,37 +218,23 @@ class LoadAttentionRegistry(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
         try:
-            return file is None or bool(_saved_path(file))
-        except registry_file.RegistryFileError as error:
+            return file is None or bool(_path(file))
+        except FileNotFoundError as error:
             return str(error)
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
-        return hashlib.sha256(_saved_path(file).read_bytes()).hexdigest()
+        return hashlib.sha256(_path(file).read_bytes()).hexdigest()
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        registry = registry_file.load(_saved_path(file))
+        registry = registry_file.load(_path(file))
         _log_selected(cls.__name__, registry)
         return io.NodeOutput(registry)
 
 
-def _saved_files() -> list[str]:
-    """The registries in the output folder, relative to it; links out of it are left out."""
-    folder = Path(folder_paths.get_output_directory()).resolve()
-    found = folder.rglob(f"*{registry_file.SUFFIX}")
-    inside = [path for path in found if path.is_file() and path.resolve().is_relative_to(folder)]
-    return sorted(path.relative_to(folder).as_posix() for path in inside)
-
-
-def _saved_path(file: str) -> Path:
-    """The path of a saved registry; RegistryFileError for one that is missing or outside the output folder."""
-    if file not in (saved := _saved_files()):
-        raise registry_file.RegistryFileError(
-            f"file: expected a saved registry in the output folder, got {file!r}. "
-            f"There are: {', '.join(saved) or 'none; save one with SaveAttentionRegistry'}."
-        )
-    return Path(folder_paths.get_output_directory(), file)
+def _path(file: str) -> Path:
+    return saved_path(file, registry_file.SUFFIX, "a saved registry", "SaveAttentionRegistry")
 
 
 NODES = [

@@ -1,0 +1,57 @@
+"""Fine-coarse frame attention, EI²'s FFAM (supplement §B; inferred where the main paper is not public).
+
+A frame's queries see the fine patches of their own frame and coarse ones of all others: keys and values are
+[own frame; average-pooled keys of every other frame], with self-attention's own weights. ``pool`` 1 is full
+space-time attention; a clip of one frame is self-attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .technique import AttentionCall, Proceed
+
+
+class GridError(ValueError):
+    """The layer does not tell how its tokens lie in a frame."""
+
+
+def coarse(x: Tensor, grid: tuple[int, int], pool: int) -> Tensor:
+    """Means over ``pool`` × ``pool`` tokens of ``x`` (…, height · width, channels); at the edges, of what is there."""
+    pictures = x.unflatten(-2, grid).movedim(-1, -3).flatten(0, -4)
+    means = F.avg_pool2d(pictures, pool, ceil_mode=True, count_include_pad=False)
+    return means.flatten(2).transpose(1, 2).reshape(*x.shape[:-2], -1, x.shape[-1])
+
+
+def fine_and_coarse(x: Tensor, frames: int, grid: tuple[int, int], pool: int) -> Tensor:
+    """For every frame of ``x`` (clips · frames, …, tokens, channels) its own tokens, then the others' means."""
+    own = x.unflatten(0, (-1, frames))
+    others = [[other for other in range(frames) if other != frame] for frame in range(frames)]
+    means = coarse(x, grid, pool).unflatten(0, (-1, frames))[:, torch.tensor(others, device=x.device)]
+    # (clips, frames, others, …, tokens, channels): the others come to lie beside the tokens
+    means = means.movedim(2, -3).flatten(-3, -2)
+    return torch.cat([own, means], dim=-2).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class FineCoarse:
+    """The technique. ``pool``: height and width in tokens of a coarse patch."""
+
+    pool: int = 2
+    stage = 0
+
+    def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
+        if call.frames == 1:
+            return proceed(call.q, call.k, call.v)
+        if call.grid is None:
+            raise GridError(
+                f"Fine-coarse attention needs the height and width of a frame at {call.site.name}, and the model does "
+                "not tell them: another node may have replaced the layer. Leave it out of 'layers', or use "
+                "frame_attention sparse_causal."
+            )
+        k, v = (fine_and_coarse(x, call.frames, call.grid, self.pool) for x in (call.k, call.v))
+        return proceed(call.q, k, v)

@@ -1,0 +1,143 @@
+"""STAMInflate and TuneAVideoInflate: an image model becomes one that sees a clip (EI²; Tune-A-Video)."""
+
+from __future__ import annotations
+
+import logging
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..attention.forms import TUNE_A_VIDEO, Form, FrameAttention, InflationWeights, inflated, record_of
+from ..attention.inflation import Position
+from ..attention.stam import Norm
+
+CATEGORY = "coherence/tuning"
+Weights = io.Custom("STAM_WEIGHTS")
+
+
+def _model_input() -> io.Model.Input:
+    return io.Model.Input("model", tooltip="An image model: SD1.5, SD2 or SDXL. It is cloned, not changed.")
+
+
+def _weights_input(node: str) -> io.Input:
+    return Weights.Input(
+        "weights",
+        optional=True,
+        tooltip=f"What OneShotTune learned with this node, or LoadSTAM loaded. Leave it open to tune from the start: "
+        f"{node} then adds nothing to the features.",
+    )
+
+
+def _layers_input() -> io.String.Input:
+    return io.String.Input(
+        "layers",
+        default="*",
+        tooltip="Which transformer layers are inflated. '*' is all; else pieces separated by commas: 'middle', "
+        "'output.3-8'. Narrow it to tune less, in less memory.",
+    )
+
+
+def _put(model: ModelPatcher, form: Form, weights: InflationWeights | None, layers: str, strength: float, node: str):
+    clone = inflated(model, form, weights, layers=layers, strength=strength, asked_by=node)
+    record = record_of(clone)
+    assert record
+    places = ", ".join(layer.place for layer in record.layers)
+    state = "untuned" if weights is None else f"tuned for {weights.steps} steps on {weights.frames} frames"
+    logging.info("%s: %s, %d layers: %s", node, state, len(record.layers), places)
+    return io.NodeOutput(clone)
+
+
+class STAMInflate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="STAMInflate",
+            display_name="STAM Inflate (EI²)",
+            category=CATEGORY,
+            description="Puts EI²'s shift-restricted temporal attention (STAM) and fine-coarse frame attention into an "
+            "image model, so that it can be tuned on one clip and edit it. The latent's batch is the clip.",
+            search_aliases=["ei2", "stam", "one-shot tuning", "temporal attention", "tune a video", "video editing"],
+            inputs=[
+                _model_input(),
+                io.Combo.Input(
+                    "position",
+                    options=["before_cross", "after_cross"],
+                    default="before_cross",
+                    tooltip="Whether STAM comes before a layer's attention to the prompt, or after it. The paper finds "
+                    "both alike; keep what the weights were tuned with.",
+                ),
+                io.Combo.Input(
+                    "frame_attention",
+                    options=["fine_coarse", "sparse_causal", "first", "self"],
+                    default="fine_coarse",
+                    tooltip="What a frame attends to. fine_coarse: itself, and all others at low resolution (EI²). "
+                    "sparse_causal: the first and the one before (Tune-A-Video). first: the first. self: itself alone, "
+                    "the cheapest. Keep what the weights were tuned with.",
+                ),
+                io.Int.Input(
+                    "pool",
+                    default=2,
+                    min=1,
+                    max=16,
+                    tooltip="Size of fine_coarse's coarse patches, 1 to 16 tokens wide and high. 1 is full attention "
+                    "among all frames. Raise it for long clips or large pictures: memory falls with its square.",
+                ),
+                io.Combo.Input(
+                    "norm",
+                    options=["spectral", "frobenius"],
+                    default="spectral",
+                    tooltip="The norm of STAM's weights that is kept at 1. frobenius nearly switches STAM off; it is "
+                    "there for study.",
+                ),
+                _weights_input("STAMInflate"),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=4.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="Factor of what was tuned, 0 to 4: 0 leaves only frame_attention, 1 is as tuned. Lower it "
+                    "when an edit keeps too much of the clip.",
+                ),
+                _layers_input(),
+            ],
+            outputs=[io.Model.Output(tooltip="The inflated model, to tune with OneShotTune or to sample.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        position: Position,
+        frame_attention: FrameAttention,
+        pool: int,
+        norm: Norm,
+        strength: float,
+        layers: str,
+        weights: InflationWeights | None = None,
+    ) -> io.NodeOutput:
+        form = Form("stam", position, frame_attention, pool, norm)
+        return _put(model, form, weights, layers, strength, cls.__name__)
+
+
+class TuneAVideoInflate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TuneAVideoInflate",
+            display_name="Tune-A-Video Inflate",
+            category=CATEGORY,
+            description="Puts Tune-A-Video's layers into an image model: sparse-causal attention, and plain temporal "
+            "attention after the feed-forward. The baseline that STAM Inflate is compared with.",
+            search_aliases=["tune-a-video", "one-shot tuning", "temporal attention", "sparse-causal attention"],
+            inputs=[_model_input(), _weights_input("TuneAVideoInflate"), _layers_input()],
+            outputs=[io.Model.Output(tooltip="The inflated model, to tune with OneShotTune or to sample.")],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, layers: str, weights: InflationWeights | None = None) -> io.NodeOutput:
+        return _put(model, TUNE_A_VIDEO, weights, layers, 1.0, cls.__name__)
+
+
+NODES = [STAMInflate, TuneAVideoInflate]

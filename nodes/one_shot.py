@@ -1,0 +1,202 @@
+"""OneShotTune, SaveSTAM and LoadSTAM: tune an inflated model on one clip, and keep what it learned."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..attention import weights_file
+from ..attention.forms import NAMES, InflationWeights
+from ..training.memory import gibibytes
+from ..training.one_shot import Settings, Tuned, tune
+from ..training.sampler import Precision
+from .inflation import CATEGORY, Weights
+from .saved_files import next_path, saved_files, saved_path
+from .training import Progress, draw_losses, time_text
+
+
+class OneShotTune(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OneShotTune",
+            display_name="One-Shot Tune (EI², Tune-A-Video)",
+            category=CATEGORY,
+            description="Tunes an inflated image model on one clip, so that it can draw the clip's motion with other "
+            "things in it. The model stays as it is; what is learned comes out as weights.",
+            search_aliases=["train", "fine-tune", "one-shot", "tune-a-video", "ei2", "video training"],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="A model from STAMInflate or TuneAVideoInflate. With weights, tuning "
+                    "goes on from them. It is copied, not changed.",
+                ),
+                io.Conditioning.Input("positive", tooltip="A prompt that says what the clip shows, and how it moves."),
+                io.Latent.Input(
+                    "latent_image", tooltip="The clip: its frames, encoded by VAE Encode. 8 to 32 are usual."
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=500,
+                    min=1,
+                    max=100_000,
+                    tooltip="Steps of training, 1 to 100000. 500 is the papers' choice; fewer keep more of the model's "
+                    "freedom, more copy the clip.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=3e-5,
+                    min=1e-7,
+                    max=1e-1,
+                    step=1e-6,
+                    round=1e-8,
+                    tooltip="How far a step goes, 1e-7 to 0.1. 3e-5 is the papers' choice for SD1.5; small models need "
+                    "more. Lower it when the loss jumps.",
+                ),
+                io.Int.Input(
+                    "batch_frames",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    tooltip="How many neighbouring frames a step sees. 0: all of the clip. 2 or more: a random stretch "
+                    "of that many. Lower it when memory runs out.",
+                ),
+                io.Boolean.Input(
+                    "gradient_checkpointing",
+                    default=False,
+                    tooltip="Keeps less for the backward pass and computes it again: a fifth to a third of the memory, "
+                    "a third more time. Turn it on when memory runs out.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=["auto", "fp32", "bf16"],
+                    default="auto",
+                    tooltip="What is computed in; weights are tuned in fp32. auto: bf16 on GPUs that have it, else "
+                    "fp32. Set fp32 if the loss is no number.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    tooltip="Noise, noise levels and starting weights: the same seed gives the same weights.",
+                ),
+            ],
+            outputs=[
+                Weights.Output("weights", tooltip="What was learned: for the inflating node, or SaveSTAM."),
+                io.Image.Output("loss_chart", tooltip="The loss of every step, and its moving average."),
+                io.String.Output("report", tooltip="What was tuned, how long, and in what memory."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        positive: list,
+        latent_image: dict,
+        steps: int,
+        learning_rate: float,
+        batch_frames: int,
+        gradient_checkpointing: bool,
+        precision: Precision,
+        seed: int,
+    ) -> io.NodeOutput:
+        settings = Settings(steps, learning_rate, batch_frames, gradient_checkpointing, precision, seed)
+        tuned = tune(model, positive, latent_image, settings, Progress(steps, cls.hidden.unique_id))
+        chart = draw_losses(tuned.history, f"One-shot tuning of {NAMES[tuned.weights.form.module]}")
+        return io.NodeOutput(tuned.weights, chart, _report(tuned, settings))
+
+
+def _report(tuned: Tuned, settings: Settings) -> str:
+    weights, (first, last) = tuned.weights, tuned.history.ends()
+    seconds = tuned.history.seconds
+    earlier = weights.steps - len(seconds)
+    return "\n".join(
+        [
+            f"{NAMES[weights.form.module]} in {len(weights.places)} layers of {weights.base}, "
+            f"frame attention {weights.form.frame_attention}",
+            f"{tuned.parameters:,} parameters, {weights.frames} frames, "
+            f"{settings.batch_frames or weights.frames} at a time",
+            f"{len(seconds)} steps{f' after {earlier} earlier ones' if earlier else ''} in "
+            f"{time_text(sum(seconds))} ({sum(seconds) / len(seconds):.2f} s a step), {tuned.dtype}",
+            f"mean loss of the first tenth {first:.5f}, of the last {last:.5f}",
+            f"memory estimated before the first step, beside the model: {gibibytes(tuned.needed)}",
+        ]
+    )
+
+
+class SaveSTAM(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SaveSTAM",
+            display_name="Save STAM Weights",
+            category=CATEGORY,
+            description="Saves what OneShotTune learned as a safetensors file in the output folder.",
+            search_aliases=["export weights", "one-shot tuning", "ei2"],
+            is_output_node=True,
+            inputs=[
+                Weights.Input("weights", tooltip="What OneShotTune learned, in its own type and exactly."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="stam/clip",
+                    tooltip="Folder and beginning of the file's name, within the output folder; a number is added. "
+                    "Name it after the clip.",
+                ),
+            ],
+            outputs=[],
+        )
+
+    @classmethod
+    def execute(cls, weights: InflationWeights, filename_prefix: str) -> io.NodeOutput:
+        path, told = next_path(filename_prefix, weights_file.SUFFIX)
+        weights_file.save(weights, path)
+        return io.NodeOutput(ui={"weights": [told]})
+
+
+class LoadSTAM(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoadSTAM",
+            display_name="Load STAM Weights",
+            category=CATEGORY,
+            description="Loads what SaveSTAM saved, for STAMInflate or TuneAVideoInflate.",
+            search_aliases=["import weights", "one-shot tuning", "ei2"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=saved_files(weights_file.SUFFIX),
+                    tooltip="Weights in the output folder. Press R to see those saved since the page was loaded.",
+                )
+            ],
+            outputs=[Weights.Output("weights", tooltip="The tuned weights, with the form they were tuned in.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str | None) -> bool | str:
+        try:
+            return file is None or bool(_path(file))
+        except FileNotFoundError as error:
+            return str(error)
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> str:
+        return hashlib.sha256(_path(file).read_bytes()).hexdigest()
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        return io.NodeOutput(weights_file.load(_path(file)))
+
+
+def _path(file: str) -> Path:
+    return saved_path(file, weights_file.SUFFIX, "saved weights", "SaveSTAM")
+
+
+NODES = [OneShotTune, SaveSTAM, LoadSTAM]
