@@ -34,13 +34,18 @@ class Trained:
             print(f"{part}: goes on at step {self.step}", flush=True)
 
     def descend(self, loss: Tensor, rate: float) -> None:
-        """One step of the optimizer, gradients clipped to norm 1, and of the average."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        """One step on ``loss``."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.update(rate)
+
+    def update(self, rate: float) -> None:
+        """One step of the optimizer, gradients clipped to norm 1, and of the average; the gradients are gone after."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         decay = min(self.decay, (self.step + 1) / (self.step + 20))
         with torch.no_grad():
             for name, tensor in self.module.state_dict().items():

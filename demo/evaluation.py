@@ -48,10 +48,10 @@ def sample(
 ) -> Tensor:
     """One picture for every caption: (B, 128, 128, 3) in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
-    (negative,) = _conditioning(clip, [""])
+    (negative,) = conditioning(clip, [""])
     pictures = []
     for start in range(0, len(captions), BATCH):
-        positive = _conditioning(clip, captions[start : start + BATCH])
+        positive = conditioning(clip, captions[start : start + BATCH])
         together = [torch.cat([tensor for tensor, _ in positive]), {}]
         noise = torch.randn(len(positive), 4, 16, 16, generator=generator)
         latents = comfy.sample.sample(
@@ -71,7 +71,7 @@ def sample(
     return torch.cat(pictures).float().cpu()
 
 
-def _conditioning(clip: CLIP, captions: list[str]) -> list[list]:
+def conditioning(clip: CLIP, captions: list[str]) -> list[list]:
     return [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in captions]
 
 

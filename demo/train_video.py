@@ -129,7 +129,8 @@ def _plus(delta, _to_q, inputs, output: Tensor) -> Tensor:
 def train_video(arguments: argparse.Namespace) -> None:
     """As the UNet's training, on clips: every second or fourth frame in the first stage, all 16 in the second.
 
-    Every clip has one noise level and independent noise in its frames.
+    Every clip has one noise level and independent noise in its frames. The text encoder learns along: the UNet's own
+    keys and values of the text, which are frozen, know nothing of motions.
     """
     torch.manual_seed(arguments.seed)
     device = torch.device(arguments.device)
@@ -140,6 +141,9 @@ def train_video(arguments: argparse.Namespace) -> None:
     trained = Trained("video", layers, torch.optim.AdamW(layers.parameters(), betas=(0.9, 0.99)), decay=0.997)
     encoder = DemoTextEncoder(device=arguments.device, dtype=torch.float32)
     encoder.load_state_dict(load_file(VIDEO_TEXT_ENCODER_FILE))
+    prepare_norms(encoder)
+    encoder.requires_grad_(True)
+    words = Trained("video_words", encoder, torch.optim.AdamW(encoder.parameters(), betas=(0.9, 0.99)), decay=0.997)
     tokenize, bank, signals = Captions(), ClipBank(arguments.clip_variants, arguments.seed), alphas_cumprod().to(device)
     running, began, first_step = None, time.time(), trained.step
     first, total = arguments.video_stages
@@ -153,8 +157,7 @@ def train_video(arguments: argparse.Namespace) -> None:
         captions = ["" if rng.random() < 0.1 else text for text in captions]
         timesteps = sample_timesteps(count, generator).to(device).repeat_interleave(len(frames))
         noise = torch.randn(clean.shape, generator=generator).to(device)
-        with torch.no_grad():
-            context = encode(encoder, tokenize(captions).to(device)).repeat_interleave(len(frames), 0)
+        context = encode(encoder, tokenize(captions).to(device)).repeat_interleave(len(frames), 0)
         signal = signals[timesteps].reshape(-1, 1, 1, 1)
         hooks = layers.on(frames)
         with torch.autocast(device.type, torch.bfloat16):
@@ -166,7 +169,9 @@ def train_video(arguments: argparse.Namespace) -> None:
             )
         squared = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
         loss = (squared * (1 / signal.flatten()).clamp(max=50.0)).mean()
-        trained.descend(loss, _rate(trained.step, arguments))
+        rate = _rate(trained.step, arguments)
+        trained.descend(loss, rate)
+        words.update(rate / 3)
         for hook in hooks:
             hook.remove()
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
@@ -175,7 +180,9 @@ def train_video(arguments: argparse.Namespace) -> None:
             trained.note(loss=running, clips_per_second=round(speed, 2))
         if trained.step % arguments.save_every == 0 or trained.step == total:
             trained.save()
+            words.save()
     ship_video(trained)
+    ship(words.average, "video_text_encoder")
     write_curve("video", trained.curve)
 
 

@@ -92,9 +92,12 @@ class ClipBank:
         self, count: int, frames: list[int], rng: random.Random, partial: float = 0.0
     ) -> tuple[Tensor, list[str]]:
         """Latents (count · F, 4, 16, 16) of these ``frames`` of clips, and the clips' captions."""
-        clips, latents = [random_moving_scene(rng) for _ in range(count)], []
-        for clip in clips:
-            scene = clip.scene
-            variants = self._statistics[scene.shape, scene.size, scene.row, scene.column, clip.motion]
-            latents.append(coloured(variants[rng.randrange(len(variants)), frames].float(), scene))
+        clips = [random_moving_scene(rng) for _ in range(count)]
+        latents = [self.latents(clip, frames, rng) for clip in clips]
         return torch.cat(latents), [moving_caption(clip, rng, partial) for clip in clips]
+
+    def latents(self, clip: MovingScene, frames: list[int], rng: random.Random) -> Tensor:
+        """Latents (F, 4, 16, 16) of these frames of ``clip`` in one of its jitters."""
+        scene = clip.scene
+        variants = self._statistics[scene.shape, scene.size, scene.row, scene.column, clip.motion]
+        return coloured(variants[rng.randrange(len(variants)), frames].float(), scene)

@@ -8,12 +8,14 @@ from . import (
     demo,
     editing,
     guidance,
+    inflation,
     inversion,
     map_preview,
     momentum,
     motion_field,
     noise,
     noise_chart,
+    one_shot,
     perturbation,
     register,
 )
@@ -32,6 +34,8 @@ FACES = (
     consistency,
     inversion,
     editing,
+    inflation,
+    one_shot,
 )
 
 

@@ -25,6 +25,19 @@ def layers_input() -> io.String.Input:
     )
 
 
+def pool_input(optional: bool = False) -> io.Int.Input:
+    return io.Int.Input(
+        "pool",
+        default=2,
+        min=1,
+        max=16,
+        optional=optional,
+        advanced=optional,
+        tooltip="Size of fine_coarse's coarse patches, 1 to 16 tokens wide and high. 1 is full attention among all "
+        "frames. Raise it for long clips or large pictures: memory falls with its square.",
+    )
+
+
 def percent_inputs() -> list[io.Float.Input]:
     return [
         io.Float.Input(

@@ -1,12 +1,16 @@
-"""CrossFrameAttention: the baselines that ZS² compares with (Text2Video-Zero, Tune-A-Video)."""
+"""CrossFrameAttention: the baselines that ZS² compares with (Text2Video-Zero, Tune-A-Video), and EI²'s."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..attention.cross_frame import CrossFrame, Keys
-from .attention_inputs import CATEGORY, layers_input, percent_inputs, tapped
+from ..attention.cross_frame import CrossFrame
+from ..attention.fine_coarse import FineCoarse
+from ..attention.technique import Technique
+from .attention_inputs import CATEGORY, layers_input, percent_inputs, pool_input, tapped
 
 
 class CrossFrameAttention(io.ComfyNode):
@@ -28,14 +32,15 @@ class CrossFrameAttention(io.ComfyNode):
                 io.Model.Input("model", tooltip="An image model: SD1.5, SD2 or SDXL. It is cloned, not changed."),
                 io.Combo.Input(
                     "keys",
-                    options=["first", "previous", "first_and_previous"],
+                    options=["first", "previous", "first_and_previous", "fine_coarse"],
                     default="first",
                     tooltip="The frames attended to. first: the look stays that of frame 1 (Text2Video-Zero). "
                     "previous: it may drift slowly. first_and_previous: both (Tune-A-Video), at twice the cost of "
-                    "the attention.",
+                    "the attention. fine_coarse: itself, and all others at low resolution (EI²).",
                 ),
                 layers_input(),
                 *percent_inputs(),
+                pool_input(optional=True),
             ],
             outputs=[io.Model.Output(tooltip="The model, with cross-frame attention.")],
         )
@@ -44,12 +49,14 @@ class CrossFrameAttention(io.ComfyNode):
     def execute(
         cls,
         model: ModelPatcher,
-        keys: Keys,
+        keys: Literal["first", "previous", "first_and_previous", "fine_coarse"],
         layers: str = "*",
         start_percent: float = 0.0,
         end_percent: float = 1.0,
+        pool: int = 2,
     ) -> io.NodeOutput:
-        return tapped(model, CrossFrame(keys), cls, ["spatial"], layers, start_percent, end_percent)
+        technique: Technique = FineCoarse(pool) if keys == "fine_coarse" else CrossFrame(keys)
+        return tapped(model, technique, cls, ["spatial"], layers, start_percent, end_percent)
 
 
 NODES = [CrossFrameAttention]

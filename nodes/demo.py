@@ -15,23 +15,37 @@ class CoherenceDemoModel(io.ComfyNode):
             node_id="CoherenceDemoModel",
             display_name="Coherence Demo Model",
             category="coherence/loaders",
-            description="Loads the pack's own small picture model: it draws one coloured shape on a coloured "
-            "background at 128×128, in seconds on a CPU. It stands where a checkpoint loader would.",
-            search_aliases=["demo checkpoint", "tiny model", "load checkpoint"],
-            inputs=[],
+            description="Loads the pack's own small model: it draws one coloured shape on a coloured background at "
+            "128×128, as pictures or as a moving clip, in seconds on a CPU. It stands where a checkpoint loader would.",
+            search_aliases=["demo checkpoint", "tiny model", "load checkpoint", "tiny video model"],
+            inputs=[
+                io.Combo.Input(
+                    "kind",
+                    options=["image", "video"],
+                    default="image",
+                    optional=True,
+                    tooltip="image: a picture model, every frame for itself. video: the same with temporal layers; "
+                    "the latent's batch is a clip of 16 frames, and the prompt says how the shape moves.",
+                )
+            ],
             outputs=[
-                io.Model.Output(tooltip="A Stable Diffusion 1.5 class UNet with 4 M parameters."),
+                io.Model.Output(
+                    tooltip="A Stable Diffusion 1.5 class UNet with 4 M parameters; for clips with 1 M more."
+                ),
                 io.Clip.Output(
-                    tooltip="Reads prompts such as 'a small red star at the top left on a green background'."
+                    tooltip="Reads prompts such as 'a small red star at the top left on a green background'; for "
+                    "clips with ', moving right' after them."
                 ),
                 io.Vae.Output(tooltip="A tiny autoencoder, 8×8 pixels to one latent."),
             ],
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        from ..demo.model import load_clip, load_model, load_vae
+    def execute(cls, kind: str = "image") -> io.NodeOutput:
+        from ..demo.model import VIDEO_TEXT_ENCODER_FILE, load_clip, load_model, load_vae, load_video_model
 
+        if kind == "video":
+            return io.NodeOutput(load_video_model(), load_clip(VIDEO_TEXT_ENCODER_FILE), load_vae())
         return io.NodeOutput(load_model(), load_clip(), load_vae())
 
 

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 from ..attention.forms import TUNE_A_VIDEO, Form, FrameAttention, InflationWeights, inflated, record_of
 from ..attention.inflation import Position
 from ..attention.stam import Norm
+from .attention_inputs import pool_input
 
 CATEGORY = "coherence/tuning"
 Weights = io.Custom("STAM_WEIGHTS")
@@ -74,14 +75,7 @@ class STAMInflate(io.ComfyNode):
                     "sparse_causal: the first and the one before (Tune-A-Video). first: the first. self: itself alone, "
                     "the cheapest. Keep what the weights were tuned with.",
                 ),
-                io.Int.Input(
-                    "pool",
-                    default=2,
-                    min=1,
-                    max=16,
-                    tooltip="Size of fine_coarse's coarse patches, 1 to 16 tokens wide and high. 1 is full attention "
-                    "among all frames. Raise it for long clips or large pictures: memory falls with its square.",
-                ),
+                pool_input(),
                 io.Combo.Input(
                     "norm",
                     options=["spectral", "frobenius"],

@@ -25,8 +25,8 @@ PROMISED = {
     "MotionFieldNoise": "model positive negative cfg noise_seed latent_image sigmas delta_x delta_y t0 t1 "
     "→ LATENT SIGMAS",
     "TemporalMomentumAttention": "model mu mu_schedule layers start_percent end_percent frames_per_batch → MODEL",
-    "CrossFrameAttention": "model keys layers start_percent end_percent → MODEL",
-    "CoherenceDemoModel": "→ MODEL CLIP VAE",
+    "CrossFrameAttention": "model keys layers start_percent end_percent pool → MODEL",
+    "CoherenceDemoModel": "kind → MODEL CLIP VAE",
     "CoherenceDemoClip": "shape colour background motion frames size seed → IMAGE MASK",
     "PerturbAttention": "model registry matrix alpha start_percent end_percent → MODEL",
     "IEGuidanceCFG": "model registry guidance scale start_percent end_percent rescale → MODEL",
@@ -38,6 +38,12 @@ PROMISED = {
     "NoiseFromLatent": "latent model → NOISE",
     "EntropyGuidedEdit": "model source target negative registry noise sampler sigmas latent_image cfg source_cfg "
     "replace start_percent end_percent mask → LATENT LATENT",
+    "STAMInflate": "model position frame_attention pool norm weights strength layers → MODEL",
+    "TuneAVideoInflate": "model weights layers → MODEL",
+    "OneShotTune": "model positive latent_image steps learning_rate batch_frames gradient_checkpointing precision seed "
+    "→ STAM_WEIGHTS IMAGE STRING",
+    "SaveSTAM": "weights filename_prefix →",
+    "LoadSTAM": "file → STAM_WEIGHTS",
     "TemporalConsistency": "images reference → STRING IMAGE",
 }
 HEAVY = {"matplotlib", "kornia", "av", "scipy", "transformers", "pandas", "torchvision", "sklearn"}
