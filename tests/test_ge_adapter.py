@@ -1,11 +1,14 @@
 """GE-Adapter's tokens and its conditioning: what goes before the text, one row for every frame."""
 
+from dataclasses import replace
+
 import comfy.clip_vision
 import comfy.patcher_extension
 import pytest
 import torch
 from coherence.demo.model import load_model
 from coherence.nodes.ge_adapter import GEAdapterApply, GEAdapterTokens
+from coherence.nodes.momentum import TemporalMomentumAttention
 from coherence.training.frame_tokens import (
     average_pairs,
     frame_tokens,
@@ -15,6 +18,8 @@ from coherence.training.frame_tokens import (
 )
 from coherence.training.ge_adapter import GEAdapter, Training, untrained
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from editing_runs import demo_run
+from test_low_rank import lora_for
 from tiny_models import sample
 from watching import DEMO, difference
 
@@ -145,6 +150,25 @@ def test_context_windows_deal_out_the_rows_of_their_frames(unet, adapter, fix):
         assert len(frames) >= 4
         assert torch.allclose(rows[-4:, 8:33], own[frames[-4:]])
     assert clip.isfinite().all()
+
+
+def test_it_stacks_with_momentum_in_chunks_and_with_edits(unet, adapter):
+    trained = replace(adapter, lora=lora_for(unet, "down"))
+
+    def apply(model):
+        return GEAdapterApply.execute(model, trained, 0.5, 0.0, 0.6)[0]
+
+    conditioning = with_tokens(trained, DEMO.conditioning(), vision())
+    whole, chunked = (TemporalMomentumAttention.execute(unet, mu=0.9, frames_per_batch=frames)[0] for frames in (0, 2))
+    expected = sample(apply(whole), DEMO, conditioning=conditioning)
+    assert difference(sample(whole, DEMO, conditioning=conditioning), expected) > 1e-2
+    assert difference(sample(apply(chunked), DEMO, conditioning=conditioning), expected) < 2e-4
+    run = demo_run(apply(unet))
+    source, target, negative = with_tokens(trained, (run.source, run.target, run.negative), vision())
+    run = replace(run, source=source, target=target, negative=negative)
+    edited, kept = run.edit("middle")
+    assert difference(kept, run.plain(run.source)) < 2e-4
+    assert difference(edited, kept) > 1e-2
 
 
 @pytest.mark.parametrize("frames", [2, 4, 6])
