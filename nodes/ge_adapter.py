@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import folder_paths
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
@@ -15,8 +14,9 @@ from ..samplers.lora_steps import with_lora
 from ..training import ge_adapter_file
 from ..training.ge_adapter import GEAdapter
 from ..training.token_conditioning import with_tokens
+from .inflation import CATEGORY
+from .saved_files import next_path, saved_files, saved_path
 
-CATEGORY = "coherence/training"
 Adapter = io.Custom("GE_ADAPTER")
 
 
@@ -132,17 +132,17 @@ class SaveGEAdapter(io.ComfyNode):
             node_id="SaveGEAdapter",
             display_name="Save GE-Adapter",
             category=CATEGORY,
-            description="Saves a trained GE-Adapter as a safetensors file in the output folder's loras folder, where "
-            "LoadGEAdapter finds all of it and ComfyUI's LoRA loaders find its LoRA.",
+            description="Saves a trained GE-Adapter as a safetensors file in the output folder. In its loras folder "
+            "ComfyUI's own LoRA loaders find it, too, and take its LoRA.",
             search_aliases=["export adapter", "write lora", "ge-adapter"],
             is_output_node=True,
             inputs=[
                 adapter_input(),
                 io.String.Input(
                     "filename_prefix",
-                    default="ge_adapter",
-                    tooltip="Folder and beginning of the file's name, within output/loras; a number is added. Name it "
-                    "after the model and the clips.",
+                    default="loras/ge_adapter",
+                    tooltip="Folder and beginning of the file's name, within the output folder; a number is added. "
+                    "Keep 'loras/' for ComfyUI's LoRA loaders; name it after the model and the clips.",
                 ),
             ],
             outputs=[],
@@ -150,12 +150,9 @@ class SaveGEAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter: GEAdapter, filename_prefix: str) -> io.NodeOutput:
-        loras = Path(folder_paths.get_output_directory(), "loras")  # ComfyUI lists it among its loras folders
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, str(loras))
-        file = f"{name}_{counter:05}_{ge_adapter_file.SUFFIX}"
-        ge_adapter_file.save(adapter, Path(folder, file))
-        place = {"filename": file, "subfolder": Path("loras", subfolder).as_posix(), "type": "output"}
-        return io.NodeOutput(ui={"adapters": [place]})
+        path, told = next_path(filename_prefix, ge_adapter_file.SUFFIX)
+        ge_adapter_file.save(adapter, path)
+        return io.NodeOutput(ui={"adapters": [told]})
 
 
 class LoadGEAdapter(io.ComfyNode):
@@ -171,9 +168,8 @@ class LoadGEAdapter(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=_saved_files(),
-                    tooltip="An adapter in output/loras or in a loras folder of the models. Press R to see those saved "
-                    "since the page was loaded.",
+                    options=saved_files(ge_adapter_file.SUFFIX),
+                    tooltip="An adapter in the output folder. Press R to see those saved since the page was loaded.",
                 )
             ],
             outputs=[Adapter.Output("adapter", tooltip="The adapter, for GEAdapterApply and GEAdapterTokens.")],
@@ -182,36 +178,25 @@ class LoadGEAdapter(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
         try:
-            return file is None or bool(_saved_path(file))
-        except ge_adapter_file.GEAdapterFileError as error:
+            return file is None or bool(_path(file))
+        except FileNotFoundError as error:
             return str(error)
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
-        return hashlib.sha256(_saved_path(file).read_bytes()).hexdigest()
+        return hashlib.sha256(_path(file).read_bytes()).hexdigest()
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        adapter = ge_adapter_file.load(_saved_path(file))
+        adapter = ge_adapter_file.load(_path(file))
         parts = ", ".join(f"{count} parameters of {part}" for part, count in adapter.parameters().items())
         training = adapter.training
         logging.info("%s: %s; %s, %d steps", cls.__name__, parts, training.base, training.steps)
         return io.NodeOutput(adapter)
 
 
-def _saved_files() -> list[str]:
-    """The adapters in ComfyUI's loras folders, relative to these."""
-    return [file for file in folder_paths.get_filename_list("loras") if file.endswith(ge_adapter_file.SUFFIX)]
-
-
-def _saved_path(file: str) -> Path:
-    """The path of a saved adapter; GEAdapterFileError for one that is in none of the loras folders."""
-    if file not in (saved := _saved_files()):
-        raise ge_adapter_file.GEAdapterFileError(
-            f"file: expected a saved adapter in output/loras or a loras folder of the models, got {file!r}. "
-            f"There are: {', '.join(saved) or 'none; save one with SaveGEAdapter'}."
-        )
-    return Path(folder_paths.get_full_path_or_raise("loras", file))
+def _path(file: str) -> Path:
+    return saved_path(file, ge_adapter_file.SUFFIX, "a saved adapter", "SaveGEAdapter")
 
 
 NODES = [GEAdapterApply, GEAdapterTokens, SaveGEAdapter, LoadGEAdapter]

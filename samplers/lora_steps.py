@@ -10,10 +10,7 @@ under torch.compile runs uncompiled on these steps.
 from __future__ import annotations
 
 import logging
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +21,8 @@ from comfy.patcher_extension import WrappersMP
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
-from ..attention.run import is_between
+from ..attention.run import is_between, undone_after
+from ..attention.uncompiled import uncompiled
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -154,40 +152,10 @@ def _around_model_call(
     base_model, options = executor.class_obj, transformer_options or {}
     sigma = float(t.flatten()[0])
     active = [each for each in options.get(_LORAS, ()) if each.is_active(sigma, base_model.model_sampling)]
-    with ExitStack() as stack:
+    with undone_after(options) as stack:
         if active:
-            stack.enter_context(_uncompiled.calls())
+            stack.enter_context(uncompiled())
         for each in active:
             for layer, hook in each.hooks(base_model, x.device):
                 stack.callback(layer.register_forward_hook(hook).remove)
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-
-
-class _Uncompiled:
-    """Runs compiled code as it was written: what torch.compile made sees no new hooks, and keeps those it had then.
-
-    The switch is the whole process's, and threads of several GPUs call at once: the last to leave turns it back.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._inside, self._switch = threading.Lock(), 0, ExitStack()
-
-    @contextmanager
-    def calls(self) -> Iterator[None]:
-        if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds
-            yield
-            return
-        with self._lock:
-            if self._inside == 0:
-                self._switch.enter_context(torch.compiler.set_stance("force_eager"))
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._inside -= 1
-                if self._inside == 0:
-                    self._switch.close()
-
-
-_uncompiled = _Uncompiled()

@@ -36,17 +36,15 @@ def adapter(unet):
 
 
 @pytest.fixture
-def loras(tmp_path, monkeypatch):
-    """The server's folders: its output, and the loras folders, of which one is in there."""
-    own, models = tmp_path / "output" / "loras", tmp_path / "models" / "loras"
-    own.mkdir(parents=True)
-    models.mkdir(parents=True)
-    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
-    monkeypatch.setitem(
-        folder_paths.folder_names_and_paths, "loras", ([str(models), str(own)], folder_paths.supported_pt_extensions)
-    )
+def output(tmp_path, monkeypatch):
+    """The output folder; its loras are among ComfyUI's, as the server has it."""
+    folder = tmp_path / "output"
+    folder.mkdir()
+    monkeypatch.setattr(folder_paths, "output_directory", str(folder))
+    places = ([str(folder / "loras")], folder_paths.supported_pt_extensions)
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", places)
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    return own
+    return folder
 
 
 def parts(adapter):
@@ -85,13 +83,14 @@ def test_a_save_that_fails_leaves_the_old_file(adapter, tmp_path):
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_the_stock_loader_takes_the_file_as_a_lora(unet, adapter, loras):
+def test_the_stock_loader_takes_the_file_as_a_lora(unet, adapter, output):
     import nodes
 
-    SaveGEAdapter.execute(adapter, "stock/circle")
-    file = f"stock/circle_00001_{SUFFIX}"
+    SaveGEAdapter.execute(adapter, "loras/clips/circle")
+    file = f"clips/circle_00001_{SUFFIX}"
+    assert nodes.LoraLoader.INPUT_TYPES()["required"]["lora_name"][0] == [file]
     merged, _ = nodes.LoraLoader().load_lora(unet, None, file, 0.5, 0.0)
-    ours = GEAdapterApply.execute(unet, LoadGEAdapter.execute(file)[0], 0.5, 0.0, 1.0)[0]
+    ours = GEAdapterApply.execute(unet, LoadGEAdapter.execute(f"loras/{file}")[0], 0.5, 0.0, 1.0)[0]
     assert len(merged.patches) == len(adapter.lora) // 3
     pictures = [sample(model, DEMO, steps=1) for model in (unet, merged, ours)]
     assert difference(pictures[1], pictures[0]) > 0.05
@@ -162,43 +161,34 @@ def test_files_that_are_no_safetensors_are_refused(adapter, tmp_path, tiny_model
 # The nodes ----------------------------------------------------------------------------------------------------------
 
 
-def test_saved_adapters_are_numbered_listed_and_loaded(adapter, loras):
-    saved = [SaveGEAdapter.execute(adapter, "models/demo").ui["adapters"][0] for _ in range(2)]
+def test_saved_adapters_are_numbered_listed_and_loaded(adapter, output):
+    saved = [SaveGEAdapter.execute(adapter, "loras/demo").ui["adapters"][0] for _ in range(2)]
     assert [entry["filename"] for entry in saved] == [f"demo_0000{i}_{SUFFIX}" for i in (1, 2)]
-    assert all((loras.parent / entry["subfolder"] / entry["filename"]).is_file() for entry in saved)
-    save_file({"lora_unet_x.alpha": torch.tensor(1.0)}, loras / "plain.safetensors")
-    elsewhere = loras.parents[1] / "models" / "loras" / f"given{SUFFIX}"
-    save(adapter, elsewhere)
+    save_file({"lora_unet_x.alpha": torch.tensor(1.0)}, output / "loras" / "plain.safetensors")
     (listed,) = LoadGEAdapter.define_schema().inputs
-    assert sorted(listed.options) == [f"given{SUFFIX}", *(f"models/{entry['filename']}" for entry in saved)]
-    for file in listed.options:
-        assert LoadGEAdapter.validate_inputs(file) is True
-        read = LoadGEAdapter.execute(file)[0]
-        assert torch.equal(read.shared_tokens, adapter.shared_tokens)
-        assert read.training.options == OPTIONS
+    assert listed.options == [f"loras/{entry['filename']}" for entry in saved]
+    assert LoadGEAdapter.validate_inputs(listed.options[1]) is True
+    read = LoadGEAdapter.execute(listed.options[1])[0]
+    assert torch.equal(read.shared_tokens, adapter.shared_tokens)
+    assert read.training.options == OPTIONS
 
 
-def test_a_file_that_changes_is_loaded_again(adapter, loras):
+def test_a_file_that_changes_is_loaded_again(adapter, output):
     SaveGEAdapter.execute(adapter, "demo")
     file = f"demo_00001_{SUFFIX}"
     before = LoadGEAdapter.fingerprint_inputs(file)
     assert LoadGEAdapter.fingerprint_inputs(file) == before
-    save(GEAdapter(adapter.lora, adapter.shared_tokens, None, adapter.training), loras / file)
+    save(GEAdapter(adapter.lora, adapter.shared_tokens, None, adapter.training), output / file)
     assert LoadGEAdapter.fingerprint_inputs(file) != before
 
 
-@pytest.mark.parametrize("prefix", ["../demo", "a/../../demo"])
-def test_nothing_is_saved_outside_the_loras_folder(adapter, loras, prefix):
+def test_nothing_is_saved_or_loaded_outside_the_output_folder(adapter, output):
     with pytest.raises(Exception, match="outside the output folder"):
-        SaveGEAdapter.execute(adapter, prefix)
-    assert os.listdir(loras.parent) == ["loras"]
-
-
-def test_nothing_outside_the_loras_folders_is_loaded(adapter, loras):
-    outside = loras.parent / f"secret{SUFFIX}"
+        SaveGEAdapter.execute(adapter, "../demo")
+    outside = output.parent / f"secret{SUFFIX}"
     save(adapter, outside)
-    save_file({"x": torch.zeros(1)}, loras / "plain.safetensors")
-    for file in (f"../secret{SUFFIX}", str(outside), "plain.safetensors", "missing" + SUFFIX, "\0", "", "."):
-        with pytest.raises(GEAdapterFileError, match="expected a saved adapter in output/loras"):
+    (output / f"link{SUFFIX}").symlink_to(outside)
+    for file in (f"../secret{SUFFIX}", str(outside), f"link{SUFFIX}", "missing" + SUFFIX, "\0", ""):
+        with pytest.raises(FileNotFoundError, match="expected a saved adapter in the output folder"):
             LoadGEAdapter.execute(file)
         assert "expected a saved adapter" in LoadGEAdapter.validate_inputs(file)

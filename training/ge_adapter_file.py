@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..attention.weights_file import TYPES, pack_version
 from .ge_adapter import GEAdapter, Training
 from .low_rank import LAYERS
 
 FORMAT, VERSION = "coherence ge-adapter", "1"
 SUFFIX = ".ge_adapter.safetensors"
 MAX_BYTES = 1 << 30
-TYPES = (torch.float32, torch.float16, torch.bfloat16)
 _SHARED = "ge_adapter.shared_tokens"
 _WEIGHT, _BIAS = "ge_adapter.projection.weight", "ge_adapter.projection.bias"
 _LORA = re.compile(r"lora_unet_\w+\.(lora_down\.weight|lora_up\.weight|alpha)")
@@ -43,7 +42,7 @@ def save(adapter: GEAdapter, path: Path) -> None:
     metadata = {
         "format": FORMAT,
         "version": VERSION,
-        "pack_version": _pack_version(),
+        "pack_version": pack_version(),
         "training": json.dumps(asdict(adapter.training), ensure_ascii=False, allow_nan=False),
     }
     temporary = path.with_name(f"{path.name}.{uuid4().hex}.part")
@@ -52,12 +51,6 @@ def save(adapter: GEAdapter, path: Path) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _pack_version() -> str:
-    text = (Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8")
-    found = re.search(r'^version = "(.+)"', text, re.MULTILINE)
-    return found[1] if found else "?"
 
 
 def load(path: Path) -> GEAdapter:
