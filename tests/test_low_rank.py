@@ -125,7 +125,10 @@ def test_outside_its_steps_it_is_the_base_model_and_clones_are_left_alone(unet, 
     with caplog.at_level(logging.WARNING):
         assert torch.equal(sample(with_lora(unet, lora, 0.5, 1.0, 1.0, "GEAdapterApply"), DEMO), plain)
     assert "GEAdapterApply: no step of this run lies between" in caplog.text
-    assert difference(sample(with_lora(unet, lora, 0.5, 0.0, 0.1, "test"), DEMO), plain) > 1e-3
+    adapted = with_lora(unet, lora, 0.5, 0.0, 0.1, "test")
+    assert difference(sample(adapted, DEMO), plain) > 1e-3
+    (kept,) = adapted.model_options["transformer_options"]["coherence_loras"]
+    assert not kept._moved  # nothing of it stays on a device
     assert torch.equal(sample(with_lora(unet, lora, 0.0, *ALL_STEPS, "test"), DEMO), plain)
     assert torch.equal(sample(unet, DEMO), plain)
     assert all(torch.equal(weight, before[name]) for name, weight in unet.model.state_dict().items())
