@@ -29,7 +29,7 @@ def save(weights: InflationWeights, path: Path) -> None:
     metadata = {
         "format": FORMAT,
         "version": VERSION,
-        "pack_version": _pack_version(),
+        "pack_version": pack_version(),
         "base": weights.base,
         "form": json.dumps(asdict(weights.form)),
         "steps": str(weights.steps),
@@ -43,7 +43,7 @@ def save(weights: InflationWeights, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _pack_version() -> str:
+def pack_version() -> str:
     text = (Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8")
     found = re.search(r'^version = "(.+)"', text, re.MULTILINE)
     return found[1] if found else "?"

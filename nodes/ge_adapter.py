@@ -1,0 +1,202 @@
+"""GE-Adapter (§3.2, §3.3): its LoRA on the first steps, its tokens in the prompt, and its files."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..samplers.lora_steps import with_lora
+from ..training import ge_adapter_file
+from ..training.ge_adapter import GEAdapter
+from ..training.token_conditioning import with_tokens
+from .inflation import CATEGORY
+from .saved_files import next_path, saved_files, saved_path
+
+Adapter = io.Custom("GE_ADAPTER")
+
+
+def adapter_input() -> Any:
+    return Adapter.Input("adapter", tooltip="A GE-Adapter, from GEAdapterTrain or LoadGEAdapter.")
+
+
+class GEAdapterApply(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GEAdapterApply",
+            display_name="GE-Adapter Apply",
+            category=CATEGORY,
+            description="Puts a GE-Adapter's LoRA on a model for the first steps of sampling, where it was trained to "
+            "make neighbouring frames change evenly. For image models with a UNet; the latent's batch is the clip.",
+            search_aliases=["ge-adapter", "temporal lora", "frame consistency", "video adapter"],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="A model of the kind that the adapter was trained on. It is cloned, not changed."
+                ),
+                adapter_input(),
+                io.Float.Input(
+                    "strength",
+                    default=0.5,
+                    min=-2.0,
+                    max=2.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="Factor of the adapter's LoRA, and of nothing else: tokens are never scaled. 0.5 is the "
+                    "paper's, 0 the plain model. Raise it for steadier clips, lower it when pictures go soft.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Where in sampling it sets in: 0 is the first step (pure noise), 1 the last. The paper "
+                    "begins at once.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=0.1,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Where in sampling it stops: 0 is the first step, 1 the last. 0.1 is the paper's; 0.5 "
+                    "keeps frames closer and takes detail away.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model, with the adapter on these steps.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        adapter: GEAdapter,
+        strength: float,
+        start_percent: float,
+        end_percent: float,
+    ) -> io.NodeOutput:
+        clone = with_lora(model, adapter.lora, strength, start_percent, end_percent, cls.__name__)
+        count = len(adapter.lora) // 3
+        logging.info("%s: %d projections, %d parameters", cls.__name__, count, adapter.parameters()["lora"])
+        return io.NodeOutput(clone)
+
+
+class GEAdapterTokens(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GEAdapterTokens",
+            display_name="GE-Adapter Tokens",
+            category=CATEGORY,
+            description="Puts a GE-Adapter's learned tokens before a prompt: those that all frames share and, with a "
+            "CLIP vision output, some of each frame's own. Each frame then has a prompt row of its own.",
+            search_aliases=["ge-adapter", "prompt tokens", "image prompt", "video prompt", "prefix tokens"],
+            inputs=[
+                io.Conditioning.Input(
+                    "conditioning",
+                    tooltip="The prompt, from the text encoder of the adapter's model. Use one such node for the "
+                    "positive and one for the negative prompt: of different lengths, they take two model calls a step.",
+                ),
+                adapter_input(),
+                io.ClipVisionOutput.Input(
+                    "clip_vision_output",
+                    optional=True,
+                    tooltip="The clip's frames through CLIPVisionEncode, as many as the latent has, or one picture for "
+                    "all of them; by the encoder of the training. Without it, only the shared tokens are added.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    "conditioning", tooltip="[shared; per-frame; text] on the sequence axis, one row for every frame."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, conditioning: list, adapter: GEAdapter, clip_vision_output: Any = None) -> io.NodeOutput:
+        hidden = None if clip_vision_output is None else clip_vision_output.last_hidden_state
+        return io.NodeOutput(with_tokens(conditioning, adapter, hidden))
+
+
+class SaveGEAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SaveGEAdapter",
+            display_name="Save GE-Adapter",
+            category=CATEGORY,
+            description="Saves a trained GE-Adapter as a safetensors file in the output folder. In its loras folder "
+            "ComfyUI's own LoRA loaders find it, too, and take its LoRA.",
+            search_aliases=["export adapter", "write lora", "ge-adapter"],
+            is_output_node=True,
+            inputs=[
+                adapter_input(),
+                io.String.Input(
+                    "filename_prefix",
+                    default="loras/ge_adapter",
+                    tooltip="Folder and beginning of the file's name, within the output folder; a number is added. "
+                    "Keep 'loras/' for ComfyUI's LoRA loaders; name it after the model and the clips.",
+                ),
+            ],
+            outputs=[],
+        )
+
+    @classmethod
+    def execute(cls, adapter: GEAdapter, filename_prefix: str) -> io.NodeOutput:
+        path, told = next_path(filename_prefix, ge_adapter_file.SUFFIX)
+        ge_adapter_file.save(adapter, path)
+        return io.NodeOutput(ui={"adapters": [told]})
+
+
+class LoadGEAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoadGEAdapter",
+            display_name="Load GE-Adapter",
+            category=CATEGORY,
+            description="Loads a GE-Adapter that SaveGEAdapter wrote: its LoRA, its tokens, and what it was trained "
+            "on.",
+            search_aliases=["import adapter", "read lora", "ge-adapter"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=saved_files(ge_adapter_file.SUFFIX),
+                    tooltip="An adapter in the output folder. Press R to see those saved since the page was loaded.",
+                )
+            ],
+            outputs=[Adapter.Output("adapter", tooltip="The adapter, for GEAdapterApply and GEAdapterTokens.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str | None) -> bool | str:
+        try:
+            return file is None or bool(_path(file))
+        except FileNotFoundError as error:
+            return str(error)
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> str:
+        return hashlib.sha256(_path(file).read_bytes()).hexdigest()
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        adapter = ge_adapter_file.load(_path(file))
+        parts = ", ".join(f"{count} parameters of {part}" for part, count in adapter.parameters().items())
+        training = adapter.training
+        logging.info("%s: %s; %s, %d steps", cls.__name__, parts, training.base, training.steps)
+        return io.NodeOutput(adapter)
+
+
+def _path(file: str) -> Path:
+    return saved_path(file, ge_adapter_file.SUFFIX, "a saved adapter", "SaveGEAdapter")
+
+
+NODES = [GEAdapterApply, GEAdapterTokens, SaveGEAdapter, LoadGEAdapter]

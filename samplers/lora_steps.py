@@ -1,0 +1,161 @@
+"""A LoRA on some of the steps: F = W0·x + strength · B·A·x between two percentages of sampling.
+
+ComfyUI's LoraLoader merges a LoRA into the weights for a whole run, and its LoRA hooks belong to conditionings, follow
+a schedule that only goes forward (an inversion walks back), and know no dynamic VRAM. Here B·A·x is added to what a
+layer gives, by forward hooks for the length of one model call: the noise level alone says whether they are there,
+weights stay as they are, quantised ones too, and nothing is left behind. ComfyUI's own adapter computes B·A·x. A model
+under torch.compile runs uncompiled on these steps.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import comfy.lora
+import comfy.utils
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy.weight_adapter import LoRAAdapter
+from torch import Tensor, nn
+
+from ..attention.run import is_between, undone_after
+from ..attention.uncompiled import uncompiled
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+# A key in transformer_options: an identifier, as some models splat these as keyword arguments.
+_LORAS = "coherence_loras"
+_WRAPPER = "coherence.lora_steps"
+
+
+@dataclass(frozen=True, eq=False)
+class StepLora:
+    """A LoRA and when it acts. ``adapters``: by key of a weight in ComfyUI's model, ComfyUI's own LoRA adapter."""
+
+    adapters: Mapping[str, LoRAAdapter]
+    strength: float
+    start_percent: float
+    end_percent: float
+    asked_by: str
+    _moved: dict[torch.device, dict[str, LoRAAdapter]] = field(default_factory=dict)
+
+    def is_active(self, sigma: float, model_sampling: Any) -> bool:
+        return self.strength != 0 and is_between(sigma, self.start_percent, self.end_percent, model_sampling)
+
+    def hooks(self, base_model: nn.Module, device: torch.device) -> Iterator[tuple[nn.Module, Callable]]:
+        """The layers of ``base_model`` and what each of them gives instead."""
+        if device not in self._moved:
+            self._moved[device] = {key: _moved(each, device) for key, each in self.adapters.items()}
+        for key, adapter in self._moved[device].items():
+            yield comfy.utils.get_attr(base_model, key.removesuffix(".weight")), _adding(adapter, self.strength)
+
+    def forget(self) -> None:
+        """Frees what lies on devices."""
+        self._moved.clear()
+
+
+def with_lora(
+    model: ModelPatcher,
+    lora: Mapping[str, Tensor],
+    strength: float,
+    start_percent: float,
+    end_percent: float,
+    asked_by: str,
+) -> ModelPatcher:
+    """A clone of ``model`` with ``lora``, named as in LoRA files, on the steps between the two percentages.
+
+    ValueError where layers of the LoRA are missing in the model or have other shapes, or the percentages are not
+    0 ≤ start ≤ end ≤ 1.
+    """
+    if not 0.0 <= start_percent <= end_percent <= 1.0:
+        raise ValueError(
+            f"{asked_by}: start_percent is {start_percent} and end_percent {end_percent}, "
+            "expected 0 ≤ start_percent ≤ end_percent ≤ 1."
+        )
+    adapters = _adapters_for(model, lora, asked_by)
+    clone = model.clone()
+    options = clone.model_options["transformer_options"]
+    step_lora = StepLora(adapters, strength, start_percent, end_percent, asked_by)
+    options[_LORAS] = (*options.get(_LORAS, ()), step_lora)
+    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _around_run), (WrappersMP.APPLY_MODEL, _around_model_call)):
+        clone.remove_wrappers_with_key(kind, _WRAPPER)
+        clone.add_wrapper_with_key(kind, _WRAPPER, wrapper)
+    return clone
+
+
+def _adapters_for(model: ModelPatcher, lora: Mapping[str, Tensor], asked_by: str) -> dict[str, LoRAAdapter]:
+    names = comfy.lora.model_lora_keys_unet(model.model, {})
+    found = comfy.lora.load_lora(dict(lora), names, log_missing=False)
+    adapters = {key: each for key, each in found.items() if isinstance(each, LoRAAdapter)}
+    loaded = set().union(*(each.loaded_keys for each in adapters.values())) if adapters else set()
+    missing = sorted({name.partition(".")[0] for name in lora} - {name.partition(".")[0] for name in loaded})
+    kind = type(model.model).__name__
+    if missing or not adapters:
+        raise ValueError(
+            f"{asked_by}: the adapter's layers are not those of this model ({kind}): "
+            f"{len(missing)} are missing, such as {', '.join(missing[:3]) or 'all'}. "
+            "Use a model of the kind that the adapter was trained on."
+        )
+    for key, adapter in adapters.items():
+        up, down = adapter.weights[:2]
+        layer = comfy.utils.get_attr(model.model, key.removesuffix(".weight"))
+        theirs, ours = (len(up), down.shape[1]), (layer.out_features, layer.in_features)
+        if theirs != ours:
+            raise ValueError(
+                f"{asked_by}: {key.removesuffix('.weight')} is {ours[0]} × {ours[1]} in this model, the adapter is "
+                f"for {theirs[0]} × {theirs[1]}. Use a model of the kind that it was trained on."
+            )
+    return adapters
+
+
+def _moved(adapter: LoRAAdapter, device: torch.device) -> LoRAAdapter:
+    up, down, *rest = adapter.weights
+    return LoRAAdapter(set(), (up.to(device), down.to(device), *rest))
+
+
+def _adding(adapter: LoRAAdapter, strength: float) -> Callable:
+    def add(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + strength * adapter.h(inputs[0], output)
+
+    return add
+
+
+def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+    """OUTER_SAMPLE: says where a run has no step for a LoRA, and frees what lies on devices when it ends."""
+    patcher = executor.class_obj.model_patcher
+    loras = executor.class_obj.model_options["transformer_options"].get(_LORAS, ())
+    sampling = patcher.get_model_object("model_sampling")
+    for each in loras:
+        if each.strength and not any(each.is_active(float(sigma), sampling) for sigma in sigmas[:-1]):
+            logging.warning(
+                "%s: no step of this run lies between start_percent %s and end_percent %s: it does nothing. "
+                "Raise end_percent, or begin at a higher noise level.",
+                each.asked_by,
+                each.start_percent,
+                each.end_percent,
+            )
+    try:
+        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    finally:
+        for each in loras:
+            each.forget()
+
+
+def _around_model_call(
+    executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs
+):
+    """APPLY_MODEL: puts the hooks on for one model call."""
+    base_model, options = executor.class_obj, transformer_options or {}
+    sigma = float(t.flatten()[0])
+    active = [each for each in options.get(_LORAS, ()) if each.is_active(sigma, base_model.model_sampling)]
+    with undone_after(options) as stack:
+        if active:
+            stack.enter_context(uncompiled())
+        for each in active:
+            for layer, hook in each.hooks(base_model, x.device):
+                stack.callback(layer.register_forward_hook(hook).remove)
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)

@@ -1,0 +1,115 @@
+"""GE-Adapters as safetensors: written whole or not at all, read with suspicion.
+
+The LoRA's tensors have their usual names, so that ComfyUI's stock LoraLoader takes the file as a LoRA; it reports the
+tokens as unused keys and passes over them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..attention.weights_file import TYPES, pack_version
+from .ge_adapter import GEAdapter, Training
+from .low_rank import LAYERS
+
+FORMAT, VERSION = "coherence ge-adapter", "1"
+SUFFIX = ".ge_adapter.safetensors"
+MAX_BYTES = 1 << 30
+_SHARED = "ge_adapter.shared_tokens"
+_WEIGHT, _BIAS = "ge_adapter.projection.weight", "ge_adapter.projection.bias"
+_LORA = re.compile(r"lora_unet_\w+\.(lora_down\.weight|lora_up\.weight|alpha)")
+
+
+class GEAdapterFileError(ValueError):
+    """A file holds no GE-Adapter; the text says why."""
+
+
+def save(adapter: GEAdapter, path: Path) -> None:
+    """Write ``adapter`` to ``path``, in its own types: a reader, or a crash, finds all of it or nothing."""
+    tensors = {**adapter.lora, _SHARED: adapter.shared_tokens}
+    if adapter.projection is not None:
+        tensors[_WEIGHT], tensors[_BIAS] = adapter.projection
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "pack_version": pack_version(),
+        "training": json.dumps(asdict(adapter.training), ensure_ascii=False, allow_nan=False),
+    }
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.part")
+    try:
+        save_file({name: x.detach().cpu().clone().contiguous() for name, x in tensors.items()}, temporary, metadata)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path) -> GEAdapter:
+    """The adapter in the file ``path``; GEAdapterFileError says what is wrong with it."""
+    try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise GEAdapterFileError(f"expected at most {MAX_BYTES:,} bytes, got {size:,}")
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
+                raise GEAdapterFileError(
+                    f"expected the format {FORMAT!r}, version {VERSION}, got {metadata.get('format')!r}, version "
+                    f"{metadata.get('version')!r}"
+                )
+            training = _read_training(metadata.get("training", ""))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        return _assembled(tensors, training)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise GEAdapterFileError(
+            f"{path.name} cannot be loaded: {error}. Choose a file that SaveGEAdapter wrote; for an ordinary LoRA use "
+            "LoraLoader."
+        ) from error
+
+
+def _assembled(tensors: dict[str, Tensor], training: Training) -> GEAdapter:
+    for name, tensor in tensors.items():
+        if tensor.dtype not in TYPES:
+            raise GEAdapterFileError(f"{name}: expected floating-point numbers, got {tensor.dtype}")
+        if not tensor.isfinite().all():
+            raise GEAdapterFileError(f"{name}: expected finite numbers, got NaN or infinity")
+    if _SHARED not in tensors or (_WEIGHT in tensors) != (_BIAS in tensors):
+        raise GEAdapterFileError(f"expected {_SHARED}, and both or none of {_WEIGHT} and {_BIAS}")
+    shared, weight, bias = (tensors.pop(name, None) for name in (_SHARED, _WEIGHT, _BIAS))
+    if unknown := sorted(name for name in tensors if not _LORA.fullmatch(name)):
+        raise GEAdapterFileError(f"unknown tensors: {', '.join(unknown[:3])}")
+    assert shared is not None
+    return GEAdapter(tensors, shared, None if weight is None or bias is None else (weight, bias), training)
+
+
+def _read_training(text: str) -> Training:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise GEAdapterFileError(f"training: no JSON: {error}") from error
+    names = [each.name for each in fields(Training)]
+    if not isinstance(content, dict) or sorted(content) != sorted(names):
+        raise GEAdapterFileError(f"training: expected an object with {', '.join(names)}, got {text[:80]!r}")
+    fits = {
+        "base": isinstance(content["base"], str),
+        "layers": content["layers"] in LAYERS,
+        "frames": type(content["frames"]) is int and content["frames"] >= 1,
+        "steps": type(content["steps"]) is int and content["steps"] >= 0,
+        "options": isinstance(content["options"], dict) and all(map(_is_option, content["options"].values())),
+    }
+    for name, fit in fits.items():
+        if not fit:
+            raise GEAdapterFileError(f"training: {name}: got {str(content[name])[:40]!r}")
+    return Training(**content)
+
+
+def _is_option(value: Any) -> bool:
+    return isinstance(value, int | str) or (isinstance(value, float) and math.isfinite(value))
