@@ -23,6 +23,7 @@ from .branches import branches_of
 from .frames import Clip
 from .run import undone_after
 from .sites import INSERTED, Site, list_sites, select_sites, sites_of
+from .uncompiled import uncompiled
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -139,7 +140,7 @@ def inflate(model: ModelPatcher, inflation: Inflation) -> ModelPatcher:
     clone.set_additional_models(beside(inflation), [patcher])
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, _around_run),
-        (WrappersMP.DIFFUSION_MODEL, _around_diffusion_model),
+        (WrappersMP.APPLY_MODEL, _around_model_call),
     ):
         clone.remove_wrappers_with_key(kind, _WRAPPER)
         clone.add_wrapper_with_key(kind, _WRAPPER, wrapper)
@@ -179,18 +180,21 @@ def _around_run(executor, *args, **kwargs):
         del options[_BLOCKS]
 
 
-def _around_diffusion_model(executor, x, timesteps, context, y, control, transformer_options, **kwargs):
-    """DIFFUSION_MODEL: leads the features through the modules for the length of one call."""
-    options = {**transformer_options, "patches": {**transformer_options.get("patches", {})}}
-    blocks = (options.get(_BLOCKS) or _Blocks()).of(executor.class_obj)
+def _around_model_call(
+    executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs
+):
+    """APPLY_MODEL: leads the features through the modules for the length of one call."""
+    given: dict[str, Any] = transformer_options or {}
+    options = {**given, "patches": {**given.get("patches", {})}}
+    blocks = (options.get(_BLOCKS) or _Blocks()).of(executor.class_obj.diffusion_model)
     frames = Clip.of(x, len(branches_of(options)), (1, 1, 1), options).frame_indices
-    with undone_after(options) as stack:
+    with uncompiled(), undone_after(options) as stack:
         for place in {name.rsplit(".", 1)[0] for each in inflations_of(options) for name, _ in each.modules.items()}:
             stack.callback(blocks[place].register_forward_pre_hook(partial(_note, place), with_kwargs=True).remove)
         for inflation in inflations_of(options):
             for hook in _lead_through(inflation, blocks, frames, options["patches"]):
                 stack.callback(hook.remove)
-        return executor(x, timesteps, context, y, control, options, **kwargs)
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 
 def _note(place: str, _block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
