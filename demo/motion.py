@@ -51,9 +51,10 @@ class MovingScene:
     motion: str
 
 
-def random_moving_scene(rng: random.Random) -> MovingScene:
-    """Moves start and end within the picture; a circle does not spin."""
-    name = rng.choice(MOTIONS)
+def random_moving_scene(rng: random.Random, spinning: int = 1) -> MovingScene:
+    """Moves start and end within the picture; a circle does not spin. ``spinning``: how many times as often as any
+    other motion."""
+    name = rng.choice((*MOTIONS, *["spinning"] * (spinning - 1)))
     scene = random_scene(rng)
     x, y = MOVES.get(name, (0, 0))
     shape = rng.choice([each for each in SHAPES if each != "circle"]) if name == "spinning" else scene.shape

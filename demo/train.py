@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--text-from", type=Path, help="second stage only, from these weights")
     parser.add_argument("--unet-stages", type=int, nargs="+", default=[2400, 3500, 4300], help="steps that end a stage")
     parser.add_argument("--vae-steps", type=int, default=2500)
-    parser.add_argument("--video-stages", type=int, nargs=2, default=[1700, 2000], help="steps that end a stage")
+    parser.add_argument("--video-stages", type=int, nargs=2, default=[3200, 3600], help="steps that end a stage")
     parser.add_argument("--clip-variants", type=int, default=6, help="jitters of each shape, size, place and motion")
     parser.add_argument("--save-every", type=int, default=100, help="steps of the UNet")
     arguments = parser.parse_args()
