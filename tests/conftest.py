@@ -40,6 +40,7 @@ _load_pack()
 
 sys.path.append(str(ROOT / "tests"))
 from tiny_models.fixtures import tiny_models  # noqa: E402, F401  (a fixture for every test)
+from tiny_models.stand_ins import STAND_INS  # noqa: E402
 
 NO_BROWSER = os.environ.get("COHERENCE_BROWSER") == "none"
 
@@ -87,6 +88,15 @@ def server(comfyui_path: Path):
 
     with Server(Host(comfyui_path, Path(sys.executable), is_ours=False)) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def stand_ins(server, tiny_models):  # noqa: F811
+    """The server has small random models under the names of the known ones that workflows load."""
+    for name in STAND_INS:
+        path = server.base / "models" / name
+        path.parent.mkdir(exist_ok=True)
+        path.hardlink_to(tiny_models.stand_in(name))
 
 
 @pytest.fixture

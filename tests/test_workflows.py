@@ -18,9 +18,18 @@ from coherence.nodes.cross_frame import CrossFrameAttention
 from coherence.nodes.momentum import TemporalMomentumAttention
 from PIL import Image
 from tiny_models import FAMILIES, sample
+from tiny_models.stand_ins import STAND_INS
 
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
-CLIPS = [path for path in WORKFLOWS if '"SaveAnimatedWEBP"' in path.read_text("utf-8")]
+FOR_CHECKPOINTS = [
+    path
+    for path in WORKFLOWS
+    for text in [path.read_text("utf-8")]
+    if '"CheckpointLoaderSimple"' in text and '"CoherenceDemoModel"' not in text
+]
+"""For models that everybody has and nobody ships: they run small, on random models under the same names."""
+AS_SHIPPED = [path for path in WORKFLOWS if path not in FOR_CHECKPOINTS]
+CLIPS = [path for path in AS_SHIPPED if '"SaveAnimatedWEBP"' in path.read_text("utf-8")]
 ZS2 = PACK / "workflows" / "zs2_text_to_video.json"
 
 
@@ -58,7 +67,7 @@ def inputs_of(prompt: dict, class_type: str) -> dict:
     return node["inputs"]
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", AS_SHIPPED, ids=lambda path: path.stem)
 def test_a_workflow_runs_as_it_ships(finished, path):
     entry = finished(path)
     assert entry["status"]["status_str"] == "success"
@@ -120,6 +129,56 @@ def test_a_template_is_listed_and_served_with_its_thumbnail(server, path):
     assert thumbnail.stat().st_size < 200_000
     with Image.open(thumbnail) as picture:
         assert min(picture.size) >= 300
+
+
+# Workflows for models that users have --------------------------------------------------------------------------
+
+
+WITHOUT = {
+    "zs2_controlnet": ("ControlNetApplyAdvanced", {"strength": 0.0}),
+    "zs2_lora": ("LoraLoader", {"strength_model": 0.0}),
+    "zs2_instruct_pix2pix": ("CoherenceDemoClip", {"colour": "green"}),
+}
+"""How each is run without what it adds to its checkpoint, or on another video: a node's class, and its inputs."""
+MODEL_FILES = {"ckpt_name": "checkpoints", "control_net_name": "controlnet", "lora_name": "loras"}
+
+
+@pytest.fixture(scope="module")
+def drawn_small(server, to_api, stand_ins, tmp_path_factory):
+    """Frames of a workflow on small random models: (workflow's name, a node's class, its inputs) → as it ships but
+    for the size, or with these inputs of that node."""
+    small = {"width": 64, "height": 64, "size": 64, "batch_size": 2, "frames": 2, "steps": 2, "lossless": True}
+
+    def draw(name: str, class_type: str = "", inputs: dict | None = None) -> np.ndarray:
+        prompt = to_api(PACK / "workflows" / f"{name}.json")
+        for node in prompt.values():
+            node["inputs"] |= {key: value for key, value in small.items() if key in node["inputs"]}
+        if inputs:
+            inputs_of(prompt, class_type).update(inputs)
+        return frames_of(server, server.queue(prompt), tmp_path_factory.mktemp(name))
+
+    return draw
+
+
+@pytest.mark.parametrize("name", [path.stem for path in FOR_CHECKPOINTS])
+def test_what_a_workflow_adds_to_its_checkpoint_shows_in_the_clip(drawn_small, name):
+    ours, other = (drawn_small(name, *change)[:, :, -64:].astype(int) for change in ((), WITHOUT[name]))
+    assert ours.shape == (2, 64, 64, 3)
+    assert ours.std() > 10
+    assert (abs(ours - other).mean(axis=(1, 2, 3)) > 1).all(), "every frame is drawn under it"
+
+
+def test_the_models_that_workflows_load_are_told_on_a_help_page_and_stood_in_for(to_api):
+    loaded = {
+        f"{MODEL_FILES[key]}/{file}"
+        for path in FOR_CHECKPOINTS
+        for node in to_api(path).values()
+        for key, file in node["inputs"].items()
+        if key in MODEL_FILES
+    }
+    assert loaded == STAND_INS.keys()
+    page = (PACK / "web" / "docs" / "TemporalMomentumAttention.md").read_text("utf-8")
+    assert not [name for name in loaded if f"`{name.split('/')[1]}` ({name.split('/')[0]})" not in page]
 
 
 # Stock nodes ---------------------------------------------------------------------------------------------------

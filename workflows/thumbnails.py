@@ -1,15 +1,18 @@
 """Draws the thumbnails of the workflows that make a clip, for ComfyUI's template browser: four of its frames.
 
-    python workflows/thumbnails.py --comfyui DIR
+    python workflows/thumbnails.py --comfyui DIR [NAME ...]
 
-Run it with the Python of that ComfyUI, after a change of a workflow or of the demo model.
+Run it with the Python of that ComfyUI, after a change of a workflow or of the demo model. Workflows for models that do
+not ship with the pack are drawn by its demo model, and their notes say so.
 """
 
 import argparse
 import io
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps, ImageSequence
 
@@ -21,31 +24,97 @@ from hosting.provision import Host  # noqa: E402
 from hosting.server import Server, outputs  # noqa: E402
 from hosting.workflow import to_prompt  # noqa: E402
 
+Prompt = dict[str, Any]
 
-def thumbnail(clip: Image.Image) -> Image.Image:
-    """Four frames, evenly spaced from the first to the last, two by two."""
-    frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(clip)]
+
+@dataclass(frozen=True)
+class StandIn:
+    """How the demo model draws a workflow in place of the models that it is for.
+
+    Args:
+        text: The prompt.
+        denoise: Share of the noise that the workflow's video gets, which takes the place of what would have
+            conditioned the frames by it; 1: there is no video.
+    """
+
+    text: str
+    denoise: float = 1.0
+
+
+STAND_INS = {
+    "zs2_lora": StandIn("a large white star in the centre on a blue background"),
+    "zs2_controlnet": StandIn("a large purple circle on a white background", 0.6),
+    "zs2_instruct_pix2pix": StandIn("a large orange circle on a white background", 0.6),
+}
+BYPASSED = {"LoraLoader": ("model", "clip"), "ControlNetApplyAdvanced": ("positive", "negative")}
+"""Nodes that the demo model cannot use: the inputs that stand for their outputs."""
+SMALL = {"width": 128, "height": 128, "size": 128, "cfg": 5.0, "cfg_conds": 5.0}
+
+
+def with_demo_model(prompt: Prompt, stand_in: StandIn) -> Prompt:
+    """The prompt of a workflow for other models, changed so that the demo model draws it."""
+    named: dict[str, str] = {}
+    for key, node in prompt.items():
+        named.setdefault(node["class_type"], key)
+        if node["class_type"] == "CheckpointLoaderSimple":
+            node |= {"class_type": "CoherenceDemoModel", "inputs": {}}
+        if node["class_type"] == "CLIPTextEncode":
+            is_negative = node["_meta"]["title"].startswith("Negative")
+            node["inputs"]["text"] = "" if is_negative else stand_in.text
+        node["inputs"] |= {name: value for name, value in SMALL.items() if name in node["inputs"]}
+    load = named["CheckpointLoaderSimple"]
+    if stand_in.denoise < 1:
+        frames = {"pixels": [named["CoherenceDemoClip"], 0], "vae": [load, 2]}
+        prompt["start"] = {"class_type": "VAEEncode", "inputs": frames}
+        prompt[named["SamplerCustomAdvanced"]]["inputs"]["latent_image"] = ["start", 0]
+        prompt[named["BasicScheduler"]]["inputs"]["denoise"] = stand_in.denoise
+    for bypassed, passing in BYPASSED.items():
+        if bypassed in named:
+            removed = prompt.pop(named[bypassed])["inputs"]
+            for node in prompt.values():
+                for name, value in node["inputs"].items():
+                    if isinstance(value, list) and value[0] == named[bypassed]:
+                        node["inputs"][name] = removed[passing[value[1]]]
+    return {key: node for key, node in prompt.items() if node["class_type"] != "ControlNetLoader"}
+
+
+def thumbnail(clip: list[Image.Image], beside: list[Image.Image]) -> Image.Image:
+    """Four frames, evenly spaced from the first to the last, two by two; or two of the clip, each with that ``beside``
+    it, or two that are twice as wide."""
+    wide = clip[0].width > 1.5 * clip[0].height
+    count = 2 if beside or wide else 4
+    chosen = [round(place * (len(clip) - 1) / (count - 1)) for place in range(count)]
+    pictures = [frames[index] for index in chosen for frames in (beside, clip) if frames]
+    size = (2 * SIDE + GAP if wide else SIDE, SIDE)
     picture = Image.new("RGB", (2 * SIDE + GAP, 2 * SIDE + GAP), "white")
-    for place in range(4):
-        frame = ImageOps.fit(frames[round(place * (len(frames) - 1) / 3)], (SIDE, SIDE))
-        picture.paste(frame, (place % 2 * (SIDE + GAP), place // 2 * (SIDE + GAP)))
+    for place, frame in enumerate(pictures):
+        row, column = divmod(place, 1 if wide else 2)
+        picture.paste(ImageOps.fit(frame.convert("RGB"), size), (column * (SIDE + GAP), row * (SIDE + GAP)))
     return picture
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
-    comfyui = parser.parse_args().comfyui.resolve()
-    with Server(Host(comfyui, Path(sys.executable), is_ours=False)) as server:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="workflows to draw; all, if none is named")
+    options = parser.parse_args()
+    with Server(Host(options.comfyui.resolve(), Path(sys.executable), is_ours=False)) as server:
         object_info = server.object_info()
         for path in sorted(FOLDER.glob("*.json")):
             prompt = to_prompt(json.loads(path.read_text("utf-8")), object_info)
-            if not any(node["class_type"] == "SaveAnimatedWEBP" for node in prompt.values()):
+            makes_a_clip = any(node["class_type"] == "SaveAnimatedWEBP" for node in prompt.values())
+            if not makes_a_clip or (options.names and path.stem not in options.names):
                 continue
+            if path.stem in STAND_INS:
+                prompt = with_demo_model(prompt, STAND_INS[path.stem])
             entry = server.queue(prompt)
-            clip = next(file for file in outputs(entry) if file["filename"].endswith(".webp"))
+            (clip,) = (file for file in outputs(entry) if file["filename"].endswith(".webp"))
             with Image.open(io.BytesIO(server.download(clip))) as image:
-                thumbnail(image).save(path.with_suffix(".jpg"), quality=85, optimize=True)
+                frames = [frame.copy() for frame in ImageSequence.Iterator(image)]
+            beside = []
+            if path.stem in STAND_INS:
+                beside = [Image.open(io.BytesIO(server.download(file))) for file in outputs(entry, "temp")]
+            thumbnail(frames, beside).save(path.with_suffix(".jpg"), quality=85, optimize=True)
             print(path.with_suffix(".jpg"))
 
 

@@ -4,6 +4,7 @@ Queries and keys are normalised, so their norms' weights set the sharpness: logi
 deviation.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,20 @@ import torch
 from .weights import draw, named_shapes
 
 
-def _write(path: Path, model: Callable[..., torch.nn.Module], config: dict[str, Any], sharp: str, seed: int) -> None:
+def _write(
+    path: Path,
+    model: Callable[..., torch.nn.Module],
+    config: dict[str, Any],
+    sharp: str,
+    seed: int,
+    metadata: dict[str, str] | None = None,
+) -> None:
     import comfy.ops
     from safetensors.torch import save_file
 
     operations = comfy.ops.disable_weight_init
     shapes = named_shapes(lambda: model(dtype=torch.float32, operations=operations, **config))
-    save_file(draw(shapes, {sharp: 2.0}, seed), path)
+    save_file(draw(shapes, {sharp: 2.0}, seed), path, metadata)
 
 
 def _write_wan(path: Path, seed: int, **config: Any) -> None:
@@ -58,6 +66,25 @@ def write_ltxv(path: Path) -> None:
 
     config = {"attention_head_dim": 8, "cross_attention_dim": 256, "num_layers": 4}
     _write(path, LTXVModel, config, r".*attn1\.[qk]_norm\.weight", seed=9)
+
+
+def write_ltxav(path: Path) -> None:
+    """LTX-2, video with sound: 2 blocks, 32 heads, 8 M. The file says what cannot be read from the weights."""
+    from comfy.ldm.lightricks.av_model import LTXAVModel
+
+    config = {
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "audio_attention_head_dim": 4,
+        "cross_attention_dim": 256,
+        "audio_cross_attention_dim": 128,
+        "caption_channels": 256,
+        "connector_attention_head_dim": 32,
+        "connector_num_attention_heads": 8,
+        "connector_num_layers": 1,
+    }
+    metadata = {"config": json.dumps({"transformer": config})}
+    _write(path, LTXAVModel, config, r".*attn1\.[qk]_norm\.weight", 10, metadata)
 
 
 def write_hunyuan_video(path: Path) -> None:

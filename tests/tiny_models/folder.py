@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import adapters
+from . import adapters, dits, stand_ins
 from .families import FAMILIES, Conditioning, Family
 
 if TYPE_CHECKING:
@@ -44,6 +44,10 @@ class TinyModels:
         """A CLIP-L whose tokens are its embeddings."""
         return self._written("text_encoders", "tiny_clip_l.ckpt", adapters.write_text_encoder)
 
+    def stand_in(self, name: str) -> Path:
+        """A small model under the name of a known one, kind/file: one of ``stand_ins.STAND_INS``."""
+        return self._written(*name.split("/"), stand_ins.STAND_INS[name])
+
     def load(self, name: str) -> ModelPatcher:
         """The diffusion model of family ``name`` by its stock loader."""
         if FAMILIES[name].kind == "checkpoints":
@@ -53,6 +57,15 @@ class TinyModels:
     def load_checkpoint(self, name: str) -> tuple[ModelPatcher, CLIP | None, VAE]:
         """MODEL, CLIP (only ``sd15`` has one) and VAE of family ``name``."""
         return self._nodes.CheckpointLoaderSimple().load_checkpoint(self.path(name).name)
+
+    def load_ip2p(self) -> tuple[ModelPatcher, CLIP, VAE]:
+        """MODEL, CLIP and VAE of an Instruct-Pix2Pix checkpoint."""
+        return self._nodes.CheckpointLoaderSimple().load_checkpoint(self.stand_in(stand_ins.IP2P).name)
+
+    def load_ltxav(self) -> ModelPatcher:
+        """A model of video with sound: latents (1, 128, F, H, W) and (1, 8, T, 16), text of 512 channels."""
+        path = self._written("diffusion_models", "tiny_ltxav.safetensors", dits.write_ltxav)
+        return self._nodes.UNETLoader().load_unet(path.name, "default")[0]
 
     def load_controlnet(self) -> ControlNet:
         """The ControlNet for ``sd15``."""

@@ -43,6 +43,7 @@ SDXL = {
     "num_classes": "sequential",
     "adm_in_channels": 2816,
 }
+IP2P = SD15 | {"in_channels": 8}  # beside the latent, that of the picture to edit
 SVD = {
     "in_channels": 8,
     "num_res_blocks": [1, 1, 6],  # most of the eight blocks where latents are smallest
@@ -122,16 +123,27 @@ def identity_clip_l(seed: int) -> Weights:
     return weights
 
 
+def _with_text_encoder(config: dict[str, Any], seed: int, dtype: torch.dtype = torch.float16) -> Weights:
+    """A whole checkpoint; ``dtype`` is that of its CLIP-L."""
+    clip = {name: weight.to(dtype) for name, weight in identity_clip_l(seed=1).items()}
+    return {
+        **prefixed("model.diffusion_model.", unet(config, seed)),
+        **prefixed("cond_stage_model.transformer.text_model.", clip),
+        **prefixed("first_stage_model.", vae(seed=8)),
+    }
+
+
 def write_sd15(path: Path) -> None:
     """A whole checkpoint: UNet with attention in both levels and the middle, CLIP-L, VAE (44 + 123 + 2 M)."""
-    torch.save(
-        {
-            **prefixed("model.diffusion_model.", unet(SD15, seed=15)),
-            **prefixed("cond_stage_model.transformer.text_model.", identity_clip_l(seed=1)),
-            **prefixed("first_stage_model.", vae(seed=8)),
-        },
-        path,
-    )
+    torch.save(_with_text_encoder(SD15, seed=15), path)
+
+
+def write_as_safetensors(path: Path, config: dict[str, Any], seed: int) -> None:
+    """A whole checkpoint as most are: safetensors, 210 MB, since it writes all of the CLIP-L."""
+    from safetensors.torch import save_file
+
+    weights = _with_text_encoder(config, seed, torch.float8_e4m3fn)
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, path)
 
 
 def _write(path: Path, config: dict[str, Any], seed: int) -> None:

@@ -1,0 +1,82 @@
+"""The noise of clips as video models get it: measured inside the run, at the network's own input."""
+
+import math
+
+import comfy.samplers
+import pytest
+import torch
+from coherence.nodes.noise import DependencyNoise, VideoNoisePrior
+from coherence.noise.measure import correlation
+from comfy.nested_tensor import NestedTensor
+from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_custom_sampler import BasicGuider, Noise_RandomNoise, SamplerCustomAdvanced
+from tiny_models import FAMILIES
+
+VIDEO = ["cogvideox", "wan21", "wan22", "ltxv", "hunyuan_video"]
+FRAMES = 4
+DISTANCE = (torch.arange(FRAMES)[:, None] - torch.arange(FRAMES)).abs()
+
+
+def dependency(kl):
+    settings = {"divergence": "generalised", "solver": "bisection", "random_candidates": 1, "line_iterations": 15}
+    return DependencyNoise.execute(3, kl, "", **settings)[0]
+
+
+def prior(name, alpha):
+    return VideoNoisePrior.execute(3, name, alpha)[0]
+
+
+ASKED = {
+    "dependency": (dependency(0.1), (1 - 0.1 / math.sqrt(math.e)) ** DISTANCE),
+    "mixed": (prior("mixed", 0.6), 0.6 ** (DISTANCE > 0)),
+    "progressive": (prior("progressive", 0.6), 0.6 ** (DISTANCE / 2)),
+}
+"""A NOISE, and the correlation of the frames that was asked for."""
+
+
+def network_input(model, positive, noise, latent):
+    """What the network gets at the first step: a tensor, or one for each modality."""
+    seen, clone = [], model.clone()
+
+    def note(executor, x, *args, **kwargs):
+        seen.append([part.clone() for part in x] if isinstance(x, list) else x.clone())
+        return executor(x, *args, **kwargs)
+
+    clone.add_wrapper(WrappersMP.DIFFUSION_MODEL, note)
+    sampling = model.get_model_object("model_sampling")
+    sigmas = torch.tensor([float(sampling.sigma_max), 0.0])
+    guider, sampler = BasicGuider.execute(clone, positive)[0], comfy.samplers.sampler_object("euler")
+    with torch.inference_mode():
+        SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, {"samples": latent})
+    return seen[0]
+
+
+def frames_correlation(x):
+    return correlation(x[0].movedim(1, 0).float())
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("name", VIDEO)
+def test_frames_reach_a_video_model_correlated_as_asked(tiny_models, name, asked):
+    family, (noise, expected) = FAMILIES[name], ASKED[asked]
+    shape = [*family.latent_shape[:2], FRAMES, *family.latent_shape[3:]]
+    latent = torch.zeros(shape)
+    x = network_input(tiny_models.load(name), family.conditioning()[0], noise, latent)
+    assert list(x.shape) == shape
+    made = noise.generate_noise({"samples": latent})
+    assert (x / x.std() - made / made.std()).abs().max() < 0.02, "the noise itself, but for scale and precision"
+    torch.testing.assert_close(frames_correlation(x), expected.double(), atol=0.05, rtol=0)
+
+
+def test_of_video_with_sound_the_pictures_get_it_and_the_sound_plain_noise(tiny_models):
+    model, (noise, expected) = tiny_models.load_ltxav(), ASKED["dependency"]
+    assert type(model.model).__name__ == "LTXAV"
+    latent = NestedTensor((torch.zeros(1, 128, FRAMES, 8, 8), torch.zeros(1, 8, 12, 16)))
+    text = torch.randn(1, 20, 512, generator=torch.Generator().manual_seed(1))
+    pictures, sound = network_input(model, [[text, {"frame_rate": 25}]], noise, latent)
+    torch.testing.assert_close(frames_correlation(pictures), expected.double(), atol=0.05, rtol=0)
+    first_alone = NestedTensor((torch.zeros(1, 128, 1, 8, 8), torch.zeros(1, 8, 12, 16)))
+    with torch.random.fork_rng(devices=[]):
+        plain = Noise_RandomNoise(3).generate_noise({"samples": first_alone}).unbind()
+    assert (sound - plain[1]).abs().max() < 0.02
+    assert (pictures[:, :, :1] - plain[0]).abs().max() < 0.02
