@@ -22,6 +22,10 @@ DEMO_WORKFLOW = PACK / "workflows" / "zs2_text_to_video.json"
 # What the command `pytest` does. `python -m pytest` would put the pack's folders before ComfyUI's modules of the
 # same name.
 _PYTEST = "import sys; sys.path = [p for p in sys.path if p]; import pytest; sys.exit(pytest.main())"
+# A file's tests stay together, for they share models. What the user gives comes later and wins.
+_SHARE_OUT = ("-n", "auto", "--dist", "loadfile")
+_MOST_WORKERS = 4
+_BYTES_OF_A_WORKER = 3_500_000_000  # with the server that it may start
 _FIND = (
     "ComfyUI is looked for at --comfyui, then COMFYUI_PATH, then where this pack lies (custom_nodes/..). "
     "Without one, a pinned ComfyUI is prepared once in the cache folder. Either way the server gets a data "
@@ -48,7 +52,10 @@ def parser() -> argparse.ArgumentParser:
         "--output", metavar="DIR", type=Path, default=Path("coherence-demo"), help="default: ./coherence-demo"
     )
 
-    description = "Run pytest in that host; arguments that host.py does not know go to pytest."
+    description = (
+        "Run pytest in that host, a process for each core up to four; arguments that host.py does not know go to "
+        "pytest: -n 0 runs all in one process, in which prints and breakpoints reach you (with -s)."
+    )
     test = commands.add_parser("test", parents=[common], help="run the tests", description=description)
     test.add_argument("--no-browser", action="store_true", help="leave out the tests that drive a browser")
 
@@ -88,12 +95,30 @@ def test(host: Host, arguments: argparse.Namespace, pytest_arguments: Sequence[s
         env["COHERENCE_BROWSER"] = "none"
     else:
         env["COHERENCE_BROWSER"] = str(require_browser(host))
-    process = subprocess.Popen([host.python, "-c", _PYTEST, *pytest_arguments], cwd=PACK, env=env)
-    # Ctrl-C reaches pytest too: it gets the time to stop its server. A polite kill is passed on.
+    workers = _workers()
+    env["PYTEST_XDIST_AUTO_NUM_WORKERS"] = str(workers if workers > 1 else 0)
+    env.setdefault("OMP_NUM_THREADS", str(_usable_cores() // workers))  # PyTorch's in each: all would take all cores
+    process = subprocess.Popen([host.python, "-c", _PYTEST, *_SHARE_OUT, *pytest_arguments], cwd=PACK, env=env)
+    # Ctrl-C reaches pytest too: it gets the time to stop its servers. A polite kill is passed on.
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     while True:
         with suppress(KeyboardInterrupt):
             return process.wait()
+
+
+def _usable_cores() -> int:
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _workers() -> int:
+    """How many processes may run tests at once."""
+    workers = min(_usable_cores(), _MOST_WORKERS)
+    if sys.platform != "win32":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        workers = min(workers, memory // _BYTES_OF_A_WORKER)
+    return max(workers, 1)
 
 
 def serve(host: Host, arguments: argparse.Namespace) -> int:

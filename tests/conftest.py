@@ -1,12 +1,20 @@
 """The tests run inside a real ComfyUI: COMFYUI_PATH names it, the pack is importable as ``coherence``."""
 
+from __future__ import annotations
+
 import importlib.util
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tiny_models import TinyModels
 
 ROOT = Path(__file__).resolve().parent.parent
 COMFYUI = os.environ.get("COMFYUI_PATH")
@@ -14,7 +22,7 @@ COMFYUI = os.environ.get("COMFYUI_PATH")
 
 def _enter_comfyui() -> None:
     if not COMFYUI or not (Path(COMFYUI) / "main.py").is_file():
-        raise RuntimeError(
+        raise pytest.UsageError(
             f"COMFYUI_PATH is {COMFYUI!r}, expected the folder of a ComfyUI. "
             "Run `python3 host.py test`, which gets one."
         )
@@ -35,13 +43,6 @@ def _load_pack(name: str = "coherence") -> None:
     spec.loader.exec_module(module)
 
 
-_enter_comfyui()
-_load_pack()
-
-sys.path.append(str(ROOT / "tests"))
-from tiny_models.fixtures import tiny_models  # noqa: E402, F401  (a fixture for every test)
-from tiny_models.stand_ins import STAND_INS  # noqa: E402
-
 NO_BROWSER = os.environ.get("COHERENCE_BROWSER") == "none"
 
 
@@ -50,10 +51,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "browser: drives a browser (left out by `host.py test --no-browser`)")
 
 
+def pytest_collection() -> None:
+    """Not at import: a process that hands its tests to workers collects none, and needs no ComfyUI."""
+    _enter_comfyui()
+    _load_pack()
+    sys.path.append(str(ROOT / "tests"))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Whatever uses ``page`` drives a browser; only --no-browser leaves it out."""
+    """Whatever uses a page drives a browser; only --no-browser leaves it out."""
     for item in items:
-        if "page" in getattr(item, "fixturenames", ()):
+        if "blank_page" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
     left_out = [item for item in items if NO_BROWSER and item.get_closest_marker("browser")]
     if left_out:
@@ -81,8 +89,17 @@ def artefacts() -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_models() -> Iterator[TinyModels]:
+    """The process's tiny models. The folder goes with the session: pytest's own would keep three of them."""
+    from tiny_models import TinyModels
+
+    with TemporaryDirectory(prefix="tiny_models_") as folder:
+        yield TinyModels(Path(folder))
+
+
+@pytest.fixture(scope="session")
 def server(comfyui_path: Path):
-    """A real ComfyUI server with this pack, in a temporary data folder; one for the whole session."""
+    """A real ComfyUI server with this pack, in a temporary data folder; one for each process that runs tests."""
     from coherence.hosting.provision import Host
     from coherence.hosting.server import Server
 
@@ -91,8 +108,10 @@ def server(comfyui_path: Path):
 
 
 @pytest.fixture(scope="session")
-def stand_ins(server, tiny_models):  # noqa: F811
+def stand_ins(server, tiny_models):
     """The server has small random models under the names of the known ones that workflows load."""
+    from tiny_models.stand_ins import STAND_INS
+
     for name in STAND_INS:
         path = server.base / "models" / name
         path.parent.mkdir(exist_ok=True)
@@ -100,8 +119,8 @@ def stand_ins(server, tiny_models):  # noqa: F811
 
 
 @pytest.fixture
-def page(server):
-    """A browser's page with ComfyUI's frontend, ready to be driven by playwright's synchronous interface.
+def blank_page(server):
+    """A browser's page, empty, to be driven by playwright's synchronous interface.
 
     A browser for each test: while one runs, its event loop keeps other tests from ``asyncio.run``.
     """
@@ -116,7 +135,13 @@ def page(server):
         browser = playwright.chromium.launch(executable_path=executable, args=list(CHROMIUM_FLAGS))
         opened = browser.new_page(viewport={"width": 1600, "height": 1000})
         opened.set_default_timeout(120_000)  # milliseconds: machines that run tests may be busy
-        opened.goto(server.url)
-        opened.wait_for_function("() => window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler")
         yield opened
         browser.close()
+
+
+@pytest.fixture
+def page(blank_page, server):
+    """The same with ComfyUI's frontend in it."""
+    blank_page.goto(server.url)
+    blank_page.wait_for_function("() => window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler")
+    return blank_page

@@ -66,7 +66,7 @@ def test_captions_may_leave_attributes_out(demo: Any) -> None:
     rng = random.Random(4)
     scenes = [shapes.random_scene(rng) for _ in range(40)]
     captions = [f"a {scene.colour} {scene.shape} on a {scene.background} background" for scene in scenes]
-    right = reader.correct(reader.read(evaluation.sample(*demo, captions, seed=4)), scenes)
+    right = reader.correct(reader.read(evaluation.sample(*demo, captions, seed=4, steps=12)), scenes)
     assert {name: right[name].float().mean().item() >= 0.9 for name in ("colour", "background", "shape")} == {
         "colour": True,
         "background": True,

@@ -90,9 +90,9 @@ def test_arguments_and_exit_code_go_to_and_come_from_pytest(tmp_path):
     browsing = PACK / "tests" / "test_workflow_conversion.py"
     result = run(*run_test, browsing, "-k", "test_red or test_green or as_in_the_browser")
     assert result.returncode == 1
-    assert re.search("1 failed, 1 passed, .*deselected", result.stdout)
+    assert re.search("1 failed, 1 passed(, .*deselected)? in ", result.stdout), result.stdout
     assert "THE TESTS THAT DRIVE A BROWSER WERE LEFT OUT" in result.stdout
-    assert run(*run_test, "-k", "test_green").returncode == 0
+    assert run(*run_test, "-n", "0", "-k", "test_green").returncode == 0
 
 
 def test_the_demo_saves_clip_mp4_and_contact_sheet_and_says_where(comfyui_path, tmp_path):

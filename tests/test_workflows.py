@@ -14,6 +14,7 @@ from coherence.hosting.clip import read_frames, temporal_consistency
 from coherence.hosting.provision import PACK, PACK_NAME
 from coherence.hosting.server import PromptError, outputs
 from coherence.hosting.workflow import to_prompt
+from coherence.metrics.similarity import psnr
 from coherence.nodes.cross_frame import CrossFrameAttention
 from coherence.nodes.momentum import TemporalMomentumAttention
 from PIL import Image
@@ -105,6 +106,18 @@ def test_the_noise_chart_and_its_figures_stand_beside_the_clip(server, finished,
     report = json.loads(text)
     assert report["kl"] == pytest.approx([kl] * (report["frames"] - 1), abs=2e-4)
     assert report["neighbour_correlation"] == pytest.approx(1 - kl / math.sqrt(math.e), abs=0.01)
+
+
+def test_the_inversion_workflow_gives_the_clip_back(server, finished):
+    """Its previews show source, copy without a filter and copy with one, side by side."""
+    entry = finished(PACK / "workflows" / "bilateral_inversion.json")
+    pictures = [Image.open(io.BytesIO(server.download(file))) for file in outputs(entry, "temp")]
+    frames = torch.stack([torch.from_numpy(np.array(picture.convert("RGB"))) for picture in pictures]) / 255
+    source, plain, filtered = frames.chunk(3, dim=2)
+    assert psnr(plain, source).mean() > 30
+    assert 20 < psnr(filtered, source).mean() < psnr(plain, source).mean()
+    (text,) = (node["text"][0] for node in entry["outputs"].values() if "text" in node)
+    assert json.loads(text)["norm"][-1] == pytest.approx(1, abs=0.1)
 
 
 def test_the_same_seed_gives_the_same_frames_and_another_seed_others(server, to_api, tmp_path):
