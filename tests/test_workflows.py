@@ -31,6 +31,8 @@ FOR_CHECKPOINTS = [
 """For models that everybody has and nobody ships: they run small, on random models under the same names."""
 AS_SHIPPED = [path for path in WORKFLOWS if path not in FOR_CHECKPOINTS]
 CLIPS = [path for path in AS_SHIPPED if '"SaveAnimatedWEBP"' in path.read_text("utf-8")]
+LOADS_FROM = {"ei2_edit": "ei2_tune"}
+"""A workflow that loads what another saved."""
 ZS2 = PACK / "workflows" / "zs2_text_to_video.json"
 
 
@@ -48,6 +50,8 @@ def finished(server, to_api):
 
     def run(path: Path) -> dict:
         if path not in entries:
+            if path.stem in LOADS_FROM:
+                run(path.with_stem(LOADS_FROM[path.stem]))
             entries[path] = server.queue(to_api(path))
         return entries[path]
 
