@@ -84,16 +84,20 @@ class _Unit(nn.Module):
         self.norm = norm
         vectors = torch.linalg.svd(weight.detach().double()).Vh[:_BLOCK].T
         self.register_buffer("largest", vectors.to(weight).contiguous())
+        self._sought_in: int | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
         with torch.autocast(weight.device.type, enabled=False):
             if self.norm == "frobenius":
                 return weight / weight.norm()
-            with torch.no_grad():
-                basis = _krylov(weight, self.largest)
-                u, _, combined = torch.linalg.svd(weight @ basis, full_matrices=False)
-                self.largest = basis @ combined[:_BLOCK].T
-            return weight / (u[:, 0] @ weight @ self.largest[:, 0])
+            if weight._version != self._sought_in:  # else a checkpointed layer would come out otherwise again
+                with torch.no_grad():
+                    basis = _krylov(weight, self.largest)
+                    self.largest = basis @ torch.linalg.svd(weight @ basis, full_matrices=False).Vh[:_BLOCK].T
+                self._sought_in = weight._version
+            v = self.largest[:, 0]
+            u = torch.nn.functional.normalize((weight @ v).detach(), dim=0)
+            return weight / (u @ weight @ v)
 
 
 def _krylov(weight: Tensor, start: Tensor) -> Tensor:
