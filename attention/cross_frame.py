@@ -35,7 +35,7 @@ class CrossFrame:
     """The technique. Of a clip in chunks it keeps the keys and values of the first frame and of the last before."""
 
     keys: Keys
-    stage = 0
+    stage: int = 0
     in_chunks = True
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:

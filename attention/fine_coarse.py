@@ -42,7 +42,8 @@ class FineCoarse:
     """The technique. ``pool``: height and width in tokens of a coarse patch."""
 
     pool: int = 2
-    stage = 0
+    stage = 10
+    """After what other nodes make of keys and values frame by frame, whichever node comes first."""
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         if call.frames == 1:

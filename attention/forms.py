@@ -23,6 +23,7 @@ from .inflation import (
     Inserted,
     Position,
     TransformerLayer,
+    base_of,
     inflate,
     inflations_of,
     transformer_layers,
@@ -71,7 +72,7 @@ class Form:
             return None
         if self.frame_attention == "fine_coarse":
             return FineCoarse(self.pool)
-        return CrossFrame("first" if self.frame_attention == "first" else "first_and_previous")
+        return CrossFrame("first" if self.frame_attention == "first" else "first_and_previous", FineCoarse.stage)
 
 
 TUNE_A_VIDEO = Form("temporal", "after_feed_forward", "sparse_causal")
@@ -105,11 +106,6 @@ class Record:
     form: Form
     weights: InflationWeights | None
     layers: tuple[TransformerLayer, ...]
-
-
-def base_of(model: ModelPatcher) -> str:
-    """The class of a model, as ComfyUI names it: SD15, SDXL."""
-    return type(model.model.model_config).__name__
 
 
 def inflated(
@@ -205,3 +201,8 @@ def _require_fit(form: Form, weights: InflationWeights, model: ModelPatcher, lay
                         else "."
                     )
                 )
+    if weights.base != base_of(model):
+        raise InflationError(
+            f"weights: they were tuned on {weights.base}, this model is {base_of(model)}. Their shapes agree, but what "
+            f"they were tuned with does not: use a model of class {weights.base}, or tune anew."
+        )

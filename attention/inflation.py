@@ -62,10 +62,11 @@ def transformer_layers(model: ModelPatcher, selector: str) -> list[TransformerLa
     :mod:`.sites`.
     """
     sites = _inflatable(sites_of(model))
-    if not sites:
+    own = list_sites(model.get_model_object("diffusion_model"), motion_models=())
+    if not sites or any(site.kind == "temporal" for site in own):
         raise InflationError(
-            "Expected an image model with a UNet (SD1.5, SD2, SDXL), whose frames are a batch of pictures; this model "
-            "has no attention within single frames. Video models see their frames together already."
+            f"Expected an image model with a UNet (SD1.5, SD2, SDXL), whose frames are a batch of pictures; this one "
+            f"({base_of(model)}) sees its frames together already."
         )
     return [_layer(site) for site in select_sites(sites, selector, ["spatial"])]
 
@@ -79,6 +80,11 @@ def _layer(site: Site) -> TransformerLayer:
     assert site.replaced_in
     block: Any = site.replaced_in[0]
     return TransformerLayer(site.name.rsplit(".", 1)[0], block, block.attn1.to_q.in_features, site.heads)
+
+
+def base_of(model: ModelPatcher) -> str:
+    """The class of a model, as ComfyUI names it: SD15, SDXL."""
+    return type(model.model.model_config).__name__
 
 
 class Inserted(nn.Module):

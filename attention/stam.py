@@ -22,6 +22,7 @@ from .temporal import attend, over_frames, over_tokens
 Norm = Literal["spectral", "frobenius"]
 UNIT = ("to_v.weight", "to_out.weight")
 """The weights whose norm is 1."""
+_BLOCK, _DEPTH = 4, 6  # where one vector lags by percents when another overtakes, these stay within 1e-3
 
 
 def instance_centred(x: Tensor) -> Tensor:
@@ -73,27 +74,42 @@ class STAM(nn.Module):
 
 
 class _Unit(nn.Module):
-    """W/σ_max(W) or W/‖W‖_F. The spectral norm's own vectors follow W by power iteration, a step at a call, so its
-    gradient, u vᵀ, is at hand without a decomposition of every weight at every step of training."""
+    """W/σ_max(W) or W/‖W‖_F. The spectral norm is sought from the largest singular vectors at the last call, so it and
+    its gradient, u vᵀ, are at hand without a decomposition of every weight at every step of training."""
 
-    u: Tensor
-    v: Tensor
+    largest: Tensor
 
     def __init__(self, weight: Tensor, norm: Norm) -> None:
         super().__init__()
         self.norm = norm
-        u, _, v = torch.linalg.svd(weight.detach().double())
-        self.register_buffer("u", u[:, 0].to(weight))
-        self.register_buffer("v", v[0].to(weight))
+        vectors = torch.linalg.svd(weight.detach().double()).Vh[:_BLOCK].T
+        self.register_buffer("largest", vectors.to(weight).contiguous())
+        self._sought_in: int | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
-        if self.norm == "frobenius":
-            return weight / weight.norm()
-        with torch.no_grad():
-            for _ in range(4):
-                self.u = torch.nn.functional.normalize(weight @ self.v, dim=0)
-                self.v = torch.nn.functional.normalize(weight.T @ self.u, dim=0)
-        return weight / (self.u @ weight @ self.v)
+        with torch.autocast(weight.device.type, enabled=False):
+            if self.norm == "frobenius":
+                return weight / weight.norm()
+            if weight._version != self._sought_in:  # else a checkpointed layer would come out otherwise again
+                with torch.no_grad():
+                    basis = _krylov(weight, self.largest)
+                    self.largest = basis @ torch.linalg.svd(weight @ basis, full_matrices=False).Vh[:_BLOCK].T
+                self._sought_in = weight._version
+            v = self.largest[:, 0]
+            u = torch.nn.functional.normalize((weight @ v).detach(), dim=0)
+            return weight / (u @ weight @ v)
+
+
+def _krylov(weight: Tensor, start: Tensor) -> Tensor:
+    """An orthonormal basis of ``start`` (in, n) and what WᵀW makes of it once, twice, …, or of the whole space."""
+    width = weight.shape[1]
+    if width <= _BLOCK * _DEPTH:
+        return torch.eye(width, dtype=weight.dtype, device=weight.device)
+    basis = start
+    for _ in range(_DEPTH - 1):
+        following = weight.T @ (weight @ basis[:, -_BLOCK:])
+        basis = torch.linalg.qr(torch.cat([basis, following - basis @ (basis.T @ following)], dim=1)).Q
+    return basis
 
 
 def keep_unit(stam: STAM, norm: Norm) -> None:

@@ -122,7 +122,7 @@ def _report(tuned: Tuned, settings: Settings) -> str:
             f"{NAMES[weights.form.module]} in {len(weights.places)} layers of {weights.base}, "
             f"frame attention {weights.form.frame_attention}",
             f"{tuned.parameters:,} parameters, {weights.frames} frames, "
-            f"{settings.batch_frames or weights.frames} at a time",
+            f"{min(settings.batch_frames or weights.frames, weights.frames)} at a time",
             f"{len(seconds)} steps{f' after {earlier} earlier ones' if earlier else ''} in "
             f"{time_text(sum(seconds))} ({sum(seconds) / len(seconds):.2f} s a step), {tuned.dtype}",
             f"mean loss of the first tenth {first:.5f}, of the last {last:.5f}",

@@ -6,8 +6,9 @@ Tuned: the inserted modules, and W_q of the frames' and the text's attention, as
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management as management
@@ -16,8 +17,8 @@ from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ..attention.forms import InflationWeights, Record, base_of, modules_for, record_of
-from ..attention.inflation import INSERTED, Inflation, Inserted, beside
+from ..attention.forms import InflationWeights, Record, modules_for, record_of
+from ..attention.inflation import INSERTED, Inflation, Inserted, base_of, beside
 from ..attention.stam import STAM, keep_unit, tensors_of
 from .loop import Group, History, Schedule, TrainingError, count, fit
 from .memory import OPTIMISER_COPIES, extrapolated, gibibytes, kept_for_backward
@@ -69,6 +70,11 @@ def tune(
         raise TrainingError(
             "model: expected one that is inflated, got a plain one. Put STAMInflate or TuneAVideoInflate before "
             "OneShotTune."
+        )
+    if settings.batch_frames == 1:
+        raise TrainingError(
+            "batch_frames: expected 0 (all of the clip) or 2 and more, got 1: motion is not to be seen in one frame. "
+            "Set it to 0, or 2."
         )
     dtype = dtype_of(settings.precision)
     done: dict[str, Any] = {}
@@ -138,8 +144,11 @@ def _put_in(copied: ModelPatcher, modules: Inserted, record: Record) -> None:
     """``modules`` in the place of those that the copied model came with."""
     options = copied.model_options["transformer_options"]
     *others, last = options[INSERTED]
+    # the others' modules were made in inference mode, as nodes are; copies are not
+    others = [replace(each, modules=copy.deepcopy(each.modules).to(copied.load_device)) for each in others]
     options[INSERTED] = (*others, Inflation(last.name, last.position, modules, 1.0, record))
-    copied.set_additional_models(beside(last), [])
+    for each in options[INSERTED]:
+        copied.set_additional_models(beside(each), [])
 
 
 def _require_memory(loss_of: _Loss, modules: nn.Module, settings: Settings) -> int:

@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 import comfy.model_management as management
 import torch
+from comfy.conds import CONDConstant
 from comfy.ldm.modules.attention import BasicTransformerBlock, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from comfy.samplers import CFGGuider, Sampler
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -50,7 +52,28 @@ def trainable(model: ModelPatcher, dtype: torch.dtype, gradient_checkpointing: b
             # these get transformer_options that nobody writes into later, or none
             if isinstance(module, BasicTransformerBlock | ResBlock):
                 module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+        options[HOLD] = _Held()
+        copied.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "coherence.training", _once_a_loss)
     return copied
+
+
+class _Held(ExitStack):
+    """What a model call put on modules, which its backward pass needs again."""
+
+    is_taken = False
+
+
+def _once_a_loss(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+    """APPLY_MODEL, under gradient checkpointing: a second call would find on the modules what the first one left."""
+    held = transformer_options[HOLD]
+    if held.is_taken:
+        raise TrainingError(
+            "gradient_checkpointing needs one model call a step, and this one takes several: positive holds prompts "
+            "that do not go into one call, or the model has context windows. Use one prompt and no windows "
+            "(batch_frames shortens a step's clip), or switch gradient_checkpointing off."
+        )
+    held.is_taken = True
+    return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
 
 def _with_own_weights(model: ModelPatcher) -> ModelPatcher:
@@ -58,7 +81,9 @@ def _with_own_weights(model: ModelPatcher) -> ModelPatcher:
     if model.cached_patcher_init is not None:
         return model.clone(force_deepcopy=True)
     management.unload_model_and_clones(model)  # else patches would be copied with the weights, and patched in again
-    fresh = type(model)(copy.deepcopy(model.model), model.load_device, model.offload_device)
+    config = model.model.model_config  # answers None to whatever it lacks, __deepcopy__ too; nobody writes into it
+    copied = copy.deepcopy(model.model, {id(config): config})
+    fresh = type(model)(copied, model.load_device, model.offload_device)
     return model.clone(model_override=fresh.get_clone_model_override())
 
 
@@ -84,32 +109,55 @@ class Denoiser:
     def __init__(self, guider: Any, clean: Tensor, extra_args: dict[str, Any], dtype: torch.dtype) -> None:
         self.clean, self.sampling = clean, guider.inner_model.model_sampling
         self._guider, self._extra_args, self._dtype = guider, extra_args, dtype
-        self._held = ExitStack()
+        self._conds = guider.conds
+        self._held: _Held | None = extra_args["model_options"]["transformer_options"].get(HOLD)
 
     def close(self) -> None:
         """Undo what the last call left for its backward pass."""
-        self._held.close()
+        if self._held is not None:
+            self._held.close()
+            self._held.is_taken = False
 
     def sigma_at(self, share: float) -> float:
         """The noise level at a share of sampling, 0 pure noise: for uniform shares, of uniform timesteps."""
-        return float(self.sampling.percent_to_sigma(share))
+        return min(float(self.sampling.percent_to_sigma(share)), float(self.sampling.sigma_max))  # it has 1e9 for 0
 
     def squared_error(self, frames: Sequence[int], noise: Tensor, sigma: float) -> Tensor:
         """((D(x) − x₀)/σ)² at every latent of ``frames``, x = x₀ noised by ``noise`` to ``sigma``: the squared error
         of ε for ε- and v-models, of the velocity for flow models."""
         self.close()
-        self._held = ExitStack()
         clean = self.clean[list(frames)]
+        self._guider.conds = {
+            name: [_of_frames(cond, frames, len(self.clean)) for cond in conds] for name, conds in self._conds.items()
+        }
         level = torch.full((len(clean),), sigma, device=clean.device)
         noised = self.sampling.noise_scaling(level.reshape(-1, 1, 1, 1), noise.to(clean), clean, False)
         options = self._extra_args["model_options"]
-        told = {**options["transformer_options"], HOLD: self._held, "ad_params": {"sub_idxs": [*frames]}}
+        told = {**options["transformer_options"], "ad_params": {"sub_idxs": [*frames]}}
         device = clean.device.type
         with torch.autocast(device, self._dtype, enabled=self._dtype is not torch.float32):
             denoised = self._guider(
                 noised, level, **{**self._extra_args, "model_options": {**options, "transformer_options": told}}
             )
         return ((denoised.float() - clean) / sigma).square()
+
+
+def _of_frames(cond: dict[str, Any], frames: Sequence[int], length: int) -> dict[str, Any]:
+    """A processed conditioning for ``frames`` of a clip of ``length``: rows, which ComfyUI would deal out anew from
+    the first, stay with their frames."""
+    if len(frames) == length:
+        return cond
+
+    def of(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[[frame % len(value) for frame in frames]] if value.ndim and len(value) > 1 else value
+        return list(map(of, value)) if type(value) is list else value
+
+    theirs = {
+        name: each if isinstance(each, CONDConstant) or not hasattr(each, "cond") else each._copy_with(of(each.cond))
+        for name, each in cond["model_conds"].items()
+    }
+    return {**cond, "model_conds": theirs, **({"mask": of(cond["mask"])} if "mask" in cond else {})}
 
 
 class _TrainingRun(Sampler):
@@ -130,8 +178,13 @@ def train_in_run(
 ) -> None:
     """Call ``train`` within a sampling run of ``model`` (:func:`trainable`) on a LATENT and a CONDITIONING.
 
-    TrainingError where the latent is no clip.
+    TrainingError where the latent is no clip, or a ControlNet is in the conditioning.
     """
+    if any("control" in more for _, more in positive):
+        raise TrainingError(
+            "positive has a ControlNet, expected a prompt alone: the clip itself is what is learned from. Connect the "
+            "prompt from before the ControlNet; in sampling it may be there."
+        )
     samples = samples_for(model, latent).clone()
     if samples.ndim != 4 or len(samples) < 2:
         raise TrainingError(
