@@ -115,7 +115,8 @@ class Technique(Protocol):
     is not 0.
     """
 
-    stage: int
+    @property
+    def stage(self) -> int: ...
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         """The layer's output, shaped as ``proceed(call.q, call.k, call.v)`` returns it."""
