@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from ..attention.run import HOLD
 from ..samplers.latents import samples_for
 from ..samplers.measure import GUIDANCE
+from .frame_tokens import join_tokens
 from .loop import TrainingError
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -46,11 +47,16 @@ def trainable(model: ModelPatcher, dtype: torch.dtype, gradient_checkpointing: b
     # ComfyUI's default on CPU writes into its own intermediate results
     options.setdefault("optimized_attention_override", _differentiable)
     if gradient_checkpointing:
-        for module in copied.model.diffusion_model.modules():
-            # these get transformer_options that nobody writes into later, or none
-            if isinstance(module, BasicTransformerBlock | ResBlock):
-                module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+        checkpoint_blocks(copied)
     return copied
+
+
+def checkpoint_blocks(trained: ModelPatcher) -> None:
+    """From now on ``trained``, of :func:`trainable`, computes its blocks twice instead of keeping them."""
+    for module in trained.model.diffusion_model.modules():
+        # these get transformer_options that nobody writes into later, or none
+        if isinstance(module, BasicTransformerBlock | ResBlock):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
 
 def _with_own_weights(model: ModelPatcher) -> ModelPatcher:
@@ -84,6 +90,7 @@ class Denoiser:
     def __init__(self, guider: Any, clean: Tensor, extra_args: dict[str, Any], dtype: torch.dtype) -> None:
         self.clean, self.sampling = clean, guider.inner_model.model_sampling
         self._guider, self._extra_args, self._dtype = guider, extra_args, dtype
+        self._prompts = list(guider.conds.values())
         self._held = ExitStack()
 
     def close(self) -> None:
@@ -92,24 +99,43 @@ class Denoiser:
 
     def sigma_at(self, share: float) -> float:
         """The noise level at a share of sampling, 0 pure noise: for uniform shares, of uniform timesteps."""
-        return float(self.sampling.percent_to_sigma(share))
+        # ComfyUI's level at 0 is a billion
+        return min(float(self.sampling.percent_to_sigma(share)), float(self.sampling.sigma_max))
 
-    def squared_error(self, frames: Sequence[int], noise: Tensor, sigma: float) -> Tensor:
+    def tell(self, prompt: int, tokens: Tensor | None = None) -> None:
+        """From now on the model is told the ``prompt``-th conditioning, with ``tokens`` before its text: (rows, count,
+        width), a row for each frame or one for all."""
+        self._guider.conds["positive"] = [_prefixed(entry, tokens) for entry in self._prompts[prompt]]
+
+    def squared_error(
+        self, frames: Sequence[int], noise: Tensor, sigma: float, places: Sequence[int] | None = None
+    ) -> Tensor:
         """((D(x) − x₀)/σ)² at every latent of ``frames``, x = x₀ noised by ``noise`` to ``sigma``: the squared error
-        of ε for ε- and v-models, of the velocity for flow models."""
+        of ε for ε- and v-models, of the velocity for flow models.
+
+        ``places``: of the frames in their clip, where ``clean`` holds several; else ``frames``."""
         self.close()
         self._held = ExitStack()
         clean = self.clean[list(frames)]
         level = torch.full((len(clean),), sigma, device=clean.device)
         noised = self.sampling.noise_scaling(level.reshape(-1, 1, 1, 1), noise.to(clean), clean, False)
         options = self._extra_args["model_options"]
-        told = {**options["transformer_options"], HOLD: self._held, "ad_params": {"sub_idxs": [*frames]}}
+        told = {**options["transformer_options"], HOLD: self._held, "ad_params": {"sub_idxs": [*(places or frames)]}}
         device = clean.device.type
         with torch.autocast(device, self._dtype, enabled=self._dtype is not torch.float32):
             denoised = self._guider(
                 noised, level, **{**self._extra_args, "model_options": {**options, "transformer_options": told}}
             )
         return ((denoised.float() - clean) / sigma).square()
+
+
+def _prefixed(entry: dict[str, Any], tokens: Tensor | None) -> dict[str, Any]:
+    """A conditioning as ComfyUI's samplers have it, with tokens before its text."""
+    if tokens is None:
+        return entry
+    text = entry["model_conds"]["c_crossattn"]
+    joined = join_tokens([tokens.to(text.cond), text.cond])
+    return {**entry, "model_conds": {**entry["model_conds"], "c_crossattn": type(text)(joined)}}
 
 
 class _TrainingRun(Sampler):
@@ -126,9 +152,10 @@ class _TrainingRun(Sampler):
 
 
 def train_in_run(
-    model: ModelPatcher, positive: list, latent: dict, dtype: torch.dtype, train: Callable[[Denoiser], None]
+    model: ModelPatcher, prompts: Sequence[list], latent: dict, dtype: torch.dtype, train: Callable[[Denoiser], None]
 ) -> None:
-    """Call ``train`` within a sampling run of ``model`` (:func:`trainable`) on a LATENT and a CONDITIONING.
+    """Call ``train`` within a sampling run of ``model`` (:func:`trainable`) on a LATENT and one or more CONDITIONINGs,
+    of which the model is told the first until :meth:`Denoiser.tell`.
 
     TrainingError where the latent is no clip.
     """
@@ -140,7 +167,8 @@ def train_in_run(
         )
     management.load_models_gpu([model], memory_required=1e20, force_full_load=True)
     guider = CFGGuider(model)
-    guider.inner_set_conds({"positive": _fresh(positive)})
+    names = ("positive", *(f"positive {number}" for number in range(1, len(prompts))))
+    guider.inner_set_conds({name: _fresh(prompt) for name, prompt in zip(names, prompts, strict=True)})
     sigmas = torch.tensor([float(model.get_model_object("model_sampling").sigma_max), 0.0])
     with torch.random.fork_rng(devices=[]):
         guider.sample(torch.zeros_like(samples), samples, _TrainingRun(train, dtype), sigmas, disable_pbar=True, seed=0)
