@@ -98,14 +98,15 @@ def test_the_loss_falls(unet):
 
 def test_the_temporal_loss_alone_moves_the_lora_and_lowers_itself(unet):
     """The published code's cosine over an axis of length 1 has no gradient: nothing would move."""
-    settings = replace(QUICK, steps=6, diffusion_weight=0.0, temporal_weight=1.0, shared_tokens=0, learning_rate=1e-2)
+    alone = {"diffusion_weight": 0.0, "temporal_weight": 1.0, "shared_tokens": 0, "temporal_range_start": 0.5}
+    settings = replace(QUICK, steps=8, learning_rate=1e-2, seed=1, **alone)
     trained, untrained = (
         train_adapter(unet, clips(1, vision=False), each) for each in (settings, replace(settings, learning_rate=1e-12))
     )
     assert ups(trained.adapter).abs().max() > 1e-2
     ratios = torch.tensor(trained.temporal) / torch.tensor(untrained.temporal)
     assert ratios[0] == pytest.approx(1, abs=1e-3)
-    assert ratios[-3:].mean() < 0.95
+    assert ratios[-3:].mean() < 0.85
 
 
 def test_the_lora_and_its_loss_act_on_the_noisy_part_alone(unet):
