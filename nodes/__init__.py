@@ -7,6 +7,8 @@ from . import (
     cross_frame,
     demo,
     editing,
+    ge_adapter,
+    ge_adapter_train,
     guidance,
     inflation,
     inversion,
@@ -36,6 +38,8 @@ FACES = (
     editing,
     inflation,
     one_shot,
+    ge_adapter_train,
+    ge_adapter,
 )
 
 

@@ -49,8 +49,8 @@ def time_text(seconds: float) -> str:
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
-def draw_losses(history: History, title: str) -> Tensor:
-    """The loss of every step and its moving average, as an IMAGE (1, height, width, 3)."""
+def draw_losses(history: History, title: str, unit: str = "mean squared error") -> Tensor:
+    """The loss of every step, in ``unit``, and its moving average, as an IMAGE (1, height, width, 3)."""
     first, last = history.ends()
     total = time_text(sum(history.seconds))
     figure = new_figure(
@@ -58,7 +58,7 @@ def draw_losses(history: History, title: str) -> Tensor:
         f"{len(history.losses)} steps in {total}; mean loss {first:.4f} in the first tenth, {last:.4f} in the last.",
     )
     axes = figure.add_axes((0.07, 0.11, 0.9, 0.66))
-    style_axes(axes, "Loss", "step", "mean squared error", "dots: one step, one noise level; line: moving average")
+    style_axes(axes, "Loss", "step", unit, "dots: single steps; line: moving average")
     steps = np.arange(1, len(history.losses) + 1)
     axes.scatter(steps, history.losses, s=6, color=MUTED, alpha=0.5, linewidths=0)
     axes.plot(steps, _smoothed(history.losses), color=COLOURS[0], linewidth=2)

@@ -44,6 +44,13 @@ PROMISED = {
     "→ STAM_WEIGHTS IMAGE STRING",
     "SaveSTAM": "weights filename_prefix →",
     "LoadSTAM": "file → STAM_WEIGHTS",
+    "GEAdapterTrain": "model clip clips frames_per_clip captions clip_vision_output rank layers shared_tokens "
+    "temporal_weight diffusion_weight temporal_range_start steps learning_rate warmup_steps gradient_accumulation seed "
+    "adapter → GE_ADAPTER IMAGE STRING",
+    "GEAdapterApply": "model adapter strength start_percent end_percent → MODEL",
+    "GEAdapterTokens": "conditioning adapter clip_vision_output → CONDITIONING",
+    "SaveGEAdapter": "adapter filename_prefix →",
+    "LoadGEAdapter": "file → GE_ADAPTER",
     "TemporalConsistency": "images reference → STRING IMAGE",
 }
 HEAVY = {"matplotlib", "kornia", "av", "scipy", "transformers", "pandas", "torchvision", "sklearn"}

@@ -318,11 +318,11 @@ def test_the_estimate_for_a_clip_is_what_a_step_keeps(model):
     inflation = put(model, EI2)
     estimated = tuned(inflation, latent=latent, steps=1)
     with grown_up_tensors():
-        copied = trainable(inflation, torch.float32, False)
+        copied = trainable(inflation, torch.float32)
         copied.model.requires_grad_(True)
         (there,) = inflations_of(copied.model_options["transformer_options"])
         there.modules.requires_grad_(True)
-        train_in_run(copied, prompt(), latent, torch.float32, train)
+        train_in_run(copied, [prompt()], latent, torch.float32, train)
     assert estimated.needed - 16 * estimated.parameters == pytest.approx(kept["all"], rel=0.3)
 
 

@@ -31,7 +31,7 @@ FOR_CHECKPOINTS = [
 """For models that everybody has and nobody ships: they run small, on random models under the same names."""
 AS_SHIPPED = [path for path in WORKFLOWS if path not in FOR_CHECKPOINTS]
 CLIPS = [path for path in AS_SHIPPED if '"SaveAnimatedWEBP"' in path.read_text("utf-8")]
-LOADS_FROM = {"ei2_edit": "ei2_tune"}
+LOADS_FROM = {"ei2_edit": "ei2_tune", "ge_adapter_apply": "ge_adapter_train"}
 """A workflow that loads what another saved."""
 ZS2 = PACK / "workflows" / "zs2_text_to_video.json"
 
@@ -87,6 +87,29 @@ def test_the_clip_of_a_workflow_moves_coherently(server, finished, path, tmp_pat
     assert (frames[0] != frames[-1]).any(), "the clip stands still"
     assert frames.std() > 10, "the clip shows nothing"
     assert temporal_consistency(frames) > 0.7, "the clip flickers"
+
+
+def test_a_trained_adapter_shows_and_is_a_lora_for_the_stock_loader(server, finished, tmp_path):
+    frames = frames_of(server, finished(PACK / "workflows" / "ge_adapter_apply.json"), tmp_path).astype(float)
+    without, applied = frames[:, :, :128], frames[:, :, -128:]
+    assert abs(without - applied).mean() > 0.5
+    prompt = {
+        "model": {"class_type": "CoherenceDemoModel", "inputs": {"kind": "image"}},
+        "lora": {
+            "class_type": "LoraLoaderModelOnly",
+            "inputs": {
+                "model": ["model", 0],
+                "lora_name": "ge_adapter_demo_00001_.ge_adapter.safetensors",
+                "strength_model": 1.0,
+            },
+        },
+        "sigmas": {
+            "class_type": "BasicScheduler",
+            "inputs": {"model": ["lora", 0], "scheduler": "normal", "steps": 1, "denoise": 1.0},
+        },
+        "show": {"class_type": "PreviewAny", "inputs": {"source": ["sigmas", 0]}},
+    }
+    assert server.queue(prompt)["status"]["status_str"] == "success"
 
 
 def test_the_mp4_holds_the_frames_of_the_animated_webp(server, finished, tmp_path):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+import comfy.model_management as management
 import torch
 from torch import Tensor
+
+from .loop import TrainingError
 
 OPTIMISER_COPIES = 4  # a weight, its gradient, and AdamW's two moments
 
@@ -31,6 +34,34 @@ def extrapolated(few: int, at_few: int, more: int, at_more: int, frames: int) ->
     slope_few, slope_more = at_few / few, at_more / more
     square = max(0.0, (slope_more - slope_few) / (more - few))
     return int((slope_few - square * few) * frames + square * frames**2)
+
+
+def needed_for(
+    loss_of_first: Callable[[int], Tensor], frames: int, parameters: int, measured_at: tuple[int, int] = (2, 4)
+) -> int:
+    """Bytes that a step on ``frames`` frames takes beside the model, for the backward pass and the optimiser.
+
+    ``loss_of_first``: a loss of so many frames; it is measured at two numbers of them.
+    """
+    few, more = (min(n, frames) for n in measured_at)
+    kept = kept_for_backward(lambda: loss_of_first(few))
+    if more > few:
+        kept = extrapolated(few, kept, more, kept_for_backward(lambda: loss_of_first(more)), frames)
+    return kept + OPTIMISER_COPIES * 4 * parameters
+
+
+def is_free(needed: int) -> bool:
+    return needed <= management.get_free_memory(management.get_torch_device())
+
+
+def require(needed: int, what: str, cures: Iterable[str]) -> None:
+    """TrainingError with the cures where ``needed`` bytes, for ``what``, are not free."""
+    if not is_free(needed):
+        free = int(management.get_free_memory(management.get_torch_device()))
+        raise TrainingError(
+            f"{what} needs about {gibibytes(needed)} beside the model, and {gibibytes(free)} are free. "
+            f"To make it fit: {'; '.join(cures)}."
+        )
 
 
 def gibibytes(size: int) -> str:

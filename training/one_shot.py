@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import comfy.model_management as management
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_patcher import ModelPatcher
@@ -21,7 +20,7 @@ from ..attention.forms import InflationWeights, Record, modules_for, record_of
 from ..attention.inflation import INSERTED, Inflation, Inserted, base_of, beside
 from ..attention.stam import STAM, keep_unit, tensors_of
 from .loop import Group, History, Schedule, TrainingError, count, fit
-from .memory import OPTIMISER_COPIES, extrapolated, gibibytes, kept_for_backward
+from .memory import needed_for, require
 from .sampler import Denoiser, Precision, dtype_of, grown_up_tensors, train_in_run, trainable
 
 GATE_RATE = 100.0
@@ -79,11 +78,13 @@ def tune(
     dtype = dtype_of(settings.precision)
     done: dict[str, Any] = {}
     with grown_up_tensors():
-        copied = trainable(model, dtype, settings.gradient_checkpointing)
+        copied = trainable(model, dtype)
         modules = _trained_modules(record, settings.seed).to(copied.load_device)
         _put_in(copied, modules, record)
 
         def train(denoiser: Denoiser) -> None:
+            if settings.gradient_checkpointing:
+                denoiser.compute_blocks_twice()
             loss_of = _Loss(denoiser, settings)
             done["needed"] = _require_memory(loss_of, modules, settings)
             groups: list[Group] = [
@@ -93,7 +94,7 @@ def tune(
             groups = [group for group in groups if group["params"]]
             done["history"] = fit(groups, loss_of, Schedule(settings.steps, settings.learning_rate), after_step)
 
-        train_in_run(copied, positive, latent, dtype, train)
+        train_in_run(copied, [positive], latent, dtype, train)
     frames = len(latent["samples"])
     before = record.weights.steps if record.weights else 0
     weights = InflationWeights(record.form, base_of(model), _tensors(modules, record), before + settings.steps, frames)
@@ -153,22 +154,13 @@ def _put_in(copied: ModelPatcher, modules: Inserted, record: Record) -> None:
 
 def _require_memory(loss_of: _Loss, modules: nn.Module, settings: Settings) -> int:
     """Bytes that a step will take beside the model; TrainingError where so many are not free."""
-    few, more = (min(n, loss_of.batch) for n in (2, 4))
-    at_few = kept_for_backward(lambda: loss_of.of_first(few))
-    at_more = at_few if more == few else kept_for_backward(lambda: loss_of.of_first(more))
-    kept = extrapolated(few, at_few, more, at_more, loss_of.batch) if more > few else at_few
-    parameters = OPTIMISER_COPIES * 4 * count(modules.parameters())
-    needed, free = kept + parameters, management.get_free_memory(management.get_torch_device())
-    if needed > free:
-        cures = ["take a smaller or shorter latent_image", "inflate fewer layers"]
-        if not settings.gradient_checkpointing:
-            cures.insert(0, "switch gradient_checkpointing on")
-        if loss_of.batch > 4:
-            cures.insert(0, f"set batch_frames to {max(2, loss_of.batch // 2)}")
-        raise TrainingError(
-            f"Tuning on {loss_of.batch} frames at a time needs about {gibibytes(needed)} beside the model, and "
-            f"{gibibytes(int(free))} are free. To make it fit: {'; '.join(cures)}."
-        )
+    needed = needed_for(loss_of.of_first, loss_of.batch, count(modules.parameters()))
+    cures = ["take a smaller or shorter latent_image", "inflate fewer layers"]
+    if not settings.gradient_checkpointing:
+        cures.insert(0, "switch gradient_checkpointing on")
+    if loss_of.batch > 4:
+        cures.insert(0, f"set batch_frames to {max(2, loss_of.batch // 2)}")
+    require(needed, f"Tuning on {loss_of.batch} frames at a time", cures)
     return needed
 
 

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from ..attention.run import HOLD
 from ..samplers.latents import samples_for
 from ..samplers.measure import GUIDANCE
+from .frame_tokens import join_tokens
 from .loop import TrainingError
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -34,7 +35,7 @@ def dtype_of(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def trainable(model: ModelPatcher, dtype: torch.dtype, gradient_checkpointing: bool) -> ModelPatcher:
+def trainable(model: ModelPatcher, dtype: torch.dtype) -> ModelPatcher:
     """A copy of ``model``, weights and all, through which gradients pass; its own weights ask for none.
 
     To be called, and used, in :func:`grown_up_tensors`.
@@ -44,16 +45,9 @@ def trainable(model: ModelPatcher, dtype: torch.dtype, gradient_checkpointing: b
         copied.model_options.pop(hook, None)
     copied.set_model_compute_dtype(dtype)
     copied.model.requires_grad_(False)
-    options = copied.model_options["transformer_options"]
     # ComfyUI's default on CPU writes into its own intermediate results
-    options.setdefault("optimized_attention_override", _differentiable)
-    if gradient_checkpointing:
-        for module in copied.model.diffusion_model.modules():
-            # these get transformer_options that nobody writes into later, or none
-            if isinstance(module, BasicTransformerBlock | ResBlock):
-                module.forward = partial(checkpoint, module.forward, use_reentrant=False)
-        options[HOLD] = _Held()
-        copied.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "coherence.training", _once_a_loss)
+    copied.model_options["transformer_options"].setdefault("optimized_attention_override", _differentiable)
+    copied.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "coherence.training", _once_a_loss)
     return copied
 
 
@@ -65,14 +59,15 @@ class _Held(ExitStack):
 
 def _once_a_loss(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
     """APPLY_MODEL, under gradient checkpointing: a second call would find on the modules what the first one left."""
-    held = transformer_options[HOLD]
-    if held.is_taken:
-        raise TrainingError(
-            "gradient_checkpointing needs one model call a step, and this one takes several: positive holds prompts "
-            "that do not go into one call, or the model has context windows. Use one prompt and no windows "
-            "(batch_frames shortens a step's clip), or switch gradient_checkpointing off."
-        )
-    held.is_taken = True
+    held = transformer_options.get(HOLD)
+    if held is not None:
+        if held.is_taken:
+            raise TrainingError(
+                "gradient_checkpointing needs one model call a step, and this one takes several: positive holds "
+                "prompts that do not go into one call, or the model has context windows. Use one prompt and no "
+                "windows (batch_frames shortens a step's clip), or switch gradient_checkpointing off."
+            )
+        held.is_taken = True
     return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
 
@@ -109,8 +104,17 @@ class Denoiser:
     def __init__(self, guider: Any, clean: Tensor, extra_args: dict[str, Any], dtype: torch.dtype) -> None:
         self.clean, self.sampling = clean, guider.inner_model.model_sampling
         self._guider, self._extra_args, self._dtype = guider, extra_args, dtype
-        self._conds = guider.conds
-        self._held: _Held | None = extra_args["model_options"]["transformer_options"].get(HOLD)
+        self._prompts = list(guider.conds.values())
+        self._told = self._prompts[0]
+        self._held: _Held | None = None
+
+    def compute_blocks_twice(self) -> None:
+        """Gradient checkpointing: from now on a block is computed again for its backward pass, and not kept."""
+        for module in self._guider.inner_model.diffusion_model.modules():
+            # these get transformer_options that nobody writes into later, or none
+            if isinstance(module, BasicTransformerBlock | ResBlock):
+                module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+        self._held = _Held()
 
     def close(self) -> None:
         """Undo what the last call left for its backward pass."""
@@ -122,18 +126,31 @@ class Denoiser:
         """The noise level at a share of sampling, 0 pure noise: for uniform shares, of uniform timesteps."""
         return min(float(self.sampling.percent_to_sigma(share)), float(self.sampling.sigma_max))  # it has 1e9 for 0
 
-    def squared_error(self, frames: Sequence[int], noise: Tensor, sigma: float) -> Tensor:
+    def tell(self, prompt: int, tokens: Tensor | None = None) -> None:
+        """From now on the model is told the ``prompt``-th conditioning, with ``tokens`` before its text: (rows, count,
+        width), a row for each frame or one for all."""
+        self._told = [_prefixed(entry, tokens) for entry in self._prompts[prompt]]
+
+    def squared_error(
+        self, frames: Sequence[int], noise: Tensor, sigma: float, places: Sequence[int] | None = None
+    ) -> Tensor:
         """((D(x) − x₀)/σ)² at every latent of ``frames``, x = x₀ noised by ``noise`` to ``sigma``: the squared error
-        of ε for ε- and v-models, of the velocity for flow models."""
+        of ε for ε- and v-models, of the velocity for flow models.
+
+        ``places``: of the frames in their clip, where ``clean`` holds several, and what the model is told is told of
+        that clip; else ``clean`` is the clip.
+        """
         self.close()
         clean = self.clean[list(frames)]
-        self._guider.conds = {
-            name: [_of_frames(cond, frames, len(self.clean)) for cond in conds] for name, conds in self._conds.items()
-        }
+        self._guider.conds["positive"] = (
+            [_of_frames(cond, frames, len(self.clean)) for cond in self._told] if places is None else self._told
+        )
         level = torch.full((len(clean),), sigma, device=clean.device)
         noised = self.sampling.noise_scaling(level.reshape(-1, 1, 1, 1), noise.to(clean), clean, False)
         options = self._extra_args["model_options"]
-        told = {**options["transformer_options"], "ad_params": {"sub_idxs": [*frames]}}
+        told = {**options["transformer_options"], "ad_params": {"sub_idxs": [*(places or frames)]}}
+        if self._held is not None:
+            told[HOLD] = self._held
         device = clean.device.type
         with torch.autocast(device, self._dtype, enabled=self._dtype is not torch.float32):
             denoised = self._guider(
@@ -160,6 +177,15 @@ def _of_frames(cond: dict[str, Any], frames: Sequence[int], length: int) -> dict
     return {**cond, "model_conds": theirs, **({"mask": of(cond["mask"])} if "mask" in cond else {})}
 
 
+def _prefixed(entry: dict[str, Any], tokens: Tensor | None) -> dict[str, Any]:
+    """A conditioning as ComfyUI's samplers have it, with tokens before its text."""
+    if tokens is None:
+        return entry
+    text = entry["model_conds"]["c_crossattn"]
+    joined = join_tokens([tokens.to(text.cond), text.cond])
+    return {**entry, "model_conds": {**entry["model_conds"], "c_crossattn": type(text)(joined)}}
+
+
 class _TrainingRun(Sampler):
     def __init__(self, train: Callable[[Denoiser], None], dtype: torch.dtype) -> None:
         self._train, self._dtype = train, dtype
@@ -174,13 +200,14 @@ class _TrainingRun(Sampler):
 
 
 def train_in_run(
-    model: ModelPatcher, positive: list, latent: dict, dtype: torch.dtype, train: Callable[[Denoiser], None]
+    model: ModelPatcher, prompts: Sequence[list], latent: dict, dtype: torch.dtype, train: Callable[[Denoiser], None]
 ) -> None:
-    """Call ``train`` within a sampling run of ``model`` (:func:`trainable`) on a LATENT and a CONDITIONING.
+    """Call ``train`` within a sampling run of ``model`` (:func:`trainable`) on a LATENT and one or more CONDITIONINGs,
+    of which the model is told the first until :meth:`Denoiser.tell`.
 
     TrainingError where the latent is no clip, or a ControlNet is in the conditioning.
     """
-    if any("control" in more for _, more in positive):
+    if any("control" in more for prompt in prompts for _, more in prompt):
         raise TrainingError(
             "positive has a ControlNet, expected a prompt alone: the clip itself is what is learned from. Connect the "
             "prompt from before the ControlNet; in sampling it may be there."
@@ -193,7 +220,8 @@ def train_in_run(
         )
     management.load_models_gpu([model], memory_required=1e20, force_full_load=True)
     guider = CFGGuider(model)
-    guider.inner_set_conds({"positive": _fresh(positive)})
+    names = ("positive", *(f"positive {number}" for number in range(1, len(prompts))))
+    guider.inner_set_conds({name: _fresh(prompt) for name, prompt in zip(names, prompts, strict=True)})
     sigmas = torch.tensor([float(model.get_model_object("model_sampling").sigma_max), 0.0])
     with torch.random.fork_rng(devices=[]):
         guider.sample(torch.zeros_like(samples), samples, _TrainingRun(train, dtype), sigmas, disable_pbar=True, seed=0)

@@ -1,0 +1,254 @@
+"""GEAdapterTrain: a GE-Adapter is trained on short clips, in the graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..training.ge_adapter import GEAdapter
+from ..training.ge_adapter_training import Clips, Settings, Trained, train_adapter
+from ..training.low_rank import LAYERS, Layers
+from ..training.memory import gibibytes
+from ..training.temporal_consistency import MIN_FRAMES
+from .ge_adapter import Adapter
+from .inflation import CATEGORY
+from .training import Progress, draw_losses, time_text
+
+
+class GEAdapterTrain(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GEAdapterTrain",
+            display_name="GE-Adapter Train",
+            category=CATEGORY,
+            description="Trains a GE-Adapter on short clips: a small LoRA that makes neighbouring frames change "
+            "evenly, and tokens that go before the prompt. Once trained, it serves other clips, too. The model stays "
+            "as it is.",
+            search_aliases=["train", "ge-adapter", "temporal lora", "frame consistency", "video training"],
+            inputs=_inputs(),
+            outputs=[
+                Adapter.Output("adapter", tooltip="For GEAdapterApply, GEAdapterTokens and SaveGEAdapter."),
+                io.Image.Output("loss_chart", tooltip="The loss of every step, and its moving average."),
+                io.String.Output("report", tooltip="What was trained, how long, in what memory, and both losses."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        clip: Any,
+        clips: dict,
+        frames_per_clip: int,
+        captions: str,
+        rank: int,
+        layers: Layers,
+        shared_tokens: int,
+        temporal_weight: float,
+        diffusion_weight: float,
+        temporal_range_start: float,
+        steps: int,
+        learning_rate: float,
+        warmup_steps: int,
+        gradient_accumulation: int,
+        seed: int,
+        clip_vision_output: Any = None,
+        adapter: GEAdapter | None = None,
+    ) -> io.NodeOutput:
+        settings = Settings(
+            rank,
+            layers,
+            shared_tokens,
+            temporal_weight,
+            diffusion_weight,
+            temporal_range_start,
+            steps,
+            learning_rate,
+            warmup_steps,
+            gradient_accumulation,
+            seed,
+        )
+        lines = captions.strip("\r\n").splitlines() or [""]
+        given = Clips(
+            clips,
+            frames_per_clip,
+            [clip.encode_from_tokens_scheduled(clip.tokenize(line.strip())) for line in lines],
+            None if clip_vision_output is None else clip_vision_output.last_hidden_state,
+        )
+        trained = train_adapter(model, given, settings, adapter, Progress(steps, cls.hidden.unique_id))
+        chart = draw_losses(trained.history, "Training of a GE-Adapter", "weighted sum of both losses")
+        return io.NodeOutput(trained.adapter, chart, _report(trained, given, settings))
+
+
+def _inputs() -> list[io.Input]:
+    return [
+        io.Model.Input(
+            "model", tooltip="A model with a UNet: SD1.5, SD2 or SDXL. The adapter is for models of this kind."
+        ),
+        io.Clip.Input("clip", tooltip="The model's text encoder. It encodes the captions, and is not trained."),
+        io.Latent.Input(
+            "clips",
+            tooltip="Clips of one length, one after the other: join their frames with ImageBatch, then VAEEncode.",
+        ),
+        io.Int.Input(
+            "frames_per_clip",
+            default=8,
+            min=MIN_FRAMES,
+            max=4096,
+            tooltip="How many frames each clip has, 3 or more; the latent's batch is a multiple. A step sees a whole "
+            "clip: set fewer when memory runs out.",
+        ),
+        io.String.Input(
+            "captions",
+            multiline=True,
+            default="",
+            tooltip="What each clip shows: one line for every clip, in their order. A line may be empty.",
+        ),
+        io.ClipVisionOutput.Input(
+            "clip_vision_output",
+            optional=True,
+            tooltip="All frames of all clips through CLIPVisionEncode (crop none), for tokens of each frame's own. "
+            "Without it the adapter has shared tokens alone.",
+        ),
+        io.Int.Input(
+            "rank",
+            default=4,
+            min=1,
+            max=128,
+            tooltip="Rank of the LoRA, 1 to 128. 4 is the paper's; a higher one can learn more, and more by heart.",
+        ),
+        io.Combo.Input(
+            "layers",
+            options=list(LAYERS),
+            default="down",
+            tooltip="Whose attention gets a LoRA: the down blocks' (the paper's) or all blocks'. Choose all when down "
+            "changes too little.",
+        ),
+        io.Int.Input(
+            "shared_tokens",
+            default=8,
+            min=0,
+            max=77,
+            tooltip="Learned tokens that all frames share, 0 to 77. 8 is the paper's; it found 18 good, too, and "
+            "more to drown the prompt.",
+        ),
+        io.Float.Input(
+            "temporal_weight",
+            default=0.01,
+            min=0.0,
+            max=1000.0,
+            step=0.01,
+            round=0.0001,
+            tooltip="Factor of the temporal loss, 0 or more. 0.01 is the published code's; raise it when frames still "
+            "jump, up to where pictures go soft.",
+        ),
+        io.Float.Input(
+            "diffusion_weight",
+            default=1.0,
+            min=0.0,
+            max=1000.0,
+            step=0.01,
+            round=0.0001,
+            tooltip="Factor of the diffusion loss, which keeps the pictures good, 0 or more. Leave it at 1 unless the "
+            "temporal loss is to act alone.",
+        ),
+        io.Float.Input(
+            "temporal_range_start",
+            default=0.5,
+            min=0.0,
+            max=0.95,
+            step=0.05,
+            round=0.001,
+            advanced=True,
+            tooltip="Where the LoRA and the temporal loss set in, as a share of the timesteps: 0.5 is the noisier half "
+            "(the paper's), 0 all of them. Raise it to leave late steps alone.",
+        ),
+        io.Int.Input(
+            "steps",
+            default=1000,
+            min=1,
+            max=1_000_000,
+            tooltip="Steps of the optimiser, 1 to 1000000, each on gradient_accumulation clips. More than "
+            "warmup_steps; the paper trained for 18 hours.",
+        ),
+        io.Float.Input(
+            "learning_rate",
+            default=3e-5,
+            min=1e-7,
+            max=1e-1,
+            step=1e-6,
+            round=1e-8,
+            tooltip="How far a step goes, 1e-7 to 0.1. 3e-5 is the paper's choice for SD1.5; small models and short "
+            "trainings need more. Lower it when the loss jumps.",
+        ),
+        io.Int.Input(
+            "warmup_steps",
+            default=500,
+            min=0,
+            max=1_000_000,
+            advanced=True,
+            tooltip="Steps over which the rate rises to learning_rate, 0 or more. 500 is the paper's; set it well "
+            "below steps.",
+        ),
+        io.Int.Input(
+            "gradient_accumulation",
+            default=8,
+            min=1,
+            max=1024,
+            advanced=True,
+            tooltip="Clips, each at a noise level of its own, whose gradients make one step, 1 to 1024. More are "
+            "smoother and take longer, in the same memory.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=False,
+            tooltip="Clips, noise, noise levels and starting weights: the same seed gives the same adapter.",
+        ),
+        Adapter.Input(
+            "adapter",
+            optional=True,
+            tooltip="An adapter to go on from, with a fresh optimiser: of the same rank, layers and tokens. Leave it "
+            "open to train from the start; set another seed for other noise.",
+        ),
+    ]
+
+
+def _report(trained: Trained, clips: Clips, settings: Settings) -> str:
+    adapter, seconds = trained.adapter, trained.history.seconds
+    parts = adapter.parameters()
+    earlier = adapter.training.steps - len(seconds)
+    first, last = trained.history.ends()
+    lines = [
+        f"{sum(parts.values()):,} parameters: " + ", ".join(f"{count:,} {part}" for part, count in parts.items()),
+        f"rank {adapter.rank}, layers {settings.layers} of {adapter.training.base}, {len(adapter.lora) // 3} "
+        f"projections; {clips.number} clips of {clips.frames} frames",
+        f"{len(seconds)} steps{f' after {earlier} earlier ones' if earlier else ''} in {time_text(sum(seconds))} "
+        f"({sum(seconds) / len(seconds):.2f} s a step), {trained.dtype}",
+        f"mean loss of the first tenth of the steps {first:.5f}, of the last {last:.5f}",
+        f"diffusion loss {_ends(trained.diffusion)}, temporal loss {_ends(trained.temporal)}",
+        f"memory estimated before the first step, beside the model: {gibibytes(trained.needed)}"
+        + (", with every block computed twice" if trained.checkpointed else ""),
+    ]
+    if settings.warmup_steps >= settings.steps:
+        lines.append(
+            f"The rate never reached learning_rate: {settings.steps} steps, {settings.warmup_steps} to warm up"
+        )
+    return "\n".join(lines)
+
+
+def _ends(losses: list[float]) -> str:
+    """The mean of the first and the last tenth."""
+    if not losses:
+        return "not taken"
+    tenth = max(1, len(losses) // 10)
+    return f"{sum(losses[:tenth]) / tenth:.6f} → {sum(losses[-tenth:]) / tenth:.6f}"
+
+
+NODES = [GEAdapterTrain]
