@@ -1,6 +1,6 @@
 """EI²'s argument at toy scale: does tuning move the features less with STAM than with plain temporal attention?
 
-    python benchmarks/covariate_shift.py --comfyui DIR --out FOLDER [--clips 6] [--steps 150] [--rate 1e-3] [--publish]
+    python benchmarks/covariate_shift.py --comfyui DIR --out FOLDER [--clips 6] [--steps 60] [--rate 1e-3] [--publish]
 
 The demo model is inflated and tuned on one rendered clip, in every form with the same steps, rate and seed. The clip is
 then noised to three levels, twice, with noise that tuning has not seen, and goes once through the model as it was
@@ -257,7 +257,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for what is tuned and measured")
     parser.add_argument("--clips", type=int, default=6)
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=150, help="of tuning")
+    parser.add_argument("--steps", type=int, default=60, help="of tuning")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--publish", action="store_true", help="write chart and tables to web/docs")

@@ -1,6 +1,6 @@
 """One-shot tuning, then editing, at toy scale: is EI²'s STAM better than Tune-A-Video, and either than nothing?
 
-    python benchmarks/ei2_study.py --comfyui DIR --out FOLDER [--clips 8] [--steps 150] [--rate 1e-3] [--publish]
+    python benchmarks/ei2_study.py --comfyui DIR --out FOLDER [--clips 8] [--steps 60] [--rate 1e-3] [--publish]
 
 The demo model, which draws pictures, is tuned on one rendered clip of a shape that slides, turns or grows. The clip is
 inverted (DDIM, no filter, refined) on the tuned model, and drawn again from that noise with another colour, another
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for what is tuned and drawn")
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=150, help="of tuning")
+    parser.add_argument("--steps", type=int, default=60, help="of tuning")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--publish", action="store_true", help="write chart, contact sheet and tables to web/docs")
