@@ -234,9 +234,10 @@ def chart(records: list[Json]) -> Any:
         f"Means over {len(records)} clips and {len(LEVELS)} noise levels with 95% intervals. Lower: closer to the "
         "features before tuning.",
     )
-    layers = layers_of(records)
+    layers, first = layers_of(records), None
     for column, (point, what) in enumerate((p, w) for p in ("module", "layer") for w in (0, 1)):
-        axes = figure.add_axes((0.055 + 0.243 * column, 0.2, 0.2, 0.56))
+        axes = figure.add_axes((0.05 + 0.24 * column, 0.2, 0.22, 0.56), sharey=first)
+        first = first or axes
         charts.style_axes(axes, "‖Δμ‖ / ‖μ‖" if what == 0 else "‖ΔΣ‖ / ‖Σ‖", "", "", POINTS[point])
         for number, way in enumerate(FORMS):
             found = [bootstrap(values(records, way, point, what, layer)) for layer in layers]
@@ -246,7 +247,8 @@ def chart(records: list[Json]) -> Any:
             axes.errorbar(x, [e.value for e in found], bars, fmt="o-", linewidth=1.2, **style)
         axes.set_yscale("log")
         axes.set_xticks(range(len(layers)), layers, rotation=40, ha="right")
-        if column == 0:
+        axes.tick_params(labelleft=axes is first)
+        if axes is first:
             figure.legend(*axes.get_legend_handles_labels(), loc="lower left", ncols=4, frameon=False, fontsize=10)
     return figure
 

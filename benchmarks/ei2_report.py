@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -70,11 +71,12 @@ def chart(records: list[dict[str, Any]]) -> Any:
     )
     ways = list(records[0]["ways"])
     for place, (name, (title, _)) in enumerate(MEASURES.items()):
-        axes = figure.add_axes((0.125 + 0.125 * place, 0.12, 0.108, 0.66))
-        charts.style_axes(axes, title.replace(" (", "\n(").replace(" the ", "\nthe ", 1), "", "")
-        axes.title.set_fontsize(9)
+        axes = figure.add_axes((0.135 + 0.124 * place, 0.12, 0.1, 0.64))
+        charts.style_axes(axes, "", "", "", "")
+        axes.set_title(fill(title, 16), loc="left", fontsize=9, color=charts.INK)
         axes.set_yticks(range(len(ways)), ways if place == 0 else [""] * len(ways))
         axes.invert_yaxis()
+        axes.locator_params(axis="x", nbins=3)
         for number, change in enumerate(CHANGES):
             for row, way in enumerate(ways):
                 found: Estimate = bootstrap(values(records, way, name, (change,)))
