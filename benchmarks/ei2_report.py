@@ -90,7 +90,7 @@ def chart(records: list[dict[str, Any]]) -> Any:
 
 def contact_sheet(clips: list[dict[str, Any]]) -> Image.Image:
     """For each clip a block: its prompts, and below them the frames of the source and of every way."""
-    side, gap, band, label = 80, 3, 30, 170
+    side, gap, band, label = 80, 3, 46, 170
     ways = list(clips[0]["frames"])
     columns = len(clips[0]["frames"]["source"])
     block = band + len(ways) * (side + gap) + 10
@@ -98,7 +98,7 @@ def contact_sheet(clips: list[dict[str, Any]]) -> Image.Image:
     pen, small, large = ImageDraw.Draw(sheet), font(13), font(15)
     for number, clip in enumerate(clips):
         top = number * block
-        pen.text((gap, top + 6), "“{}” → “{}”".format(*clip["prompts"]), fill="#1f2933", font=large)
+        pen.text((gap, top + 4), "“{}”\n→ “{}”".format(*clip["prompts"]), fill="#1f2933", font=large)
         for row, way in enumerate(ways):
             y = top + band + row * (side + gap)
             pen.text((gap, y + side // 2 - 8), way, fill="#1f2933", font=small)
