@@ -11,6 +11,7 @@ from scipy import stats
 from torch.nn import functional as F
 
 sys.path.append(str(PACK / "benchmarks"))
+import covariate_shift
 import guidance
 import picture_metrics
 import studies
@@ -176,6 +177,37 @@ def test_theory_counts_the_branches_behind_the_shared_prefix(way, before, cost):
 def test_attention_is_two_products_of_matrices():
     q, k, v = (1, 8, 100, 64), (1, 8, 50, 64), (1, 8, 50, 32)
     assert guidance.attention_flops(q, k, v) == 2 * 8 * 100 * 50 * 64 + 2 * 8 * 100 * 50 * 32
+
+
+# Shift of features ---------------------------------------------------------------------------------------------------
+
+
+def test_moments_are_numpys():
+    x = normal(3, 50, 4)
+    mean, covariance = covariate_shift.moments(x)
+    for each, its_mean, its_covariance in zip(x, mean, covariance, strict=True):
+        assert torch.allclose(its_mean, each.mean(0))
+        assert torch.allclose(its_covariance, torch.cov(each.T, correction=0))
+
+
+def test_adding_a_constant_shifts_the_mean_alone_and_scaling_shifts_both():
+    x = normal(200, 6) + 3
+    before = covariate_shift.moments(x)
+    mean, covariance = covariate_shift.shift(before, covariate_shift.moments(x + 0.1 * before[0]))
+    assert mean == pytest.approx(0.1)
+    assert covariance == pytest.approx(0, abs=1e-12)
+    assert covariate_shift.shift(before, covariate_shift.moments(1.1 * x)) == pytest.approx((0.1, 1.1**2 - 1))
+
+
+def test_what_a_module_does_is_taken_frame_by_frame_and_what_tuning_does_from_all_features():
+    seen = normal(2, 4, 9, 5) + 2  # noises, frames, positions, channels
+    by_position = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
+    features = {"a in": seen, "a module": seen - seen.mean(1, keepdim=True), "a layer": seen + by_position}
+    found = covariate_shift.compare({"a module": features["a module"], "a layer": seen}, features)
+    assert found["module"]["a"] == (0, 0)
+    assert found["alone"]["a"] == pytest.approx((1, 0), abs=1e-12)
+    assert found["layer"]["a"][0] == pytest.approx(0, abs=1e-12)
+    assert found["layer"]["a"][1] > 0.1
 
 
 # Numbers -------------------------------------------------------------------------------------------------------------
