@@ -1,0 +1,224 @@
+"""The tables, the chart and the contact sheet of :mod:`zs2_study`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from studies import COLOURS, PICTURES, Estimate, bootstrap, font, markdown, shown
+from torch import Tensor
+from zs2_design import ATTENTIONS, BY_KL, BY_MU, CLAIMS, CROSS, KLS, MUS, NOISES, TABLES, Claim, Way
+
+NAME = "zs2_study"
+PROMPTS = {
+    "The prompt says everything": ("shape", "colour", "background", "size", "position"),
+    "The prompt leaves size and place open": ("shape", "colour", "background"),
+}
+"""What is read off the frames to see whether they obey."""
+FULL, OPEN = PROMPTS
+MEASURES = {
+    "obeys": ("obeys the prompt", ".1%"),
+    "obeys change": ("change of it", "+.1%"),
+    "form": ("form", ".3f"),
+    "form change": ("change of it", "+.3f"),
+    "grain": ("grain", ".2f"),
+    "grain change": ("change of it", "+.2f"),
+    "ssim": ("SSIM of neighbours", ".3f"),
+    "warped_error": ("warped error (1/1000)", ".2f"),
+    "travel": ("travel (pixels)", ".1f"),
+    "step": ("step (pixels a frame)", ".2f"),
+}
+ON_SHEET = [way for way in CROSS if way.attention in ("self", "momentum") or way.noise == "dependency"]
+ON_SHEET += [BY_MU[0], *BY_MU[-2:], BY_KL[-1]]
+Records = list[dict[str, Any]]
+Figures = dict[str, Tensor]
+"""Name of a way → (scenes,) or (scenes, frames)."""
+
+
+# Figures -------------------------------------------------------------------------------------------------------------
+
+
+def change(values: Tensor) -> Tensor:
+    """Mean of the last quarter of the frames less that of the first: (..., frames) → (...,)."""
+    quarter = max(values.shape[-1] // 4, 1)
+    return values[..., -quarter:].mean(-1) - values[..., :quarter].mean(-1)
+
+
+def travel(centre: Tensor) -> Tensor:
+    """How far a track gets from where it starts: (..., frames, 2) → (...,)."""
+    return (centre - centre[..., :1, :]).norm(dim=-1).amax(-1)
+
+
+def step(centre: Tensor) -> Tensor:
+    """How far a track goes from a frame to the next, on average: (..., frames, 2) → (...,)."""
+    return centre.diff(dim=-2).norm(dim=-1).mean(-1)
+
+
+def raw(records: Records, name: str) -> Figures:
+    """What was measured, (scenes, frames) for every way; scenes in the same order."""
+    ways: dict[str, list] = {}
+    for record in sorted(records, key=lambda record: record["scene"]):
+        ways.setdefault(record["way"], []).append(record[name])
+    return {way: torch.tensor(values, dtype=torch.float64) for way, values in ways.items()}
+
+
+def figures(records: Records, measure: str) -> Figures:
+    """One of ``MEASURES``: (scenes,) for every way."""
+    name, _, of = measure.partition(" ")
+    source = "centre" if name in ("travel", "step") else name
+    read: Callable[[Tensor], Tensor] = {
+        "travel": travel,
+        "step": step,
+        "warped_error": lambda values: 1000 * values.nanmean(-1),
+    }.get(name, lambda values: values.mean(-1))
+    return {way: (change if of else read)(values) for way, values in raw(records, source).items()}
+
+
+def verdict(found: Estimate, sign: int) -> str:
+    """What an interval says of the claim that its value has this sign."""
+    if not found.is_clear:
+        return "not seen" if sign else "no difference seen"
+    if not sign:
+        return "differs"
+    return "**holds**" if (found.value > 0) == (sign > 0) else "**the other way round**"
+
+
+def cost(taken: Mapping[str, Mapping[str, list[float]]]) -> dict[str, dict[str, Estimate]]:
+    """Processor time relative to self-attention, round by round: clip → attention → its mean."""
+    plain = ATTENTIONS["self"]
+    return {
+        clip: {
+            name: bootstrap(torch.tensor(times) / torch.tensor(attentions[plain]))
+            for name, times in attentions.items()
+            if name != plain
+        }
+        for clip, attentions in taken.items()
+    }
+
+
+# Markdown ------------------------------------------------------------------------------------------------------------
+
+
+def table(records: Records, ways: list[Way]) -> str:
+    values = {name: figures(records, name) for name in MEASURES}
+    rows = [
+        [way.name, *(shown(bootstrap(values[name][way.name]), form) for name, (_, form) in MEASURES.items())]
+        for way in ways
+    ]
+    return markdown(["", *(title for title, _ in MEASURES.values())], rows)
+
+
+def claims(kinds: Mapping[str, Records]) -> str:
+    def cells(claim: Claim, records: Records) -> list[str]:
+        values = figures(records, claim.measure)
+        gain = values[claim.way.name] - (values[claim.other.name] if claim.other else 0)
+        found, form = bootstrap(gain), MEASURES[claim.measure][1].lstrip("+")
+        return [shown(found, "+" + form), verdict(found, claim.sign)]
+
+    def measured(claim: Claim) -> str:
+        name, _, of = claim.measure.partition(" ")
+        return f"{of} of {name}" if of else {"ssim": "SSIM of neighbours"}.get(name, name)
+
+    rows = [
+        [claim.text, measured(claim), *(cell for records in kinds.values() for cell in cells(claim, records))]
+        for claim in CLAIMS
+    ]
+    return markdown(["claim", "figure", *(cell for kind in kinds for cell in (kind, ""))], rows)
+
+
+def costs(taken: Mapping[str, Mapping[str, list[float]]]) -> str:
+    ratios = cost(taken)
+    names = list(next(iter(ratios.values())))
+    rows = [[name, *(shown(attentions[name], ".3f") for attentions in ratios.values())] for name in names]
+    return markdown(["time of a step, of self-attention's", *ratios], rows)
+
+
+# Pictures ------------------------------------------------------------------------------------------------------------
+
+
+def chart(kinds: Mapping[str, Records]) -> Any:
+    """Above, form and obedience frame by frame, for each attention, a line for each noise; below, both sweeps."""
+    from matplotlib.figure import Figure
+
+    everything = [record for records in kinds.values() for record in records]
+    figure = Figure(figsize=(13, 11.5), layout="constrained")
+    grid = figure.subplots(4, 4)
+    for row, (name, title) in zip(grid, (("obeys", "obeys the prompt"), ("form", "form")), strict=False):
+        values = raw(everything, name)
+        for axes, attention in zip(row, ATTENTIONS, strict=True):
+            ways = {way.noise: way for way in CROSS if way.attention == attention}
+            for colour, (noise, _) in zip(COLOURS, NOISES, strict=False):
+                way = ways[noise]
+                found = [bootstrap(column) for column in values[way.name].unbind(1)]
+                _line(axes, range(1, len(found) + 1), found, colour, way.noise_name, is_band=True)
+            axes.set_title(ways["iid"].attention_name, fontsize=9)
+            axes.sharey(row[0])
+            axes.set_xlabel("frame", fontsize=8)
+        row[0].set_ylabel(title)
+    grid[0][0].legend(frameon=False, fontsize=8, loc="lower left")
+    for row, ways, swept in zip(grid[2:], (BY_MU, BY_KL), (("μ", MUS), ("λ", KLS)), strict=True):
+        for axes, name in zip(row, ("obeys", "form", "ssim", "travel"), strict=True):
+            for colour, (kind, records) in zip(COLOURS, kinds.items(), strict=False):
+                values = figures(records, name)
+                found = [bootstrap(values[way.name]) for way in ways]
+                _line(axes, range(len(found)), found, colour, kind)
+            axes.set_xticks(range(len(ways)), [f"{value:g}" for value in swept[1]])
+            axes.set_xlabel(swept[0], fontsize=8)
+            axes.set_title(MEASURES[name][0], fontsize=9)
+        fixed = ways[0].noise_name if swept[0] == "μ" else ways[0].attention_name
+        row[0].set_ylabel(f"{swept[0]}, with {fixed}")
+    grid[2][0].legend(frameon=False, fontsize=8, loc="lower left")
+    return figure
+
+
+def _line(axes: Any, x: range, found: list[Estimate], colour: str, label: str, is_band: bool = False) -> None:
+    means, lows, highs = zip(*found, strict=True)
+    if is_band:
+        axes.plot(x, means, color=colour, label=label, linewidth=1.5)
+        axes.fill_between(x, lows, highs, color=colour, alpha=0.12, linewidth=0)
+        return
+    bars = [np.subtract(means, lows), np.subtract(highs, means)]
+    axes.errorbar(x, means, bars, fmt="o-", color=colour, label=label, linewidth=1.3, capsize=2, markersize=4)
+
+
+def contact_sheet(clips: Mapping[str, Mapping[str, Tensor]], every: int = 2) -> Image.Image:
+    """For each prompt a block: a row for every way, of every second of its frames (F, 128, 128, 3)."""
+    side, gap, band, label = 72, 3, 26, 275
+    ways = next(iter(clips.values()))
+    columns = len(next(iter(ways.values()))[::every])
+    block = band + len(ways) * (side + gap) + 8
+    sheet = Image.new("RGB", (label + columns * (side + gap), len(clips) * block), "white")
+    pen, small, large = ImageDraw.Draw(sheet), font(13), font(15)
+    for number, (prompt, drawn) in enumerate(clips.items()):
+        top = number * block
+        pen.text((gap, top + 4), f"“{prompt}”", fill="#1f2933", font=large)
+        for row, (way, frames) in enumerate(drawn.items()):
+            y = top + band + row * (side + gap)
+            pen.text((gap, y + side // 2 - 8), way, fill="#1f2933", font=small)
+            for column, frame in enumerate(frames[::every]):
+                picture = Image.fromarray((frame * 255).round().byte().numpy())
+                picture = picture.resize((side, side), Image.Resampling.LANCZOS)
+                sheet.paste(picture, (label + column * (side + gap), y))
+    return sheet
+
+
+def write(records: Records, taken: dict[str, Any], sheet: Image.Image, folder: Path, is_published: bool) -> str:
+    """Write tables, chart and sheet to ``folder`` and to the documentation; returns the tables."""
+    kinds = {kind: [record for record in records if record["kind"] == kind] for kind in PROMPTS}
+    clips = {kind: len({record["scene"] for record in of}) for kind, of in kinds.items()}
+    frames = len(records[0]["form"])
+    parts = [f"**The paper's claims** ({sum(clips.values())} clips of {frames} frames)\n\n{claims(kinds)}"]
+    parts += [f"**Cost** (processor time, one thread)\n\n{costs(taken)}"] if taken else []
+    for title, ways in TABLES.items():
+        for kind, of in kinds.items():
+            parts.append(f"**{title}. {kind}** ({clips[kind]} clips)\n\n{table(of, ways)}")
+    text = "\n\n".join(parts) + "\n"
+    for place, dpi in [(folder, 110)] + [(PICTURES, 80)] * is_published:
+        (place / f"{NAME}.md").write_text(text, "utf-8")
+        chart(kinds).savefig(place / f"{NAME}.png", dpi=dpi)
+        sheet.save(place / f"{NAME}.jpg", quality=86, optimize=True)
+    return text
