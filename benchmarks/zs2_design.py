@@ -58,6 +58,11 @@ TABLES = {
     f"λ, with momentum at μ = {MU:g}": BY_KL,
 }
 WAYS = list(dict.fromkeys(way for ways in TABLES.values() for way in ways))
+_LEFT = [CONTROL[0]] + [
+    way for way in CROSS if way.noise in ("mixed", "progressive") and way.attention.startswith("first")
+]
+PARTS = ([way for way in WAYS if way not in _LEFT], _LEFT)
+"""All ways in the order in which they are drawn, each part for all scenes: those that few claims ask for last."""
 
 
 @dataclass(frozen=True)

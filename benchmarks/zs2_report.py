@@ -28,7 +28,7 @@ MEASURES = {
     "grain": ("grain", ".2f"),
     "grain change": ("change of it", "+.2f"),
     "ssim": ("SSIM of neighbours", ".3f"),
-    "warped_error": ("warped error (1/1000)", ".2f"),
+    "psnr": ("PSNR of neighbours (dB)", ".1f"),
     "travel": ("travel (pixels)", ".1f"),
     "step": ("step (pixels a frame)", ".2f"),
 }
@@ -73,7 +73,6 @@ def figures(records: Records, measure: str) -> Figures:
     read: Callable[[Tensor], Tensor] = {
         "travel": travel,
         "step": step,
-        "warped_error": lambda values: 1000 * values.nanmean(-1),
     }.get(name, lambda values: values.mean(-1))
     return {way: (change if of else read)(values) for way, values in raw(records, source).items()}
 

@@ -10,9 +10,9 @@ FOLDER: an interrupted study goes on where it was. Run it with the Python of tha
 Measured on every frame, by the reader that the tests check on drawn pictures:
 obeys: share of what the prompt says that the frame shows. form: how well the shape covers the drawn one closest to it
 (intersection over union). grain: standard deviation in flat areas, of 255. *Change* of one of them: the last quarter's
-mean less the first's. On neighbouring frames ssim and warped_error (:mod:`metrics`). travel: how far the shape's centre
-gets from where it starts; step: how far it goes from a frame to the next; both in pixels. And, of sampling steps that
-take turns, the processor time relative to that with plain self-attention.
+mean less the first's. On neighbouring frames SSIM and PSNR. travel: how far the shape's centre gets from where it
+starts; step: how far it goes from a frame to the next; both in pixels. And, of sampling steps that take turns, the
+processor time relative to that with plain self-attention.
 
 Intervals are 95% bootstrap intervals over scenes; differences are taken scene by scene.
 """
@@ -34,7 +34,7 @@ import zs2_report as report
 from PIL import Image
 from studies import enter_comfyui, pack
 from torch import Tensor
-from zs2_design import ATTENTIONS, MU, WAYS, Way
+from zs2_design import ATTENTIONS, MU, PARTS, Way
 from zs2_report import FULL, OPEN, PROMPTS
 
 Json = dict[str, Any]
@@ -105,7 +105,8 @@ class Bench:
             disable_pbar=True,
             seed=scene.number,
         )
-        return self.vae.decode(latents).float().cpu().clamp(0, 1)
+        frames = [self.vae.decode(latent) for latent in latents.split(1)]  # on CPUs faster than all at once
+        return torch.cat(frames).float().cpu().clamp(0, 1)
 
 
 # Drawing and measuring -----------------------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ def save(frames: Tensor, strip: Path) -> None:
 
 def measure(frames: Tensor, scene: Scene) -> dict[str, list]:
     """Figures of every frame, or of every two neighbouring ones; ``centre``: x and y."""
-    reader, consistency = pack("demo.reader"), pack("metrics.consistency").temporal_consistency(frames)
+    reader, similarity = pack("demo.reader"), pack("metrics.similarity")
     reading = reader.read(frames)
     correct = reader.correct(reading, scene.shown)
     figures = {
@@ -137,15 +138,15 @@ def measure(frames: Tensor, scene: Scene) -> dict[str, list]:
         "form": reading.confidence,
         "grain": reading.grain,
         "centre": reading.centre,
-        "ssim": consistency.ssim,
-        "warped_error": consistency.warped_error,
+        "ssim": similarity.ssim(frames[:-1], frames[1:]),
+        "psnr": similarity.psnr(frames[:-1], frames[1:]),
     }
     return {name: values.tolist() for name, values in figures.items()}
 
 
-def records(count: int, folder: Path) -> Iterator[Json]:
+def records(scenes: list[Scene], folder: Path) -> Iterator[Json]:
     """One for every scene and way; what is not there yet is drawn, measured and kept."""
-    kept, wanted = folder / "records.jsonl", [(Scene(number), way) for number in range(count) for way in WAYS]
+    kept, wanted = folder / "records.jsonl", [(scene, way) for ways in PARTS for scene in scenes for way in ways]
     done: dict[tuple[int, str], Json] = {}
     if kept.exists():
         lines = kept.read_text("utf-8").splitlines(keepends=True)
@@ -223,7 +224,7 @@ def main() -> None:
         raise SystemExit(f"{folder} holds a study with other settings. Name another folder with --out.")
     about.write_text(settings, "utf-8")
     with torch.inference_mode():
-        done = list(records(arguments.scenes, folder))
+        done = list(records([Scene(number) for number in range(arguments.scenes)], folder))
         times = folder / "cost.json"
         if arguments.rounds and not times.exists():
             times.write_text(json.dumps(cost(arguments.rounds)), "utf-8")
