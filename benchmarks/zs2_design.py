@@ -58,11 +58,6 @@ TABLES = {
     f"λ, with momentum at μ = {MU:g}": BY_KL,
 }
 WAYS = list(dict.fromkeys(way for ways in TABLES.values() for way in ways))
-_LEFT = [CONTROL[0]] + [
-    way for way in CROSS if way.noise in ("mixed", "progressive") and way.attention.startswith("first")
-]
-PARTS = ([way for way in WAYS if way not in _LEFT], _LEFT)
-"""All ways in the order in which they are drawn, each part for all scenes: those that few claims ask for last."""
 
 
 @dataclass(frozen=True)
@@ -122,3 +117,8 @@ CLAIMS = [
     Claim("(it keeps form better than self-attention, i.i.d. noise)", "form", _noise("iid"), _noise("iid", "self"), 0),
 ]
 """Of noises: with momentum attention, as the paper draws its figures."""
+
+_BY_NOISE = [way for way in CROSS if way.attention == "momentum"]
+_FIRST = [_noise("iid", "self"), *_BY_NOISE, _LOW, _MOMENTUM, _HIGH, BY_KL[-1]]
+PARTS = (_FIRST, [way for way in WAYS if way not in _FIRST])
+"""All ways in the order in which they are drawn, each part for all scenes: those that most claims ask for first."""

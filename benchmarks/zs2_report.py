@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,14 @@ def step(centre: Tensor) -> Tensor:
 
 
 def raw(records: Records, name: str) -> Figures:
-    """What was measured, (scenes, frames) for every way; scenes in the same order."""
-    ways: dict[str, list] = {}
-    for record in sorted(records, key=lambda record: record["scene"]):
-        ways.setdefault(record["way"], []).append(record[name])
-    return {way: torch.tensor(values, dtype=torch.float64) for way, values in ways.items()}
+    """What was measured, (scenes, frames) for every way; NaN for scenes that it has not drawn."""
+    scenes = sorted({record["scene"] for record in records})
+    ways: dict[str, dict[int, Tensor]] = {}
+    for record in records:
+        values = torch.tensor(record[name], dtype=torch.float64)
+        ways.setdefault(record["way"], {})[record["scene"]] = values
+    nothing = torch.full_like(values, torch.nan)
+    return {way: torch.stack([drawn.get(scene, nothing) for scene in scenes]) for way, drawn in ways.items()}
 
 
 def figures(records: Records, measure: str) -> Figures:
@@ -75,6 +78,11 @@ def figures(records: Records, measure: str) -> Figures:
         "step": step,
     }.get(name, lambda values: values.mean(-1))
     return {way: (change if of else read)(values) for way, values in raw(records, source).items()}
+
+
+def estimate(values: Tensor) -> Estimate:
+    """Mean and interval over the scenes that were drawn, (scenes,)."""
+    return bootstrap(values[~values.isnan()])
 
 
 def verdict(found: Estimate, sign: int) -> str:
@@ -103,30 +111,37 @@ def cost(taken: Mapping[str, Mapping[str, list[float]]]) -> dict[str, dict[str, 
 
 
 def table(records: Records, ways: list[Way]) -> str:
+    """A row for every way that was drawn."""
     values = {name: figures(records, name) for name in MEASURES}
-    rows = [
-        [way.name, *(shown(bootstrap(values[name][way.name]), form) for name, (_, form) in MEASURES.items())]
-        for way in ways
-    ]
-    return markdown(["", *(title for title, _ in MEASURES.values())], rows)
+    rows = []
+    for way in ways:
+        if way.name in values["form"]:
+            clips = (~values["form"][way.name].isnan()).sum().item()
+            means = (shown(estimate(values[name][way.name]), form) for name, (_, form) in MEASURES.items())
+            rows.append([way.name, str(clips), *means])
+    return markdown(["", "clips", *(title for title, _ in MEASURES.values())], rows)
 
 
 def claims(kinds: Mapping[str, Records]) -> str:
+    """A row for every claim whose ways were drawn: its figure and what that says, for either kind of prompt."""
+
     def cells(claim: Claim, records: Records) -> list[str]:
         values = figures(records, claim.measure)
         gain = values[claim.way.name] - (values[claim.other.name] if claim.other else 0)
-        found, form = bootstrap(gain), MEASURES[claim.measure][1].lstrip("+")
-        return [shown(found, "+" + form), verdict(found, claim.sign)]
+        found, form = estimate(gain), MEASURES[claim.measure][1].lstrip("+")
+        return [str((~gain.isnan()).sum().item()), shown(found, "+" + form), verdict(found, claim.sign)]
 
     def measured(claim: Claim) -> str:
         name, _, of = claim.measure.partition(" ")
         return f"{of} of {name}" if of else {"ssim": "SSIM of neighbours"}.get(name, name)
 
+    drawn = set.intersection(*({record["way"] for record in records} for records in kinds.values()))
     rows = [
         [claim.text, measured(claim), *(cell for records in kinds.values() for cell in cells(claim, records))]
         for claim in CLAIMS
+        if {way.name for way in (claim.way, claim.other) if way} <= drawn
     ]
-    return markdown(["claim", "figure", *(cell for kind in kinds for cell in (kind, ""))], rows)
+    return markdown(["claim", "figure", *(cell for kind in kinds for cell in ("clips", kind, ""))], rows)
 
 
 def costs(taken: Mapping[str, Mapping[str, list[float]]]) -> str:
@@ -152,8 +167,9 @@ def chart(kinds: Mapping[str, Records]) -> Any:
             ways = {way.noise: way for way in CROSS if way.attention == attention}
             for colour, (noise, _) in zip(COLOURS, NOISES, strict=False):
                 way = ways[noise]
-                found = [bootstrap(column) for column in values[way.name].unbind(1)]
-                _line(axes, range(1, len(found) + 1), found, colour, way.noise_name, is_band=True)
+                found = [estimate(column) for column in values[way.name].unbind(1)] if way.name in values else []
+                if found:
+                    _line(axes, range(1, len(found) + 1), found, colour, way.noise_name, is_band=True)
             axes.set_title(ways["iid"].attention_name, fontsize=9)
             axes.sharey(row[0])
             axes.set_xlabel("frame", fontsize=8)
@@ -163,8 +179,8 @@ def chart(kinds: Mapping[str, Records]) -> Any:
         for axes, name in zip(row, ("obeys", "form", "ssim", "travel"), strict=True):
             for colour, (kind, records) in zip(COLOURS, kinds.items(), strict=False):
                 values = figures(records, name)
-                found = [bootstrap(values[way.name]) for way in ways]
-                _line(axes, range(len(found)), found, colour, kind)
+                places = [place for place, way in enumerate(ways) if way.name in values]
+                _line(axes, places, [estimate(values[ways[place].name]) for place in places], colour, kind)
             axes.set_xticks(range(len(ways)), [f"{value:g}" for value in swept[1]])
             axes.set_xlabel(swept[0], fontsize=8)
             axes.set_title(MEASURES[name][0], fontsize=9)
@@ -174,7 +190,7 @@ def chart(kinds: Mapping[str, Records]) -> Any:
     return figure
 
 
-def _line(axes: Any, x: range, found: list[Estimate], colour: str, label: str, is_band: bool = False) -> None:
+def _line(axes: Any, x: Sequence[int], found: list[Estimate], colour: str, label: str, is_band: bool = False) -> None:
     means, lows, highs = zip(*found, strict=True)
     if is_band:
         axes.plot(x, means, color=colour, label=label, linewidth=1.5)
@@ -208,13 +224,12 @@ def contact_sheet(clips: Mapping[str, Mapping[str, Tensor]], every: int = 2) -> 
 def write(records: Records, taken: dict[str, Any], sheet: Image.Image, folder: Path, is_published: bool) -> str:
     """Write tables, chart and sheet to ``folder`` and to the documentation; returns the tables."""
     kinds = {kind: [record for record in records if record["kind"] == kind] for kind in PROMPTS}
-    clips = {kind: len({record["scene"] for record in of}) for kind, of in kinds.items()}
     frames = len(records[0]["form"])
-    parts = [f"**The paper's claims** ({sum(clips.values())} clips of {frames} frames)\n\n{claims(kinds)}"]
+    parts = [f"**The paper's claims** (clips of {frames} frames)\n\n{claims(kinds)}"]
     parts += [f"**Cost** (processor time, one thread)\n\n{costs(taken)}"] if taken else []
     for title, ways in TABLES.items():
         for kind, of in kinds.items():
-            parts.append(f"**{title}. {kind}** ({clips[kind]} clips)\n\n{table(of, ways)}")
+            parts.append(f"**{title}. {kind}**\n\n{table(of, ways)}")
     text = "\n\n".join(parts) + "\n"
     for place, dpi in [(folder, 110)] + [(PICTURES, 80)] * is_published:
         (place / f"{NAME}.md").write_text(text, "utf-8")

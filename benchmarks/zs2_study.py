@@ -144,8 +144,8 @@ def measure(frames: Tensor, scene: Scene) -> dict[str, list]:
     return {name: values.tolist() for name, values in figures.items()}
 
 
-def records(scenes: list[Scene], folder: Path) -> Iterator[Json]:
-    """One for every scene and way; what is not there yet is drawn, measured and kept."""
+def records(scenes: list[Scene], folder: Path, is_closed: bool) -> Iterator[Json]:
+    """One for every scene and way; what is not there yet is drawn, measured and kept, or left out if ``is_closed``."""
     kept, wanted = folder / "records.jsonl", [(scene, way) for ways in PARTS for scene in scenes for way in ways]
     done: dict[tuple[int, str], Json] = {}
     if kept.exists():
@@ -157,6 +157,8 @@ def records(scenes: list[Scene], folder: Path) -> Iterator[Json]:
     with kept.open("a", encoding="utf-8") as file:
         for number, (scene, way) in enumerate(wanted, 1):
             if (scene.number, way.name) not in done:
+                if is_closed:
+                    continue
                 strip = scene.strip(folder, way)
                 if not strip.exists():
                     bench = bench or Bench()
@@ -210,6 +212,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=24, help="prompts, each with a seed of its own")
     parser.add_argument("--rounds", type=int, default=40, help="of taking the time; 0: leave that out")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--report", action="store_true", help="draw nothing more: report on what there is")
     parser.add_argument("--publish", action="store_true", help="write the documentation's tables and pictures")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -224,9 +227,9 @@ def main() -> None:
         raise SystemExit(f"{folder} holds a study with other settings. Name another folder with --out.")
     about.write_text(settings, "utf-8")
     with torch.inference_mode():
-        done = list(records([Scene(number) for number in range(arguments.scenes)], folder))
+        done = list(records([Scene(number) for number in range(arguments.scenes)], folder, arguments.report))
         times = folder / "cost.json"
-        if arguments.rounds and not times.exists():
+        if arguments.rounds and not arguments.report and not times.exists():
             times.write_text(json.dumps(cost(arguments.rounds)), "utf-8")
     taken = json.loads(times.read_text("utf-8")) if times.exists() else {}
     shown = [Scene(number) for number in (0, 1)]
