@@ -34,6 +34,8 @@ MEASURES = {
 }
 ON_SHEET = [way for way in CROSS if way.attention in ("self", "momentum") or way.noise == "dependency"]
 ON_SHEET += [BY_MU[0], *BY_MU[-2:], BY_KL[-1]]
+FEWEST = 6
+"""Clips below which the interval of a mean is not to be trusted."""
 Records = list[dict[str, Any]]
 Figures = dict[str, Tensor]
 """Name of a way → (scenes,) or (scenes, frames)."""
@@ -85,13 +87,26 @@ def estimate(values: Tensor) -> Estimate:
     return bootstrap(values[~values.isnan()])
 
 
-def verdict(found: Estimate, sign: int) -> str:
-    """What an interval says of the claim that its value has this sign."""
+def gain(claim: Claim, records: Records) -> Tensor:
+    """What a claim is about, clip by clip: (scenes,)."""
+    values = figures(records, claim.measure)
+    return values[claim.way.name] - (values[claim.other.name] if claim.other else 0)
+
+
+def verdict(values: Tensor, sign: int) -> str:
+    """What clips say of the claim that these values (clips,) have this sign."""
+    found = estimate(values)
+    if _clips(values) < FEWEST:
+        return "too few clips"
     if not found.is_clear:
         return "not seen" if sign else "no difference seen"
     if not sign:
         return "differs"
     return "**holds**" if (found.value > 0) == (sign > 0) else "**the other way round**"
+
+
+def _clips(values: Tensor) -> int:
+    return int((~values.isnan()).sum())
 
 
 def cost(taken: Mapping[str, Mapping[str, list[float]]]) -> dict[str, dict[str, Estimate]]:
@@ -116,32 +131,26 @@ def table(records: Records, ways: list[Way]) -> str:
     rows = []
     for way in ways:
         if way.name in values["form"]:
-            clips = (~values["form"][way.name].isnan()).sum().item()
             means = (shown(estimate(values[name][way.name]), form) for name, (_, form) in MEASURES.items())
-            rows.append([way.name, str(clips), *means])
+            rows.append([way.name, str(_clips(values["form"][way.name])), *means])
     return markdown(["", "clips", *(title for title, _ in MEASURES.values())], rows)
 
 
 def claims(kinds: Mapping[str, Records]) -> str:
-    """A row for every claim whose ways were drawn: its figure and what that says, for either kind of prompt."""
-
-    def cells(claim: Claim, records: Records) -> list[str]:
-        values = figures(records, claim.measure)
-        gain = values[claim.way.name] - (values[claim.other.name] if claim.other else 0)
-        found, form = estimate(gain), MEASURES[claim.measure][1].lstrip("+")
-        return [str((~gain.isnan()).sum().item()), shown(found, "+" + form), verdict(found, claim.sign)]
-
-    def measured(claim: Claim) -> str:
-        name, _, of = claim.measure.partition(" ")
-        return f"{of} of {name}" if of else {"ssim": "SSIM of neighbours"}.get(name, name)
-
+    """A row for every claim whose ways were drawn: what all clips say, and the figure for either kind of prompt."""
+    everything = [record for records in kinds.values() for record in records]
     drawn = set.intersection(*({record["way"] for record in records} for records in kinds.values()))
-    rows = [
-        [claim.text, measured(claim), *(cell for records in kinds.values() for cell in cells(claim, records))]
-        for claim in CLAIMS
-        if {way.name for way in (claim.way, claim.other) if way} <= drawn
-    ]
-    return markdown(["claim", "figure", *(cell for kind in kinds for cell in ("clips", kind, ""))], rows)
+    rows = []
+    for claim in CLAIMS:
+        if not {way.name for way in (claim.way, claim.other) if way} <= drawn:
+            continue
+        name, _, of = claim.measure.partition(" ")
+        figure = f"{of} of {name}" if of else {"ssim": "SSIM of neighbours"}.get(name, name)
+        every, *each = (gain(claim, records) for records in (everything, *kinds.values()))
+        form = "+" + MEASURES[claim.measure][1].lstrip("+")
+        means = (shown(estimate(values), form) for values in (every, *each))
+        rows.append([claim.text, verdict(every, claim.sign), figure, str(_clips(every)), *means])
+    return markdown(["claim", "", "figure", "clips", "of all clips", *kinds], rows)
 
 
 def costs(taken: Mapping[str, Mapping[str, list[float]]]) -> str:

@@ -151,10 +151,11 @@ def records(scenes: list[Scene], folder: Path, is_closed: bool) -> Iterator[Json
     if kept.exists():
         lines = kept.read_text("utf-8").splitlines(keepends=True)
         lines = [line for line in lines if line.endswith("\n")]  # the last one may have been cut off
-        kept.write_text("".join(lines), "utf-8")
+        if not is_closed:
+            kept.write_text("".join(lines), "utf-8")
         done = {(record["scene"], record["way"]): record for record in map(json.loads, lines)}
     bench = None
-    with kept.open("a", encoding="utf-8") as file:
+    with kept.open("r" if is_closed else "a", encoding="utf-8") as file:
         for number, (scene, way) in enumerate(wanted, 1):
             if (scene.number, way.name) not in done:
                 if is_closed:
@@ -176,17 +177,21 @@ def records(scenes: list[Scene], folder: Path, is_closed: bool) -> Iterator[Json
 # Cost ----------------------------------------------------------------------------------------------------------------
 
 
-def cost(rounds: int) -> Json:
+def cost(rounds: int, kept: Path) -> Json:
     """Processor seconds of one thread for two sampling steps; of each length and size and each attention one a round.
 
     In a round the attentions take turns, beginning with another one each time, so that what else the machine does
-    falls on all of them.
+    falls on all of them. ``kept``: the file that has what was timed before, and gets the rest.
     """
+    taken: Json = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+    missing = [(frames, size) for frames, size in TIMED if _clip(frames, size) not in taken]
+    if not rounds or not missing:
+        return taken
     from long_clip import sampling
 
-    bench, threads, taken = Bench(), torch.get_num_threads(), {}
+    bench, threads = Bench(), torch.get_num_threads()
     torch.set_num_threads(1)
-    for frames, size in TIMED:
+    for frames, size in missing:
         runs: dict[str, Callable[[], None]] = {
             name: sampling(bench.model_of(attention, MU), frames, size) for attention, name in ATTENTIONS.items()
         }
@@ -199,10 +204,15 @@ def cost(rounds: int) -> Json:
                 if turn:  # the first one warms up
                     times[name].append(process_time() - start)
             print(f"\rcost {turn}/{rounds}", end="", file=sys.stderr, flush=True)
-        taken[f"{frames} frames, {size} px"] = times
+        taken[_clip(frames, size)] = times
+        kept.write_text(json.dumps(taken), "utf-8")
     print(file=sys.stderr)
     torch.set_num_threads(threads)
     return taken
+
+
+def _clip(frames: int, size: int) -> str:
+    return f"{frames} frames, {size} px"
 
 
 def main() -> None:
@@ -210,7 +220,7 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
     parser.add_argument("--out", type=Path, required=True, help="folder for all that is drawn, figures, charts")
     parser.add_argument("--scenes", type=int, default=24, help="prompts, each with a seed of its own")
-    parser.add_argument("--rounds", type=int, default=40, help="of taking the time; 0: leave that out")
+    parser.add_argument("--rounds", type=int, default=20, help="of taking the time; 0: leave that out")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--report", action="store_true", help="draw nothing more: report on what there is")
     parser.add_argument("--publish", action="store_true", help="write the documentation's tables and pictures")
@@ -227,12 +237,10 @@ def main() -> None:
         raise SystemExit(f"{folder} holds a study with other settings. Name another folder with --out.")
     about.write_text(settings, "utf-8")
     with torch.inference_mode():
-        done = list(records([Scene(number) for number in range(arguments.scenes)], folder, arguments.report))
-        times = folder / "cost.json"
-        if arguments.rounds and not arguments.report and not times.exists():
-            times.write_text(json.dumps(cost(arguments.rounds)), "utf-8")
-    taken = json.loads(times.read_text("utf-8")) if times.exists() else {}
-    shown = [Scene(number) for number in (0, 1)]
+        taken = cost(0 if arguments.report else arguments.rounds, folder / "cost.json")
+        scenes = [Scene(number) for number in range(arguments.scenes)]
+        done = list(records(scenes, folder, arguments.report))
+    shown = scenes[:2]
     sheet = report.contact_sheet(
         {scene.prompt: {way.name: frames_of(scene.strip(folder, way)) for way in report.ON_SHEET} for scene in shown}
     )

@@ -174,28 +174,31 @@ def test_a_track_that_returns_has_gone_far_and_a_jump_counts_at_every_frame():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "sign", "words"),
+    ("middle", "sign", "words"),
     [
-        (0.1, 0.3, 1, "**holds**"),
-        (-0.3, -0.1, -1, "**holds**"),
-        (-0.3, -0.1, 1, "**the other way round**"),
-        (-0.1, 0.3, 1, "not seen"),
-        (0.0, 0.0, -1, "not seen"),
-        (0.1, 0.3, 0, "differs"),
+        (0.2, 1, "**holds**"),
+        (-0.2, -1, "**holds**"),
+        (-0.2, 1, "**the other way round**"),
+        (0.01, 1, "not seen"),
+        (0.2, 0, "differs"),
     ],
 )
-def test_a_claim_holds_where_its_interval_lies_on_its_side_of_zero(low, high, sign, words):
-    assert zs2_report.verdict(studies.Estimate((low + high) / 2, low, high), sign) == words
+def test_a_claim_holds_where_its_interval_lies_on_its_side_of_zero(middle, sign, words):
+    values = middle + 0.1 * torch.linspace(-1, 1, 12, dtype=torch.float64)
+    assert zs2_report.verdict(values, sign) == words
+    missing = torch.full((4,), torch.nan, dtype=torch.float64)
+    assert zs2_report.verdict(torch.cat([values, missing]), sign) == words
+    assert zs2_report.verdict(torch.cat([values[3:8], missing]), sign) == "too few clips"
 
 
-def test_a_claims_gain_is_taken_scene_by_scene():
+def test_a_claims_gain_is_taken_scene_by_scene_where_both_ways_are_drawn():
+    claim = next(claim for claim in zs2_design.CLAIMS if claim.measure == "ssim" and claim.other)
+    drawn = {claim.way.name: ((7, 0.9), (3, 0.5), (5, 0.7)), claim.other.name: ((3, 0.25), (7, 0.65))}
     records = [
-        {"scene": scene, "way": way, "form": [scene + gain] * 4}
-        for way, gain in (("a", 0.5), ("b", 0.0))
-        for scene in (7, 3, 5)
+        {"scene": scene, "way": way, "ssim": [value] * 4} for way, clips in drawn.items() for scene, value in clips
     ]
-    values = zs2_report.figures(records, "form")
-    assert (values["a"] - values["b"]).tolist() == [0.5] * 3
+    gain = zs2_report.gain(claim, records)
+    assert gain.nan_to_num(-1).tolist() == pytest.approx([0.25, -1, 0.25])
 
 
 def test_all_that_is_claimed_is_drawn_once():
