@@ -15,6 +15,8 @@ import covariate_shift
 import guidance
 import picture_metrics
 import studies
+import zs2_design
+import zs2_report
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -154,6 +156,57 @@ def test_structure_of_equal_pictures_differs_by_nothing_and_of_blurred_ones_by_m
 def test_brightness_alone_is_no_difference_of_structure():
     luma = scene("star")[0].mean(-1)
     assert picture_metrics.gmsd(luma, luma + 0.1).item() == pytest.approx(0, abs=1e-2)
+
+
+# Clips ---------------------------------------------------------------------------------------------------------------
+
+
+def test_change_is_the_last_quarter_less_the_first():
+    falling = torch.linspace(1, 0, 16, dtype=torch.float64)
+    assert zs2_report.change(falling).item() == pytest.approx(-12 / 15)
+    middle = torch.tensor([1.0] * 4 + [9.0] * 8 + [1.0] * 4)
+    assert zs2_report.change(torch.stack([middle, -middle])).tolist() == [0, 0]
+
+
+def test_a_track_that_returns_has_gone_far_and_a_jump_counts_at_every_frame():
+    there_and_back = torch.tensor([[[0.0, 0], [3, 4], [6, 8], [3, 4], [0, 0]], [[5.0, 5]] * 5])
+    assert zs2_report.travel(there_and_back).tolist() == [10, 0]
+    assert zs2_report.step(there_and_back).tolist() == [5, 0]
+
+
+@pytest.mark.parametrize(
+    ("middle", "sign", "words"),
+    [
+        (0.2, 1, "**holds**"),
+        (-0.2, -1, "**holds**"),
+        (-0.2, 1, "**the other way round**"),
+        (0.01, 1, "not seen"),
+        (0.2, 0, "differs"),
+    ],
+)
+def test_a_claim_holds_where_its_interval_lies_on_its_side_of_zero(middle, sign, words):
+    values = middle + 0.1 * torch.linspace(-1, 1, 12, dtype=torch.float64)
+    assert zs2_report.verdict(values, sign) == words
+    missing = torch.full((4,), torch.nan, dtype=torch.float64)
+    assert zs2_report.verdict(torch.cat([values, missing]), sign) == words
+    assert zs2_report.verdict(torch.cat([values[3:8], missing]), sign) == "too few clips"
+
+
+def test_a_claims_gain_is_taken_scene_by_scene_where_both_ways_are_drawn():
+    claim = next(claim for claim in zs2_design.CLAIMS if claim.measure == "ssim" and claim.other)
+    drawn = {claim.way.name: ((7, 0.9), (3, 0.5), (5, 0.7)), claim.other.name: ((3, 0.25), (7, 0.65))}
+    records = [
+        {"scene": scene, "way": way, "ssim": [value] * 4} for way, clips in drawn.items() for scene, value in clips
+    ]
+    gain = zs2_report.gain(claim, records)
+    assert gain.nan_to_num(-1).tolist() == pytest.approx([0.25, -1, 0.25])
+
+
+def test_all_that_is_claimed_is_drawn_once():
+    names = [way.name for way in zs2_design.WAYS]
+    assert len(set(names)) == len(names)
+    claimed = {way.name for claim in zs2_design.CLAIMS for way in (claim.way, claim.other) if way}
+    assert claimed <= set(names)
 
 
 # Cost ----------------------------------------------------------------------------------------------------------------

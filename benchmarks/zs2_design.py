@@ -1,0 +1,127 @@
+"""What :mod:`zs2_study` draws, and which of ZS²'s claims its figures can speak for or against.
+
+No full cross of all that the paper turns: noises × attentions at the paper's defaults, μ at λ = 0.1 and λ at μ = 0.98,
+as in the grids of its demonstration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of drawing a clip. ``strength``: α of the priors, λ of dependency noise; ``mu``: of momentum."""
+
+    noise: str
+    strength: float
+    attention: str
+    mu: float = 0.0
+
+    @property
+    def noise_name(self) -> str:
+        symbol = {"iid": "", "dependency": f" λ={self.strength:g}"}.get(self.noise, f" α={self.strength:g}")
+        return {"iid": "i.i.d."}.get(self.noise, self.noise) + symbol
+
+    @property
+    def attention_name(self) -> str:
+        return f"momentum μ={self.mu:g}" if self.attention == "momentum" else ATTENTIONS[self.attention]
+
+    @property
+    def name(self) -> str:
+        return f"{self.noise_name}, {self.attention_name}"
+
+
+ATTENTIONS = {
+    "self": "self-attention",
+    "first": "first frame",
+    "first_and_previous": "sparse-causal",
+    "momentum": "momentum",
+}
+MU, KL = 0.98, 0.01
+"""The paper's defaults."""
+SWEPT_KL = 0.1
+"""λ of the sweep of μ."""
+MATCHED = 0.988
+"""α of progressive noise whose neighbours correlate as those of dependency noise at ``KL``: (1 − λ/√e)²."""
+MUS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.98, 1.0)
+KLS = (0.0, 0.01, 0.05, 0.1, 0.25)
+NOISES = (("iid", 0.0), ("mixed", 0.5), ("progressive", 0.5), ("dependency", KL))
+
+CROSS = [Way(*noise, attention, MU * (attention == "momentum")) for noise in NOISES for attention in ATTENTIONS]
+CONTROL = [Way("progressive", MATCHED, "self"), Way("progressive", MATCHED, "momentum", MU)]
+BY_MU = [Way("dependency", SWEPT_KL, "momentum", mu) for mu in MUS]
+BY_KL = [Way("dependency", kl, "momentum", MU) for kl in KLS]
+TABLES = {
+    "Noises and attentions": [*CROSS, *CONTROL],
+    f"μ, with dependency noise at λ = {SWEPT_KL:g}": BY_MU,
+    f"λ, with momentum at μ = {MU:g}": BY_KL,
+}
+WAYS = list(dict.fromkeys(way for ways in TABLES.values() for way in ways))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """``measure`` of ``way``, less that of ``other`` where there is one, clip by clip, has this ``sign``.
+
+    ``sign`` 0, in brackets: none of the paper's, but something to know beside them.
+    """
+
+    text: str
+    measure: str
+    way: Way
+    other: Way | None
+    sign: int
+
+
+def _noise(noise: str, attention: str = "momentum") -> Way:
+    return Way(noise, dict(NOISES)[noise], attention, MU * (attention == "momentum"))
+
+
+_OURS, _LOW, _HIGH = _noise("dependency"), BY_MU[0], BY_MU[-1]
+_MOMENTUM, _HALF = BY_MU[MUS.index(MU)], BY_MU[MUS.index(0.5)]
+CLAIMS = [
+    *(
+        Claim(f"Fig. {figure}: content decays with {noise} noise", f"{measure} change", _noise(noise), None, sign)
+        for figure, noise in ((7, "progressive"), (8, "mixed"))
+        for measure, sign in (("obeys", -1), ("form", -1), ("grain", 1))
+    ),
+    *(
+        Claim(f"Fig. 9: dependency noise keeps it better than {noise}", f"{measure} change", _OURS, _noise(noise), sign)
+        for noise in ("progressive", "mixed")
+        for measure, sign in (("obeys", 1), ("form", 1), ("grain", -1))
+    ),
+    *(
+        Claim(f"§3: dependency noise is steadier than {name}", "ssim", _OURS, _noise(noise), 1)
+        for name, noise in (("i.i.d.", "iid"), ("mixed", "mixed"), ("progressive", "progressive"))
+    ),
+    *(
+        Claim(f"(beside progressive with the same correlation, α = {MATCHED:g})", measure, _OURS, CONTROL[1], 0)
+        for measure in ("ssim", "form change", "grain change")
+    ),
+    Claim(f"§3.1: λ = {KLS[-1]:g} moves more than λ = {KL:g}", "travel", BY_KL[-1], BY_KL[1], 1),
+    *(
+        Claim(f"{text}, λ = {SWEPT_KL:g}", measure, way, other, sign)
+        for text, measure, way, other, sign in (
+            ("§4: first-frame attention is steadier than self-attention", "ssim", _HIGH, _LOW, 1),
+            ("§4: and moves less", "travel", _HIGH, _LOW, -1),
+            ("§4.1: momentum is steadier than self-attention", "ssim", _MOMENTUM, _LOW, 1),
+            ("§4.1: momentum is steadier than first-frame attention", "ssim", _MOMENTUM, _HIGH, 1),
+            ("§4.1: and moves more", "travel", _MOMENTUM, _HIGH, 1),
+            ("(μ = 0.5 is steadier than self-attention)", "ssim", _HALF, _LOW, 0),
+            ("(momentum keeps form better than self-attention)", "form", _MOMENTUM, _LOW, 0),
+        )
+    ),
+    *(
+        Claim(f"§4.1: momentum is steadier than {name}, i.i.d. noise", "ssim", _noise("iid"), _noise("iid", which), 1)
+        for which, name in ATTENTIONS.items()
+        if which != "momentum"
+    ),
+    Claim("(it keeps form better than self-attention, i.i.d. noise)", "form", _noise("iid"), _noise("iid", "self"), 0),
+]
+"""Of noises: with momentum attention, as the paper draws its figures."""
+
+_BY_NOISE = [way for way in CROSS if way.attention == "momentum"]
+_FIRST = [_noise("iid", "self"), *_BY_NOISE, _LOW, _MOMENTUM, _HIGH, BY_KL[-1]]
+PARTS = (_FIRST, [way for way in WAYS if way not in _FIRST])
+"""All ways in the order in which they are drawn, each part for all scenes: those that most claims ask for first."""
