@@ -96,7 +96,7 @@ def chart(summary: Summary, steps: int) -> Image.Image:
     panels = [(part, name) for part in PARTS for name in ("consistency", "fidelity")]
     for place, (part, name) in enumerate(panels):
         axes = figure.add_axes((0.2 + 0.2 * place, 0.12, 0.17, 0.66))
-        charts.style_axes(axes, f"{part}: {MEASURES[name][0]}", "", "")
+        charts.style_axes(axes, f"{part}: {'SSIM' if name == 'consistency' else 'obeys'}", "", "")
         ways = list(summary.gains[part])
         axes.set_yticks(range(len(ways)), ways if place == 0 else [""] * len(ways))
         axes.invert_yaxis()
