@@ -1,10 +1,13 @@
-"""Files that nodes save into ComfyUI's output folder, and find there again."""
+"""Files that nodes save into ComfyUI's output folder, and find there again; examples come with the pack."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import folder_paths
+
+EXAMPLES = Path(__file__).parent.parent / "workflows" / "assets"
+EXAMPLE = "(example) "  # before the names of those
 
 
 def next_path(filename_prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
@@ -20,14 +23,15 @@ def next_path(filename_prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
 
 
 def saved_files(suffix: str) -> list[str]:
-    """The files of a kind in the output folder, relative to it; links out of it are left out."""
+    """The files of a kind in the output folder, relative to it, and the examples; links out of it are left out."""
     folder = Path(folder_paths.get_output_directory()).resolve()
     inside = [path for path in folder.rglob(f"*{suffix}") if path.is_file() and path.resolve().is_relative_to(folder)]
-    return sorted(path.relative_to(folder).as_posix() for path in inside)
+    examples = [EXAMPLE + path.name for path in sorted(EXAMPLES.glob(f"*{suffix}"))]
+    return sorted(path.relative_to(folder).as_posix() for path in inside) + examples
 
 
 def saved_path(file: str, suffix: str, what: str, saver: str) -> Path:
-    """The path of a saved file; FileNotFoundError for one that is missing or outside the output folder.
+    """The path of a saved file; FileNotFoundError for one that is neither in the output folder nor an example.
 
     ``what``: it is, "a saved registry"; ``saver``: the node that writes such files.
     """
@@ -36,4 +40,6 @@ def saved_path(file: str, suffix: str, what: str, saver: str) -> Path:
             f"file: expected {what} in the output folder, got {file!r}. "
             f"There are: {', '.join(saved) or f'none; save one with {saver}'}."
         )
+    if file.startswith(EXAMPLE):
+        return EXAMPLES / file.removeprefix(EXAMPLE)
     return Path(folder_paths.get_output_directory(), file)
