@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from studies import COLOURS, PICTURES, Estimate, bootstrap, font, markdown, shown
+from studies import COLOURS, PICTURES, Estimate, bootstrap, font, markdown, resamples, shown
 from torch import Tensor
 from zs2_design import ATTENTIONS, BY_KL, BY_MU, CLAIMS, CROSS, KLS, MUS, NOISES, TABLES, Claim, Way
 
@@ -110,16 +110,22 @@ def _clips(values: Tensor) -> int:
 
 
 def cost(taken: Mapping[str, Mapping[str, list[float]]]) -> dict[str, dict[str, Estimate]]:
-    """Processor time relative to self-attention, round by round: clip → attention → its mean."""
+    """Processor time relative to self-attention's, round by round: clip → attention → its median."""
     plain = ATTENTIONS["self"]
     return {
         clip: {
-            name: bootstrap(torch.tensor(times) / torch.tensor(attentions[plain]))
+            name: _median(torch.tensor(times) / torch.tensor(attentions[plain]))
             for name, times in attentions.items()
             if name != plain
         }
         for clip, attentions in taken.items()
     }
+
+
+def _median(values: Tensor) -> Estimate:
+    """With its percentile bootstrap interval: a round in which the machine did something else counts little."""
+    medians = values[resamples(len(values))].quantile(0.5, dim=1)
+    return Estimate(*(each.item() for each in (values.quantile(0.5), *medians.quantile(torch.tensor([0.025, 0.975])))))
 
 
 # Markdown ------------------------------------------------------------------------------------------------------------
@@ -164,13 +170,13 @@ def costs(taken: Mapping[str, Mapping[str, list[float]]]) -> str:
 
 
 def chart(kinds: Mapping[str, Records]) -> Any:
-    """Above, form and obedience frame by frame, for each attention, a line for each noise; below, both sweeps."""
+    """Above, frame by frame, a column for each attention and a line for each noise; below, both sweeps."""
     from matplotlib.figure import Figure
 
     everything = [record for records in kinds.values() for record in records]
-    figure = Figure(figsize=(13, 11.5), layout="constrained")
-    grid = figure.subplots(4, 4)
-    for row, (name, title) in zip(grid, (("obeys", "obeys the prompt"), ("form", "form")), strict=False):
+    figure = Figure(figsize=(13, 14), layout="constrained")
+    grid = figure.subplots(5, 4)
+    for row, name in zip(grid, ("obeys", "form", "grain"), strict=False):
         values = raw(everything, name)
         for axes, attention in zip(row, ATTENTIONS, strict=True):
             ways = {way.noise: way for way in CROSS if way.attention == attention}
@@ -182,20 +188,20 @@ def chart(kinds: Mapping[str, Records]) -> Any:
             axes.set_title(ways["iid"].attention_name, fontsize=9)
             axes.sharey(row[0])
             axes.set_xlabel("frame", fontsize=8)
-        row[0].set_ylabel(title)
+        row[0].set_ylabel(MEASURES[name][0])
     grid[0][0].legend(frameon=False, fontsize=8, loc="lower left")
-    for row, ways, swept in zip(grid[2:], (BY_MU, BY_KL), (("μ", MUS), ("λ", KLS)), strict=True):
-        for axes, name in zip(row, ("obeys", "form", "ssim", "travel"), strict=True):
+    for row, ways, swept in zip(grid[3:], (BY_MU, BY_KL), (("μ", MUS), ("λ", KLS)), strict=True):
+        for axes, name in zip(row, ("form", "grain change", "ssim", "travel"), strict=True):
             for colour, (kind, records) in zip(COLOURS, kinds.items(), strict=False):
                 values = figures(records, name)
                 places = [place for place, way in enumerate(ways) if way.name in values]
                 _line(axes, places, [estimate(values[ways[place].name]) for place in places], colour, kind)
             axes.set_xticks(range(len(ways)), [f"{value:g}" for value in swept[1]])
             axes.set_xlabel(swept[0], fontsize=8)
-            axes.set_title(MEASURES[name][0], fontsize=9)
+            axes.set_title({"grain change": "change of grain"}.get(name, MEASURES[name][0]), fontsize=9)
         fixed = ways[0].noise_name if swept[0] == "μ" else ways[0].attention_name
         row[0].set_ylabel(f"{swept[0]}, with {fixed}")
-    grid[2][0].legend(frameon=False, fontsize=8, loc="lower left")
+    grid[4][3].legend(frameon=False, fontsize=7, loc="upper left")
     return figure
 
 
@@ -235,7 +241,7 @@ def write(records: Records, taken: dict[str, Any], sheet: Image.Image, folder: P
     kinds = {kind: [record for record in records if record["kind"] == kind] for kind in PROMPTS}
     frames = len(records[0]["form"])
     parts = [f"**The paper's claims** (clips of {frames} frames)\n\n{claims(kinds)}"]
-    parts += [f"**Cost** (processor time, one thread)\n\n{costs(taken)}"] if taken else []
+    parts += [f"**Cost** (medians of processor time, one thread)\n\n{costs(taken)}"] if taken else []
     for title, ways in TABLES.items():
         for kind, of in kinds.items():
             parts.append(f"**{title}. {kind}**\n\n{table(of, ways)}")
