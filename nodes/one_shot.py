@@ -173,7 +173,8 @@ class LoadSTAM(io.ComfyNode):
                 io.Combo.Input(
                     "file",
                     options=saved_files(weights_file.SUFFIX),
-                    tooltip="Weights in the output folder, or an example. Press R to see those saved since the page was loaded.",
+                    tooltip="Weights in the output folder, or an example. Press R to see those saved since the page "
+                    "was loaded.",
                 )
             ],
             outputs=[Weights.Output("weights", tooltip="The tuned weights, with the form they were tuned in.")],

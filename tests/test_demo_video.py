@@ -33,6 +33,7 @@ def video() -> Any:
 def results(video: Any, artefacts: Path) -> video_evaluation.ClipsEvaluation:
     """A hundred clips of 16 frames, sampled in 10 steps at cfg 5 and read."""
     results = video_evaluation.evaluate_clips(*video, count=100, seed=1, steps=10)
+    (artefacts / "demo_video.md").write_text(video_evaluation.table(results) + "\n", "utf-8")
     sheet = torch.cat([torch.cat([*clip[::3]], dim=1) for clip in results.clips[:40]])
     Image.fromarray((sheet * 255).round().byte().numpy()).save(artefacts / "demo_video.png")
     return results

@@ -46,8 +46,6 @@ STAND_INS = {
     "zs2_controlnet": StandIn("a large purple circle on a white background", 0.6),
     "zs2_instruct_pix2pix": StandIn("a large orange circle on a white background", 0.6),
 }
-NEEDS = {"ge_adapter_apply": "ge_adapter_train"}
-"""A workflow that loads what another one saves."""
 BYPASSED = {"LoraLoader": ("model", "clip"), "ControlNetApplyAdvanced": ("positive", "negative")}
 """Nodes that the demo model cannot use: the inputs that stand for their outputs."""
 SMALL = {"width": 128, "height": 128, "size": 128, "cfg": 5.0, "cfg_conds": 5.0}
@@ -109,9 +107,6 @@ def main() -> None:
                 continue
             if path.stem in STAND_INS:
                 prompt = with_demo_model(prompt, STAND_INS[path.stem])
-            if path.stem in NEEDS:
-                needed = path.with_stem(NEEDS[path.stem])
-                server.queue(to_prompt(json.loads(needed.read_text("utf-8")), object_info))
             entry = server.queue(prompt)
             (clip,) = (file for file in outputs(entry) if file["filename"].endswith(".webp"))
             with Image.open(io.BytesIO(server.download(clip))) as image:
