@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from pathlib import Path
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
@@ -15,8 +13,9 @@ from ..training import ge_adapter_file
 from ..training.ge_adapter import GEAdapter
 from ..training.token_conditioning import with_tokens
 from .inflation import CATEGORY
-from .saved_files import next_path, saved_files, saved_path
+from .saved_files import SavedFiles
 
+ADAPTERS = SavedFiles(ge_adapter_file.SUFFIX, "a saved adapter", "SaveGEAdapter")
 Adapter = io.Custom("GE_ADAPTER")
 
 
@@ -138,10 +137,8 @@ class SaveGEAdapter(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 adapter_input(),
-                io.String.Input(
-                    "filename_prefix",
-                    default="loras/ge_adapter",
-                    tooltip="Folder and beginning of the file's name, within the output folder; a number is added. "
+                ADAPTERS.prefix_input(
+                    "loras/ge_adapter",
                     "Keep 'loras/' for ComfyUI's LoRA loaders; name it after the model and the clips.",
                 ),
             ],
@@ -150,7 +147,7 @@ class SaveGEAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter: GEAdapter, filename_prefix: str) -> io.NodeOutput:
-        path, told = next_path(filename_prefix, ge_adapter_file.SUFFIX)
+        path, told = ADAPTERS.next_path(filename_prefix)
         ge_adapter_file.save(adapter, path)
         return io.NodeOutput(ui={"adapters": [told]})
 
@@ -165,38 +162,25 @@ class LoadGEAdapter(io.ComfyNode):
             description="Loads a GE-Adapter that SaveGEAdapter wrote: its LoRA, its tokens, and what it was trained "
             "on.",
             search_aliases=["import adapter", "read lora", "ge-adapter"],
-            inputs=[
-                io.Combo.Input(
-                    "file",
-                    options=saved_files(ge_adapter_file.SUFFIX),
-                    tooltip="An adapter in the output folder. Press R to see those saved since the page was loaded.",
-                )
-            ],
+            inputs=[ADAPTERS.file_input()],
             outputs=[Adapter.Output("adapter", tooltip="The adapter, for GEAdapterApply and GEAdapterTokens.")],
         )
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
-        try:
-            return file is None or bool(_path(file))
-        except FileNotFoundError as error:
-            return str(error)
+        return ADAPTERS.validity(file)
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
-        return hashlib.sha256(_path(file).read_bytes()).hexdigest()
+        return ADAPTERS.fingerprint(file)
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        adapter = ge_adapter_file.load(_path(file))
+        adapter = ge_adapter_file.load(ADAPTERS.path(file))
         parts = ", ".join(f"{count} parameters of {part}" for part, count in adapter.parameters().items())
         training = adapter.training
         logging.info("%s: %s; %s, %d steps", cls.__name__, parts, training.base, training.steps)
         return io.NodeOutput(adapter)
-
-
-def _path(file: str) -> Path:
-    return saved_path(file, ge_adapter_file.SUFFIX, "a saved adapter", "SaveGEAdapter")
 
 
 NODES = [GEAdapterApply, GEAdapterTokens, SaveGEAdapter, LoadGEAdapter]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
@@ -14,8 +11,10 @@ from ..training.memory import gibibytes
 from ..training.one_shot import Settings, Tuned, tune
 from ..training.sampler import Precision
 from .inflation import CATEGORY, Weights
-from .saved_files import next_path, saved_files, saved_path
+from .saved_files import SavedFiles
 from .training import Progress, draw_losses, time_text
+
+SAVED = SavedFiles(weights_file.SUFFIX, "saved weights", "SaveSTAM")
 
 
 class OneShotTune(io.ComfyNode):
@@ -143,19 +142,14 @@ class SaveSTAM(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 Weights.Input("weights", tooltip="What OneShotTune learned, in its own type and exactly."),
-                io.String.Input(
-                    "filename_prefix",
-                    default="stam/clip",
-                    tooltip="Folder and beginning of the file's name, within the output folder; a number is added. "
-                    "Name it after the clip.",
-                ),
+                SAVED.prefix_input("stam/clip", "Name it after the clip."),
             ],
             outputs=[],
         )
 
     @classmethod
     def execute(cls, weights: InflationWeights, filename_prefix: str) -> io.NodeOutput:
-        path, told = next_path(filename_prefix, weights_file.SUFFIX)
+        path, told = SAVED.next_path(filename_prefix)
         weights_file.save(weights, path)
         return io.NodeOutput(ui={"weights": [told]})
 
@@ -169,35 +163,21 @@ class LoadSTAM(io.ComfyNode):
             category=CATEGORY,
             description="Loads what SaveSTAM saved, for STAMInflate or TuneAVideoInflate.",
             search_aliases=["import weights", "one-shot tuning", "ei2"],
-            inputs=[
-                io.Combo.Input(
-                    "file",
-                    options=saved_files(weights_file.SUFFIX),
-                    tooltip="Weights in the output folder, or an example. Press R to see those saved since the page "
-                    "was loaded.",
-                )
-            ],
+            inputs=[SAVED.file_input()],
             outputs=[Weights.Output("weights", tooltip="The tuned weights, with the form they were tuned in.")],
         )
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
-        try:
-            return file is None or bool(_path(file))
-        except FileNotFoundError as error:
-            return str(error)
+        return SAVED.validity(file)
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
-        return hashlib.sha256(_path(file).read_bytes()).hexdigest()
+        return SAVED.fingerprint(file)
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return io.NodeOutput(weights_file.load(_path(file)))
-
-
-def _path(file: str) -> Path:
-    return saved_path(file, weights_file.SUFFIX, "saved weights", "SaveSTAM")
+        return io.NodeOutput(weights_file.load(SAVED.path(file)))
 
 
 NODES = [OneShotTune, SaveSTAM, LoadSTAM]

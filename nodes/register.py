@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from pathlib import Path
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
@@ -29,7 +27,9 @@ from ..samplers.measure import Start, measure_layers, parse_steps
 from .attention_inputs import CATEGORY
 from .register_chart import draw_registry
 from .register_inputs import Registry, ranking_inputs, registry_input, start_inputs
-from .saved_files import next_path, saved_files, saved_path
+from .saved_files import SavedFiles
+
+REGISTRIES = SavedFiles(registry_file.SUFFIX, "a saved registry", "SaveAttentionRegistry")
 
 
 def _chart_output() -> io.Output:
@@ -179,19 +179,14 @@ class SaveAttentionRegistry(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 registry_input(),
-                io.String.Input(
-                    "filename_prefix",
-                    default="attention/registry",
-                    tooltip="Folder and beginning of the file's name, within the output folder; a number is added. "
-                    "Name it after the model.",
-                ),
+                REGISTRIES.prefix_input("attention/registry", "Name it after the model."),
             ],
             outputs=[],
         )
 
     @classmethod
     def execute(cls, registry: AttentionRegistry, filename_prefix: str) -> io.NodeOutput:
-        path, told = next_path(filename_prefix, registry_file.SUFFIX)
+        path, told = REGISTRIES.next_path(filename_prefix)
         registry_file.save(registry, path)
         return io.NodeOutput(ui={"registries": [told]})
 
@@ -205,36 +200,23 @@ class LoadAttentionRegistry(io.ComfyNode):
             category=CATEGORY,
             description="Loads layers, figures and selection that SaveAttentionRegistry wrote.",
             search_aliases=["import layers", "attention entropy", "read registry"],
-            inputs=[
-                io.Combo.Input(
-                    "file",
-                    options=saved_files(registry_file.SUFFIX),
-                    tooltip="A registry in the output folder. Press R to see those saved since the page was loaded.",
-                )
-            ],
+            inputs=[REGISTRIES.file_input()],
             outputs=[Registry.Output("registry", tooltip="The layers, their figures and the selection.")],
         )
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
-        try:
-            return file is None or bool(_path(file))
-        except FileNotFoundError as error:
-            return str(error)
+        return REGISTRIES.validity(file)
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
-        return hashlib.sha256(_path(file).read_bytes()).hexdigest()
+        return REGISTRIES.fingerprint(file)
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        registry = registry_file.load(_path(file))
+        registry = registry_file.load(REGISTRIES.path(file))
         _log_selected(cls.__name__, registry)
         return io.NodeOutput(registry)
-
-
-def _path(file: str) -> Path:
-    return saved_path(file, registry_file.SUFFIX, "a saved registry", "SaveAttentionRegistry")
 
 
 NODES = [
