@@ -16,6 +16,7 @@ MEASURES = {
     "iou": ("shape stays in place (IoU)", ".3f"),
     "background": ("background kept (PSNR, dB)", ".1f"),
     "consistency": ("SSIM of neighbouring frames", ".3f"),
+    "moves": ("moves as the prompts say", ".1%"),
 }
 SHOWN = 1
 """Clips of each kind on the contact sheet."""
@@ -28,19 +29,19 @@ def summarise(records: list[dict[str, Any]]) -> Summary:
     summary: Summary = {}
     for kind in KINDS:
         of_kind = [record["ways"] for record in records if record["kind"] == kind]
-        summary[kind] = {
-            way: {name: bootstrap(torch.tensor([ways[way][name] for ways in of_kind])) for name in MEASURES}
-            for way in of_kind[0]
-        }
+        if of_kind:
+            summary[kind] = {
+                way: {name: bootstrap(torch.tensor([ways[way][name] for ways in of_kind])) for name in measured}
+                for way, measured in of_kind[0].items()
+            }
     return summary
 
 
 def table(ways: dict[str, dict[str, Estimate]]) -> str:
     """Means with 95% intervals, a row for each way."""
-    rows = [
-        [way, *(shown(figures[name], form) for name, (_, form) in MEASURES.items())] for way, figures in ways.items()
-    ]
-    return markdown(["replaced", *(title for title, _ in MEASURES.values())], rows)
+    rows = [[way, *(shown(each, MEASURES[name][1]) for name, each in figures.items())] for way, figures in ways.items()]
+    measured = next(iter(ways.values()))
+    return markdown(["replaced", *(MEASURES[name][0] for name in measured)], rows)
 
 
 def chart(summary: Summary, clips: int) -> Image.Image:
@@ -50,16 +51,20 @@ def chart(summary: Summary, clips: int) -> Image.Image:
         "What an edit obeys, and what it keeps",
         f"Means of {clips} clips of each kind with 95% intervals. Right is better; a clip that moves has less SSIM.",
     )
-    ways = list(summary["rendered"])
-    for place, (name, (title, form)) in enumerate(MEASURES.items()):
-        axes = figure.add_axes((0.155 + 0.213 * place, 0.12, 0.19, 0.68))
+    ways = next(iter(summary.values()))
+    measures = next(iter(ways.values()))
+    width = 0.852 / len(measures)
+    for place, name in enumerate(measures):
+        title, form = MEASURES[name]
+        axes = figure.add_axes((0.155 + width * place, 0.12, width - 0.023, 0.68))
         charts.style_axes(axes, title, "", "")
-        axes.set_yticks(range(len(ways)), ways if place == 0 else [""] * len(ways))
+        axes.set_yticks(range(len(ways)), list(ways) if place == 0 else [""] * len(ways))
         axes.invert_yaxis()
         axes.xaxis.set_major_formatter(
             lambda value, _, form=form: format(value, form.replace(".3f", ".2f").replace(".1", ".0"))
         )
-        for number, (kind, label) in enumerate(KINDS.items()):
+        for number, kind in enumerate(summary):
+            label = KINDS[kind]
             for row, way in enumerate(ways):
                 estimate, y = summary[kind][way][name], row - 0.12 + 0.24 * number
                 axes.plot((estimate.low, estimate.high), (y, y), color=charts.COLOURS[number], alpha=0.5, linewidth=2)
@@ -73,13 +78,14 @@ def contact_sheet(pictures: list[dict[str, Any]]) -> Image.Image:
     """For each clip a block: its prompts, and below them the frames of the source and of every way on the sheet."""
     side, gap, band, label = 96, 4, 46, 190
     columns = len(pictures[0]["frames"]["source"])
-    block = band + len(ON_SHEET) * (side + gap) + 10
+    rows = [way for way in ON_SHEET if way in pictures[0]["frames"]]
+    block = band + len(rows) * (side + gap) + 10
     sheet = Image.new("RGB", (label + columns * (side + gap), len(pictures) * block), "white")
     pen, small, large = ImageDraw.Draw(sheet), font(14), font(15)
     for number, clip in enumerate(pictures):
         top = number * block
         pen.text((gap, top + 4), "“{}”\n→ “{}”".format(*clip["prompts"]), fill="#1f2933", font=large)
-        for row, way in enumerate(ON_SHEET):
+        for row, way in enumerate(rows):
             y = top + band + row * (side + gap)
             pen.text((gap, y + side // 2 - 8), way, fill="#1f2933", font=small)
             for column, frame in enumerate(clip["frames"][way]):
@@ -93,10 +99,11 @@ def _picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray((pixels * 255).round().byte().numpy().astype(np.uint8))
 
 
-def publish(summary: Summary, pictures: list[dict[str, Any]], clips: int) -> None:
-    """``web/docs/pictures/editing_study.png``, ``.jpg`` (the sheet) and ``.md`` (the tables)."""
+def publish(study: str, summary: Summary, pictures: list[dict[str, Any]], records: list[dict[str, Any]]) -> None:
+    """``study``.png, .jpg (the sheet) and .md (the tables) in ``web/docs/pictures``."""
     PICTURES.mkdir(parents=True, exist_ok=True)
-    chart(summary, clips).save(PICTURES / "editing_study.png", optimize=True)
-    contact_sheet(pictures).save(PICTURES / "editing_study.jpg", quality=88, optimize=True)
-    tables = (f"**{title}** ({clips} clips)\n\n{table(summary[kind])}\n" for kind, title in KINDS.items())
-    (PICTURES / "editing_study.md").write_text("\n".join(tables), "utf-8")
+    clips = len(records) // len(summary)
+    chart(summary, clips).save(PICTURES / f"{study}.png", optimize=True)
+    contact_sheet(pictures).save(PICTURES / f"{study}.jpg", quality=88, optimize=True)
+    tables = (f"**{KINDS[kind]}** ({clips} clips)\n\n{table(ways)}\n" for kind, ways in summary.items())
+    (PICTURES / f"{study}.md").write_text("\n".join(tables), "utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -24,6 +25,7 @@ MEASURES = {
     "sharpness": ("sharpness", ".3f"),
     "grain": ("grain", ".2f"),
     "ssim": ("SSIM of neighbouring frames", ".3f"),
+    "moves": ("moves as the prompt says", ".1%"),
 }
 Summary = dict[str, dict[str, tuple[Estimate, Estimate]]]
 """Way → measure → its mean, and its difference from plain CFG."""
@@ -61,7 +63,7 @@ def table(summary: Summary, ways: list[str]) -> str:
     return markdown(["", *(MEASURES[name][0] for name in measures)], rows)
 
 
-def short(summary: Summary) -> list[str]:
+def short(summary: Iterable[str]) -> list[str]:
     """The ways of a short table: every guidance at λ = 2."""
     return [way for way in summary if "λ" not in way or way.endswith("λ=2")]
 
@@ -77,10 +79,11 @@ def chart(summaries: dict[str, Summary], titles: dict[str, str]) -> Any:
     """Differences from plain CFG against λ, a row a setting."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 2.7 * len(summaries)), layout="constrained")
-    grid = figure.subplots(len(summaries), len(MEASURES), squeeze=False)
+    measures = {name: each for name, each in MEASURES.items() if any(name in s[PLAIN] for s in summaries.values())}
+    figure = Figure(figsize=(2.6 * len(measures), 2.7 * len(summaries)), layout="constrained")
+    grid = figure.subplots(len(summaries), len(measures), squeeze=False)
     for row, (setting, summary) in zip(grid, summaries.items(), strict=True):
-        for axes, (name, (title, _)) in zip(row, MEASURES.items(), strict=True):
+        for axes, (name, (title, _)) in zip(row, measures.items(), strict=True):
             if name not in summary[PLAIN]:
                 axes.set_axis_off()
                 continue
@@ -88,6 +91,8 @@ def chart(summaries: dict[str, Summary], titles: dict[str, str]) -> Any:
             for number, guidance in enumerate(GUIDANCES):
                 points = [(s, summary[way][name][1]) for s in (1, 2, 4) if (way := way_name(guidance, s)) in summary]
                 points = points[:1] if guidance in LONE else points
+                if not points:
+                    continue
                 x = [(0.5 if guidance in LONE else scale) * (1 + 0.05 * (number - 2.5)) for scale, _ in points]
                 y = [gain.value for _, gain in points]
                 bars = [[g.value - g.low for _, g in points], [g.high - g.value for _, g in points]]
@@ -123,7 +128,12 @@ def contact_sheet(pictures: dict[str, dict[str, Tensor]]) -> Image.Image:
 
 
 def write(
-    records: list[dict[str, Any]], titles: dict[str, str], sheet: Image.Image, folder: Path, is_published: bool
+    study: str,
+    records: list[dict[str, Any]],
+    titles: dict[str, str],
+    sheet: Image.Image,
+    folder: Path,
+    is_published: bool,
 ) -> str:
     """Write tables, chart and sheet to ``folder``, the short ones to the documentation; returns the short table."""
     of = {setting: [r for r in records if r["setting"] == setting] for setting in titles}
@@ -131,10 +141,10 @@ def write(
     headings = {setting: heading(titles[setting], each) for setting, each in of.items()}
     whole = "\n\n".join(f"{headings[s]}\n\n{table(summary, list(summary))}" for s, summary in summaries.items())
     brief = "\n\n".join(f"{headings[s]}\n\n{table(summary, short(summary))}" for s, summary in summaries.items())
-    (folder / f"{NAME}.md").write_text(whole + "\n", "utf-8")
+    (folder / f"{study}.md").write_text(whole + "\n", "utf-8")
     for place, dpi in [(folder, 110)] + [(PICTURES, 80)] * is_published:
-        chart(summaries, titles).savefig(place / f"{NAME}.png", dpi=dpi)
-        sheet.save(place / f"{NAME}.jpg", quality=88, optimize=True)
+        chart(summaries, titles).savefig(place / f"{study}.png", dpi=dpi)
+        sheet.save(place / f"{study}.jpg", quality=88, optimize=True)
     if is_published:
-        (PICTURES / f"{NAME}.md").write_text(brief + "\n", "utf-8")
+        (PICTURES / f"{study}.md").write_text(brief + "\n", "utf-8")
     return brief

@@ -1,17 +1,20 @@
 """What IE-Adapt's guidances do to pictures and clips of the demo model: the paper's Tables 2 and 4 at toy scale.
 
-    python benchmarks/ie_guidance_study.py --comfyui DIR --out FOLDER [--scenes 24] [--publish]
+    python benchmarks/ie_guidance_study.py --comfyui DIR --out FOLDER [--kind image|video] [--scenes 24] [--publish]
 
 Every guidance at every scale, and plain CFG, from the same prompts and noise, through a real ComfyUI server. The layer
 is the one of highest entropy, as EntropyRegister finds it for every prompt, at the first step (its default) or, in one
 setting, over all of them. Stills are asked for by prompts that say
 all of the scene; clips, with dependency noise, by prompts that leave size and place open, so that frames may differ.
+With --kind video the demo's video model draws clips from prompts that say how the shape moves, and its
+temporal layers, too, may be the one of highest entropy.
 What was drawn stays in FOLDER: an interrupted study goes on where it was. Run it with the Python of that ComfyUI.
 
 Measured on every picture, by the reader that the tests check on drawn pictures:
 obeys: share of what the prompt says that the picture shows. form: how well the shape covers the drawn one closest to it
 (intersection over union). sharpness: slope of the shape's edge, in that of the drawn one. grain: standard deviation in
-flat areas, of 255. On clips also ssim: of neighbouring frames.
+flat areas, of 255. On clips also ssim: of neighbouring frames. moves: share
+of the video model's clips that move as their prompt says.
 
 Intervals are 95% bootstrap intervals over scenes; differences from plain CFG are taken scene by scene.
 """
@@ -38,6 +41,8 @@ sys.path.append(str(PACK))  # its modules that need no ComfyUI: that one runs in
 import ie_guidance_report as report
 from picture_metrics import edge_slope
 
+from demo.motion import FRAMES, MovingScene, moving_caption, random_moving_scene
+from demo.motion_reader import read_motion
 from demo.reader import correct, read, shape_mask
 from demo.shapes import Scene, caption, coverage, paint, random_scene
 from hosting.provision import Host
@@ -65,27 +70,35 @@ class Setting:
     """Of the scenes, how many make one that is drawn."""
     measured: str = "0"
     """At which steps the entropy is taken: at the first, as the node does unless told otherwise, or "all"."""
+    guidances: tuple[str, ...] = report.GUIDANCES
 
     @property
     def ways(self) -> dict[str, tuple[str, float] | None]:
         """Name → guidance and λ; strategies 1 and 4 have no λ."""
         pairs = [(guidance, scale) for guidance in report.PAIRS for scale in self.scales]
         lone = [(guidance, 1.0) for guidance in report.LONE]
-        return {report.PLAIN: None} | {report.way_name(*each): each for each in pairs + lone}
+        chosen = [each for each in pairs + lone if each[0] in self.guidances]
+        return {report.PLAIN: None} | {report.way_name(*each): each for each in chosen}
 
 
 EVERYTHING = ("colour", "background", "position", "size", "shape")
-SETTINGS = {
+LOOK = ("colour", "background", "shape")
+IMAGE = {
     "usual": Setting("stills, 8 steps", 8, "dpmpp_2m", EVERYTHING, (1.0, 2.0, 4.0), 2),
     "late": Setting(
         "stills, 8 steps, layer by its entropy over all steps", 8, "dpmpp_2m", EVERYTHING, (2.0,), 2, measured="all"
     ),
     "free": Setting("stills, 8 steps, cfg 1.5", 8, "dpmpp_2m", EVERYTHING, (1.0, 2.0, 4.0), 2, cfg=1.5),
     "hasty": Setting("stills, 4 steps", 4, "euler", EVERYTHING, (1.0, 2.0, 4.0), 2),
-    "clips": Setting(
-        "clips of 6 frames", 8, "dpmpp_2m", ("colour", "background", "shape"), (2.0,), 6, is_clip=True, every=2
-    ),
+    "clips": Setting("clips of 6 frames", 8, "dpmpp_2m", LOOK, (2.0,), 6, is_clip=True, every=2),
 }
+BOTH = {"is_clip": True, "guidances": ("A-I", "U-I")}
+VIDEO = {
+    "video": Setting("clips, 8 steps", 8, "dpmpp_2m", LOOK, (2.0,), FRAMES, **BOTH),
+    "video free": Setting("clips, 8 steps, cfg 1.5", 8, "dpmpp_2m", LOOK, (2.0,), FRAMES, cfg=1.5, **BOTH),
+}
+SETTINGS = IMAGE | VIDEO
+KINDS = {"image": IMAGE, "video": VIDEO}
 
 
 @dataclass(frozen=True)
@@ -95,13 +108,22 @@ class Task:
     name: str
     number: int
     scene: Scene
+    motion: str | None = None
+    """Of the video model's clips; of so many ``frames``."""
+    frames: int = FRAMES
 
     @property
     def setting(self) -> Setting:
         return SETTINGS[self.name]
 
     @property
+    def pictures(self) -> int:
+        return self.frames if self.motion else self.setting.pictures
+
+    @property
     def prompt(self) -> str:
+        if self.motion:
+            return moving_caption(MovingScene(self.scene, self.motion), random.Random(self.number))
         if self.setting.is_clip:
             return f"a {self.scene.colour} {self.scene.shape} on a {self.scene.background} background"
         return caption(self.scene, random.Random(self.number))
@@ -115,13 +137,14 @@ class Task:
         return folder / self.name / f"{self.number:02}.json"
 
 
-def tasks(scenes: int) -> list[Task]:
+def tasks(kind: str, scenes: int, frames: int) -> list[Task]:
+    """Scene by scene, so that a study that was broken off has all settings of its first ones."""
     rng = random.Random(0)
-    drawn = [random_scene(rng) for _ in range(scenes)]
+    drawn = [random_moving_scene(rng) if kind == "video" else MovingScene(random_scene(rng), "") for _ in range(scenes)]
     return [
-        Task(name, number, scene)
-        for name, setting in SETTINGS.items()
-        for number, scene in enumerate(drawn)
+        Task(name, number, moving.scene, moving.motion or None, frames)
+        for number, moving in enumerate(drawn)
+        for name, setting in KINDS[kind].items()
         if number % setting.every == 0
     ]
 
@@ -138,11 +161,11 @@ def workflow(task: Task) -> tuple[Json, dict[str, str]]:
         prompt[name := str(len(prompt) + 1)] = {"class_type": class_type, "inputs": inputs}
         return name
 
-    demo = node("CoherenceDemoModel")
+    demo = node("CoherenceDemoModel", kind="video" if task.motion else "image")
     positive, negative = ([node("CLIPTextEncode", clip=[demo, 1], text=text), 0] for text in (task.prompt, ""))
-    latent = [node("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=setting.pictures), 0]
+    latent = [node("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=task.pictures), 0]
     search = {"divergence": "generalised", "solver": "bisection", "random_candidates": 10, "line_iterations": 15}
-    if setting.is_clip:
+    if setting.is_clip and not task.motion:
         noise = [node("DependencyNoise", noise_seed=task.number, kl=0.02, kl_schedule="", **search), 0]
     else:
         noise = [node("RandomNoise", noise_seed=task.number), 0]
@@ -183,7 +206,8 @@ def draw(task: Task, server: Server, folder: Path) -> None:
 
 def draw_all(todo: list[Task], comfyui: Path, folder: Path) -> None:
     """Draw what is not there."""
-    settings = json.dumps({name: asdict(setting) for name, setting in SETTINGS.items()}, indent=1)
+    drawn = {task.name: asdict(task.setting) | {"pictures": task.pictures} for task in todo}
+    settings = json.dumps(drawn, indent=1)
     about = folder / "settings.json"
     folder.mkdir(parents=True, exist_ok=True)
     if about.exists() and about.read_text("utf-8") != settings:
@@ -229,6 +253,8 @@ def measure(pictures: Tensor, task: Task) -> dict[str, list[float]]:
     }
     if task.setting.is_clip:
         figures["ssim"] = ssim(pictures[1:], pictures[:-1])
+    if task.motion:
+        figures["moves"] = torch.tensor([float(read_motion(pictures).motion == task.motion)])
     return {name: values.tolist() for name, values in figures.items()}
 
 
@@ -243,20 +269,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
     parser.add_argument("--out", type=Path, required=True, help="folder for all that is drawn, figures, charts")
+    parser.add_argument("--kind", choices=list(KINDS), default="image", help="which of the demo models")
     parser.add_argument("--scenes", type=int, default=24, help="prompts; every second one as a clip, too")
+    parser.add_argument("--frames", type=int, default=FRAMES, help="of the video model's clips; it learned from 16")
     parser.add_argument("--publish", action="store_true", help="write the documentation's table and pictures")
     arguments = parser.parse_args()
-    todo = tasks(arguments.scenes)
+    kind = arguments.kind
+    todo = tasks(kind, arguments.scenes, arguments.frames)
     draw_all(todo, arguments.comfyui.resolve(), arguments.out)
     records = list(measure_all(todo, arguments.out))
-    titles = {name: setting.title for name, setting in SETTINGS.items()}
+    titles = {name: setting.title for name, setting in KINDS[kind].items()}
     (arguments.out / "figures.json").write_text(json.dumps(records), "utf-8")
-    shown = [task for task in todo if task.name == "usual"][:4]
-    columns = [report.PLAIN, *(report.way_name(g, 2.0) for g in report.PAIRS), *report.LONE]
+    shown = [task for task in todo if task.name == next(iter(titles))][:4]
+    columns, pick = report.short(shown[0].setting.ways), -1 if kind == "video" else 0
     sheet = report.contact_sheet(
-        {task.prompt: {way: pictures_of(task.strip(arguments.out, way))[0] for way in columns} for task in shown}
+        {task.prompt: {way: pictures_of(task.strip(arguments.out, way))[pick] for way in columns} for task in shown}
     )
-    print(report.write(records, titles, sheet, arguments.out, arguments.publish))
+    name = report.NAME + "_video" * (kind == "video")
+    print(report.write(name, records, titles, sheet, arguments.out, arguments.publish))
 
 
 if __name__ == "__main__":
