@@ -22,8 +22,9 @@ DEMO_WORKFLOW = PACK / "workflows" / "zs2_text_to_video.json"
 # What the command `pytest` does. `python -m pytest` would put the pack's folders before ComfyUI's modules of the
 # same name.
 _PYTEST = "import sys; sys.path = [p for p in sys.path if p]; import pytest; sys.exit(pytest.main())"
-# A file's tests stay together, for they share models. What the user gives comes later and wins.
-_SHARE_OUT = ("-n", "auto", "--dist", "loadfile")
+# A file's tests stay together, for they share models, and files keep their order: xdist would begin with those of
+# many tests, and end with one process at the slowest few. What the user gives comes later and wins.
+_SHARE_OUT = ("-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")
 _MOST_WORKERS = 4
 _BYTES_OF_A_WORKER = 3_500_000_000  # with the server that it may start
 _FIND = (
