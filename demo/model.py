@@ -145,10 +145,10 @@ def load_video_model() -> comfy.model_patcher.ModelPatcher:
     return inflated(load_model(), weights.form, weights, layers="*", strength=1.0, asked_by="CoherenceDemoModel")
 
 
-def load_clip(file: Path = TEXT_ENCODER_FILE) -> comfy.sd.CLIP:
+def load_clip(file: Path | None = None) -> comfy.sd.CLIP:
     """``file``: the video model has a text encoder of its own, VIDEO_TEXT_ENCODER_FILE."""
     target = comfy.supported_models_base.ClipTarget(DemoSD1Tokenizer, DemoClip)
-    weights = _read(file)
+    weights = _read(file or TEXT_ENCODER_FILE)
     return comfy.sd.CLIP(
         target,
         parameters=comfy.utils.calculate_parameters(weights),

@@ -146,6 +146,8 @@ class _Converter:
                     continue
                 default = _default(kind, spec, options)
                 value = by_name.get(prefix + name, default) if by_name is not None else next(remaining, default)
+                if value is None and kind == "COMBO":
+                    value = default  # saved where there was nothing to choose from
                 yield prefix + name, _wrap(kind, value)
                 # The canvas saves "fixed", "randomize" … as one more value after the widget it controls.
                 if _has_control(kind, prefix + name, options):

@@ -199,7 +199,7 @@ def test_a_lora_finds_its_layers_and_changes_the_sample(demo: Any) -> None:
 
 
 def test_the_weights_are_small_and_half_precision() -> None:
-    files = [model.UNET_FILE, model.TEXT_ENCODER_FILE, model.VAE_FILE]
+    files = [model.UNET_FILE, model.TEXT_ENCODER_FILE, model.VAE_FILE, model.VIDEO_FILE, model.VIDEO_TEXT_ENCODER_FILE]
     assert set(files) == set(model.FOLDER.glob("*.safetensors"))
     assert sum(file.stat().st_size for file in files) <= 25e6
     for file in files:

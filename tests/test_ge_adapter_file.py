@@ -166,7 +166,8 @@ def test_saved_adapters_are_numbered_listed_and_loaded(adapter, output):
     assert [entry["filename"] for entry in saved] == [f"demo_0000{i}_{SUFFIX}" for i in (1, 2)]
     save_file({"lora_unet_x.alpha": torch.tensor(1.0)}, output / "loras" / "plain.safetensors")
     (listed,) = LoadGEAdapter.define_schema().inputs
-    assert listed.options == [f"loras/{entry['filename']}" for entry in saved]
+    assert listed.options[:-1] == [f"loras/{entry['filename']}" for entry in saved]
+    assert LoadGEAdapter.execute(listed.options[-1])[0].training.base == "BaseModel"  # the example
     assert LoadGEAdapter.validate_inputs(listed.options[1]) is True
     read = LoadGEAdapter.execute(listed.options[1])[0]
     assert torch.equal(read.shared_tokens, adapter.shared_tokens)

@@ -225,6 +225,6 @@ def test_nothing_outside_the_output_folder_is_loaded(output_folder):
     (output_folder / f"link{SUFFIX}").symlink_to(outside)
     (output_folder / "plain.json").write_text(to_json(SOME), "utf-8")
     for file in (f"../secret{SUFFIX}", str(outside), f"link{SUFFIX}", "plain.json", "missing" + SUFFIX, "\0", "", "."):
-        with pytest.raises(RegistryFileError, match="expected a saved registry in the output folder"):
+        with pytest.raises(FileNotFoundError, match="expected a saved registry in the output folder"):
             LoadAttentionRegistry.execute(file)
         assert "expected a saved registry" in LoadAttentionRegistry.validate_inputs(file)
