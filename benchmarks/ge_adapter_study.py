@@ -35,7 +35,7 @@ from studies import enter_comfyui, pack
 from torch import Tensor
 from torch.nn import functional as F
 
-RATE, RANK, MU, STRENGTH = 2e-3, 4, 0.9, 0.5
+RATE, RANK, MU, STRENGTH = 2e-2, 4, 0.9, 0.5
 VARIANTS: dict[str, dict[str, Any]] = {
     "adapter": {},
     "no shared tokens": {"shared_tokens": 0},
@@ -88,7 +88,7 @@ class Vision:
 
 class Study:
     def __init__(self, frames: int, steps: int, trained_on: int) -> None:
-        self.bench, self.vision, self.frames, self.steps = Bench(frames), Vision(), frames, steps
+        self.bench, self.vision, self.frames, self.steps = Bench("image", frames), Vision(), frames, steps
         self.trained_on = trained_on
 
     def adapters(self) -> dict[str, Any]:
