@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -12,6 +13,7 @@ from uuid import uuid4
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from .forms import Form, InflationWeights
 
@@ -35,9 +37,14 @@ def save(weights: InflationWeights, path: Path) -> None:
         "steps": str(weights.steps),
         "frames": str(weights.frames),
     }
+    write_whole(weights.tensors, metadata, path)
+
+
+def write_whole(tensors: Mapping[str, Tensor], metadata: dict[str, str], path: Path) -> None:
+    """Write a safetensors file: a reader, or a crash, finds all of it or nothing."""
     temporary = path.with_name(f"{path.name}.{uuid4().hex}.part")
     try:
-        save_file({name: x.contiguous() for name, x in weights.tensors.items()}, temporary, metadata)
+        save_file({name: x.detach().cpu().clone().contiguous() for name, x in tensors.items()}, temporary, metadata)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -80,8 +80,8 @@ class STAMInflate(io.ComfyNode):
                     "norm",
                     options=["spectral", "frobenius"],
                     default="spectral",
-                    tooltip="The norm of STAM's weights that is kept at 1. frobenius nearly switches STAM off; it is "
-                    "there for study.",
+                    tooltip="The norm of STAM's weights that is kept at 1. frobenius weakens STAM, the more the "
+                    "wider the layer; it is there for study.",
                 ),
                 _weights_input("STAMInflate"),
                 io.Float.Input(

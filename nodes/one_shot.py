@@ -66,8 +66,8 @@ class OneShotTune(io.ComfyNode):
                 io.Boolean.Input(
                     "gradient_checkpointing",
                     default=False,
-                    tooltip="Keeps less for the backward pass and computes it again: a fifth to a third of the memory, "
-                    "a third more time. Turn it on when memory runs out.",
+                    tooltip="Keeps less for the backward pass and computes it again: a seventh to a third of the "
+                    "memory, half to three quarters more time. Turn it on when memory runs out.",
                 ),
                 io.Combo.Input(
                     "precision",

@@ -12,13 +12,11 @@ import re
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..attention.weights_file import TYPES, pack_version
+from ..attention.weights_file import TYPES, pack_version, write_whole
 from .ge_adapter import GEAdapter, Training
 from .low_rank import LAYERS
 
@@ -45,12 +43,7 @@ def save(adapter: GEAdapter, path: Path) -> None:
         "pack_version": pack_version(),
         "training": json.dumps(asdict(adapter.training), ensure_ascii=False, allow_nan=False),
     }
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}.part")
-    try:
-        save_file({name: x.detach().cpu().clone().contiguous() for name, x in tensors.items()}, temporary, metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(tensors, metadata, path)
 
 
 def load(path: Path) -> GEAdapter:
