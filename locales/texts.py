@@ -22,7 +22,7 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 LANGUAGES = ("zh", "ja", "ko", "fr", "es", "de", "ru")
-"""Beside English: those that ComfyUI's own page has, by its codes."""
+"""Beside English, by the codes of ComfyUI's page. That of ComfyUI 0.30 cannot be set to German yet."""
 FILES = ("nodeDefs", "main")
 Tree = dict[str, Any]
 
@@ -39,7 +39,8 @@ def english(schemas: Iterable[Any]) -> Tree:
 
 def _of_node(schema: Any) -> Tree:
     outputs = {
-        str(place): ({"name": output.id} if output.id else {}) | {"tooltip": output.tooltip}
+        # ComfyUI makes up ids such as "_0_MODEL_" for outputs that have none, and shows their type
+        str(place): ({} if output.id.startswith("_") else {"name": output.id}) | {"tooltip": output.tooltip}
         for place, output in enumerate(schema.outputs)
     }
     inputs = {name: {"name": name, "tooltip": item.tooltip} for name, item in _inputs(schema.inputs)}
