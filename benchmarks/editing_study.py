@@ -31,6 +31,7 @@ from torch import Tensor
 
 STEPS, CFG, KL = {"image": 16, "video": 8}, 3.0, 0.05
 CHANGES = (("colour",), ("shape",), ("colour", "shape"))
+TEMPLATE = "a {size} {colour} {shape} {where}, {background} background"
 RANKINGS = {f"lowest {percent}%": ("lowest", percent) for percent in (25, 50, 65, 75, 100)}
 RANKINGS["highest 50%"] = ("highest", 50)
 HALF = "lowest 50%"
@@ -76,6 +77,14 @@ class Bench:
     def decode(self, latents: Tensor) -> Tensor:
         return self.vae.decode(latents).float().cpu().clamp(0, 1)
 
+    def render(self, scene: Any, rng: random.Random, seed: int) -> tuple[Any, Any]:
+        """The scene's shape in motion, and the scene with the size and place that its middle frame shows."""
+        clips = pack("demo.clips")
+        motion = rng.choice(clips.MOTIONS)
+        rendered = clips.render_clip(scene.shape, scene.colour, scene.background, motion, self.frames, seed)
+        seen = pack("demo.reader").read(rendered.frames[self.frames // 2][None]).scenes[0]
+        return rendered, replace(scene, size=seen.size, row=seen.row, column=seen.column)
+
     def clip(self, kind: str, seed: int) -> Clip:
         from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise, Noise_RandomNoise
 
@@ -85,10 +94,7 @@ class Bench:
             moving = pack("demo.motion").random_moving_scene(rng)
         scene = moving.scene if moving else shapes.random_scene(rng)
         if kind == "rendered":
-            draw, motion = pack("demo.clips").render_clip, rng.choice(pack("demo.clips").MOTIONS)
-            rendered = draw(scene.shape, scene.colour, scene.background, motion, self.frames, seed)
-            seen = pack("demo.reader").read(rendered.frames[self.frames // 2][None]).scenes[0]
-            scene = replace(scene, size=seen.size, row=seen.row, column=seen.column)
+            rendered, scene = self.render(scene, rng, seed)
         taken = {"colour": {scene.colour, scene.background}, "shape": {scene.shape}}
         if moving and moving.motion == "spinning":
             taken["shape"].add("circle")
@@ -97,9 +103,7 @@ class Bench:
             "shape": sorted(set(shapes.SHAPES) - taken["shape"]),
         }
         target = replace(scene, **{what: rng.choice(free[what]) for what in CHANGES[seed % len(CHANGES)]})
-        template = "a {size} {colour} {shape} {where}, {background} background" + (
-            f", {moving.motion}" if moving else ""
-        )
+        template = TEMPLATE + (f", {moving.motion}" if moving else "")
         prompts = tuple(shapes.fill(template, each, random.Random(0)) for each in (scene, target))
         about = (kind, seed, scene, target, prompts)
         empty = {"samples": torch.zeros(self.frames, 4, 16, 16)}

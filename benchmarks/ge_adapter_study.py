@@ -1,12 +1,13 @@
 """GE-Adapter at toy scale: what the adapter adds to ZS²-sampled and to edited clips, part by part.
 
-    python benchmarks/ge_adapter_study.py --comfyui DIR [--clips 8] [--steps 200] [--minutes 60] [--publish]
+    python benchmarks/ge_adapter_study.py --comfyui DIR [--clips 12] [--steps 400] [--minutes 60] [--publish]
 
 Adapters are trained on rendered clips that are not measured: as the paper has it; without shared tokens; without
 per-frame tokens; without the temporal loss; with the temporal loss a thousand times as heavy, as on this model the
-paper's weight leaves next to nothing of it; and from other timesteps on (the paper's Fig. 11). Each is then put on the
-same clips: *sampled* with ZS² from a prompt, and *edited*, rendered clips that were inverted and drawn anew. A last
-part inverts with the bilateral filter, by kernel size and steps (the paper's Fig. 5).
+paper's weight leaves next to nothing of it; and from other timesteps on (the paper's Fig. 11). An untrained one, whose
+LoRA is nothing, says what tokens do by being there. Each is then put on the same clips: *sampled* with ZS² from a
+prompt, and *edited*, rendered clips that were inverted and drawn anew. A last part inverts with the bilateral filter,
+by kernel size and steps (the paper's Fig. 5).
 
 The demo model has no CLIP vision model, and none is fetched: per-frame tokens come from ComfyUI's CLIP vision classes
 with random weights, whose hidden states still tell pictures apart. Sampled clips have no frames to show: they get the
@@ -29,13 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from editing_study import CFG, HALF, KL, Bench, Clip, measure
+from editing_study import CFG, HALF, KL, TEMPLATE, Bench, Clip, measure
 from ge_adapter_report import INFERENCE, KERNELS, STEPS_OF_INVERSION, publish, summarise, tables
 from studies import enter_comfyui, pack
 from torch import Tensor
 from torch.nn import functional as F
 
-RATE, RANK, MU, STRENGTH = 2e-2, 4, 0.9, 0.5
+RATE, RANK, MU, STRENGTH = 1e-3, 4, 0.9, 0.5
 VARIANTS: dict[str, dict[str, Any]] = {
     "adapter": {},
     "no shared tokens": {"shared_tokens": 0},
@@ -112,16 +113,27 @@ class Study:
             done = training.train_adapter(self.bench.model, clips, settings)
             adapters[name] = done.adapter
             print(f"trained: {name}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-        return adapters
+        return adapters | {"untrained": self._untrained(adapters["adapter"])}
+
+    def _untrained(self, trained: Any) -> Any:
+        """The adapter that the training of ``trained`` began with."""
+        begin, about = pack("training.ge_adapter").untrained, trained.training
+        shared, seed = len(trained.shared_tokens), int(about.options["seed"])
+        return begin(
+            self.bench.model.model,
+            about.layers,
+            trained.rank,
+            shared,
+            trained.text_width,
+            trained.vision_width,
+            self.frames,
+            seed,
+        )
 
     def _rendered(self, seed: int) -> Any:
-        shapes, clips, rng = pack("demo.shapes"), pack("demo.clips"), random.Random(seed)
-        scene = shapes.random_scene(rng)
-        drawn = clips.render_clip(
-            scene.shape, scene.colour, scene.background, rng.choice(clips.MOTIONS), self.frames, seed
-        )
-        prompt = f"a {scene.colour} {scene.shape}, {scene.background} background"
-        return argparse.Namespace(frames=drawn.frames, prompt=prompt)
+        shapes, rng = pack("demo.shapes"), random.Random(seed)
+        drawn, scene = self.bench.render(shapes.random_scene(rng), rng, seed)
+        return argparse.Namespace(frames=drawn.frames, prompt=shapes.fill(TEMPLATE, scene, random.Random(0)))
 
     def with_adapter(self, adapter: Any, end_percent: float, frames: Tensor | None) -> tuple[Any, Any]:
         """The model with the LoRA, and what puts tokens before a conditioning; both plain without an adapter."""
@@ -211,10 +223,10 @@ class Study:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
-    parser.add_argument("--clips", type=int, default=8, help="clips that are measured, at most")
-    parser.add_argument("--trained-on", type=int, default=8, help="clips that the adapters are trained on")
+    parser.add_argument("--clips", type=int, default=12, help="clips that are measured, at most")
+    parser.add_argument("--trained-on", type=int, default=24, help="clips that the adapters are trained on")
     parser.add_argument("--frames", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=200, help="steps of each training")
+    parser.add_argument("--steps", type=int, default=400, help="steps of each training")
     parser.add_argument("--minutes", type=float, default=60.0, help="measure no further clip after so long")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="write all figures here, after every clip")
