@@ -36,7 +36,7 @@ class CoherenceDemoModel(io.ComfyNode):
                     tooltip="Reads prompts such as 'a small red star at the top left on a green background'; for "
                     "clips with ', moving right' after them."
                 ),
-                io.Vae.Output(tooltip="A tiny autoencoder, 8×8 pixels to one latent."),
+                io.Vae.Output(tooltip="A tiny autoencoder, 8×8 pixels to one latent pixel."),
             ],
         )
 

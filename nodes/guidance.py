@@ -29,8 +29,9 @@ def guidance_inputs() -> list[io.Input]:
             default="U-I",
             tooltip="What is steered along. U-I: away from identity, towards uniform attention (the paper's; 4 "
             "branches a step). A-I: away from identity (perturbed attention guidance; 3). U-A: towards uniform (3). "
-            "Strategies change the positive or negative of CFG itself: 1 takes the negative with identity maps (3), "
-            "3 the positive with uniform maps, plus A-I (4), 4 the positive with uniform maps (2, as plain CFG).",
+            "Strategies change the positive or negative of CFG itself: strategy 1 takes the negative with identity "
+            "maps (3), 3 the positive with uniform maps, plus A-I (4), 4 the positive with uniform maps (2, as plain "
+            "CFG).",
         ),
         io.Float.Input(
             "scale",
@@ -103,7 +104,7 @@ class IEGuider(io.ComfyNode):
                 cfg_input(
                     8.0,
                     "How closely to follow the prompt (the paper's ω, 9 there). 1 leaves out the negative and "
-                    "saves its cost, which strategy 1 cannot do without.",
+                    "saves its cost; strategy 1 cannot do without it.",
                 ),
             ],
             outputs=[io.Guider.Output(tooltip="The guided model with its prompts, for SamplerCustomAdvanced.")],

@@ -234,8 +234,8 @@ class NoiseFromLatent(io.ComfyNode):
             outputs=[
                 io.Noise.Output(
                     "noise",
-                    tooltip="The noise for SamplerCustomAdvanced. It counts at the model's highest noise level, "
-                    "with the sampler's latent_image empty; flow models do not mind which.",
+                    tooltip="The noise for SamplerCustomAdvanced. It is right at the model's highest noise level, "
+                    "with an empty latent_image; flow models take any.",
                 )
             ],
         )

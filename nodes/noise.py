@@ -131,7 +131,7 @@ class DependencyNoise(io.ComfyNode):
                     max=64,
                     tooltip="Fresh noises drawn for each frame; the one whose divergence is nearest kl is "
                     "blended in. 1 to 64. Frames after the 16th always use one, so that the noise of long "
-                    "clips stays normal.",
+                    "clips stays normally distributed.",
                     advanced=True,
                 ),
                 io.Int.Input(
