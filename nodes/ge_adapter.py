@@ -108,7 +108,8 @@ class GEAdapterTokens(io.ComfyNode):
                     "clip_vision_output",
                     optional=True,
                     tooltip="The clip's frames through CLIPVisionEncode, as many as the latent has frames, or one "
-                    "picture for all of them; by the encoder of the training. Without it, only the shared tokens are added.",
+                    "picture for all of them; by the encoder of the training. Without it, only the shared tokens are "
+                    "added.",
                 ),
             ],
             outputs=[
