@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 from aiohttp import WSMsgType, web
-from coherence.hosting.websocket import WebSocket, WebSocketClosed, WebSocketError
+from coherence.client.websocket import WebSocket, WebSocketClosed, WebSocketError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
