@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..client.errors import ComfyError
-from ..client.server import Json, RunningServer
+from ..client.server import AWAY, Json, RunningServer
 from ..client.workflow import read_workflow, to_prompt
 from .figures import STEADINESS, figures_of
 from .manifest import DONE, FAILED, Manifest, open_manifest
@@ -181,7 +181,10 @@ def _servers(arguments: argparse.Namespace) -> Iterator[list[_Server]]:
         server = RunningServer(url)
         if not server.is_there():
             raise ComfyError(f"No ComfyUI answers at {url}. Start it, or name another with --server URL.")
-        found.append(_Server(ServerWorker(server), server.object_info()))
+        try:
+            found.append(_Server(ServerWorker(server), server.object_info()))
+        except AWAY as error:
+            raise ComfyError(f"{url} went away when it was asked for its nodes: {error}.") from error
     yield found
 
 

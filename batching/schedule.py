@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..client.errors import ComfyError, PromptError, ServerGone
+from ..client.server import AWAY
 from .variations import Run
 from .workers import Result, Worker
 
@@ -124,7 +125,7 @@ class Schedule:
             if worker.name in active:
                 try:
                     worker.withdraw(active[worker.name].prompt_id)
-                except (OSError, ComfyError) as error:
+                except (*AWAY, ComfyError) as error:
                     self._on_news(f"{worker.name} could not be told to stop: {error}")
 
     def _work(self, worker: Worker) -> None:

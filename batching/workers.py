@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..client.errors import PromptError, ServerGone
-from ..client.server import Json, RunningServer
+from ..client.server import AWAY, Json, RunningServer
 
 OnFraction = Callable[[float], None]
 """Told which share of a prompt is done."""
@@ -80,7 +80,7 @@ class ServerWorker:
                         data = self.server.download(file)
                     except urllib.error.HTTPError as error:
                         raise PromptError(f"The server lost {file['filename']} of node {node}: {error}.") from error
-                    except OSError as error:
+                    except AWAY as error:
                         raise ServerGone(f"{self.name} went away before {file['filename']} was fetched.") from error
                     found.append(SavedFile(node, file["filename"], file.get("type", "output"), data))
         return found
@@ -88,7 +88,7 @@ class ServerWorker:
     def knows(self, prompt_id: str) -> bool:
         try:
             return self.server.knows(prompt_id)
-        except OSError:
+        except AWAY:
             return False
 
     def is_back(self) -> bool:

@@ -18,7 +18,8 @@ Json = dict[str, Any]
 OnProgress = Callable[[str, float, float], None]
 """Called with the node's id, its value and its maximum."""
 
-_AWAY = (OSError, http.client.HTTPException, json.JSONDecodeError)
+AWAY = (OSError, http.client.HTTPException, json.JSONDecodeError)
+"""What is raised when a server is not there, or goes away in the middle of an answer."""
 _QUIET_SECONDS = 5.0  # without a message: then the history is asked, for a message may have been lost
 
 
@@ -64,7 +65,7 @@ class RunningServer:
         """Whether a ComfyUI answers."""
         try:
             return "system" in self.get("/system_stats")
-        except _AWAY:
+        except AWAY:
             return False
 
     def object_info(self) -> Json:
@@ -106,7 +107,7 @@ class RunningServer:
                         prompt_id = self._submit(prompt, prompt_id)
                         known = True
                     return self._follow(socket, prompt_id, on_progress)
-            except _AWAY as error:
+            except AWAY as error:
                 # Perhaps the connection alone was lost, and the prompt goes on.
                 if not known or not self._asks(self.knows, prompt_id):
                     raise ServerGone(f"ComfyUI at {self.url} went away: {error}.") from error
@@ -118,7 +119,7 @@ class RunningServer:
         """What it answers; None without a server."""
         try:
             return question(prompt_id)
-        except _AWAY:
+        except AWAY:
             return None
 
     def _finished(self, prompt_id: str) -> Json | None:
