@@ -1,5 +1,6 @@
 """The comparison plot: every figure of the runs over every input that was varied. Needs matplotlib."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,9 @@ def draw_plot(records: Sequence[Json], folder: Path) -> Path | None:
     names = _figure_names(done)[:_MOST_FIGURES]
     if len(done) < 2 or not names:
         return None
-    figure = Figure((5.2 * len(inputs) + 0.4, 2.9 * len(names) + 0.5), dpi=110, facecolor="white", layout="constrained")
+    figure: Any = Figure(
+        (5.2 * len(inputs) + 0.4, 2.9 * len(names) + 0.5), dpi=110, facecolor="white", layout="constrained"
+    )
     grid: Any = figure.subplots(len(names), len(inputs), squeeze=False)
     short = short_names([column for column, _ in inputs])
     for row, name in enumerate(names):
@@ -38,8 +41,11 @@ def draw_plot(records: Sequence[Json], folder: Path) -> Path | None:
             others = [other for other in inputs if other[0] != column]
             _panel(grid[row][place], done, name, column, values, others)
             grid[row][place].set_xlabel(short[column] if row == len(names) - 1 else "", fontsize=10, color=INK)
+    figure.get_layout_engine().set(w_pad=0.14, h_pad=0.1)
     path = folder / "comparison.png"
-    figure.savefig(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
+        figure.savefig(path)
     return path
 
 
@@ -85,8 +91,9 @@ def _panel(
     if not is_numeric or len(values) <= _MOST_FIGURES:
         axes.set_xticks(list(at.values()), [_short(value) for value in values], minor=False)
         axes.minorticks_off()
-        if not is_numeric and len(values) > 3:
-            axes.tick_params(axis="x", rotation=30)
+        if not is_numeric:
+            axes.margins(x=0.12)
+            axes.tick_params(axis="x", rotation=30 if len(values) > 3 else 0)
     axes.set_title(name, loc="left", fontsize=11, color=INK)
     axes.tick_params(colors=MUTED, labelsize=9, length=0)
     axes.grid(axis="y", color=RULE, linewidth=0.8)

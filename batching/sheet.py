@@ -126,7 +126,10 @@ class _Sheet:
         for number, picture in enumerate(self._shown[record["key"]]):
             picture = picture.convert("RGB")
             picture.thumbnail((self._side, self._height))
-            page.paste(picture, (left + number * (self._side + _GAP), top))
+            corner = (left + number * (self._side + _GAP), top)
+            page.paste(picture, corner)
+            # White pictures end somewhere, too.
+            draw.rectangle((*corner, corner[0] + picture.width - 1, top + picture.height - 1), outline=RULE)
         below = top + self._height + 2
         if record["status"] == DONE:
             if not self._shown[record["key"]]:
