@@ -34,7 +34,7 @@ the table
     a blue star,30
   YAML (or the same as .json): "grid" runs every combination, "list" reads lists side by side, "set" is for all runs.
     set:  {KSampler.steps: 20}
-    grid: {Dependency Noise.kl: [0.01, 0.1], 7.mu: [0, 0.98]}
+    grid: {DependencyNoise.kl: [0.01, 0.1], 7.mu: [0, 0.98]}
     list: {RandomNoise.noise_seed: [1, 2], Prompt.text: [a red circle, a blue star]}
 
 what comes of it, in the folder --out

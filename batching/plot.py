@@ -102,7 +102,7 @@ def _panel(
     for side in axes.spines.values():
         side.set_visible(False)
     if apart:
-        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+        axes.legend(fontsize=9, labelcolor=INK, framealpha=0.85, edgecolor="none")
 
 
 def _is_number(value: Any) -> bool:

@@ -17,7 +17,7 @@ def every_output(video: str) -> dict[str, Any]:
     webp = {"filename_prefix": "all/clip", "fps": 8.0, "lossless": False, "quality": 80, "method": "default"}
     video_file = {"filename_prefix": "all/video", "format": "auto", "codec": "auto"}
     return {
-        "clip": {"class_type": "CoherenceDemoClip", "inputs": size | {"motion": "move right"}},
+        "clip": {"class_type": "CoherenceDemoClip", "inputs": size | {"motion": "slide"}},
         "save": {"class_type": "SaveImage", "inputs": {"images": ["clip", 0], "filename_prefix": "all/picture"}},
         "show": {"class_type": "PreviewImage", "inputs": {"images": ["clip", 0]}},
         "webp": {"class_type": "SaveAnimatedWEBP", "inputs": webp | {"images": ["clip", 0]}},

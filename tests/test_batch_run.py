@@ -11,7 +11,7 @@ from coherence.batching.cli import main
 from coherence.hosting.provision import PACK
 from PIL import Image
 
-GRID = {"grid": {"clip.motion": ["move right", "grow"], "clip.seed": [1, 2]}}
+GRID = {"grid": {"clip.motion": ["slide", "grow"], "clip.seed": [1, 2]}}
 
 
 def history(server) -> set[str]:
@@ -109,7 +109,7 @@ def test_a_saved_workflow_runs_over_a_yaml_grid_with_the_demo_model(server, tmp_
     table = tmp_path / "few.yaml"
     table.write_text(
         "set: {BasicScheduler.steps: 2, 5.batch_size: 3, '14.scale_by': 1}\n"
-        "grid:\n  Dependency Noise.kl: [0.01, 1.65]\n  Temporal Momentum Attention.mu: [0.98]\n"
+        "grid:\n  DependencyNoise.kl: [0.01, 1.65]\n  TemporalMomentumAttention.mu: [0.98]\n"
     )
     workflow = PACK / "workflows" / "zs2_text_to_video.json"
     assert main([str(workflow), str(table), "--server", server.url, "--out", str(tmp_path / "out")]) == 0

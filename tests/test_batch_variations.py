@@ -29,7 +29,12 @@ def value_of(runs, node: str, name: str) -> list:
 
 
 def test_a_node_is_meant_by_title_by_id_or_by_class(zs2, object_info):
-    columns = {"Prompt.text": "a", "5.width": 64, "KSamplerSelect.sampler_name": "euler", "Dependency Noise.kl": 0.5}
+    columns = {
+        "Prompt.text": "a",
+        "5.width": 64,
+        "KSamplerSelect.sampler_name": "euler",
+        "Dependency Noise (ZS²).kl": 0.5,
+    }
     (run,) = make_runs(zs2, [columns], object_info)
     assert run.prompt["3"]["inputs"]["text"] == "a"
     assert run.prompt["5"]["inputs"]["width"] == 64
@@ -46,7 +51,7 @@ def test_cells_of_a_spreadsheet_become_what_the_input_takes(zs2, object_info):
     assert value_of([run], "6", "kl") == [0.1]
     assert value_of([run], "6", "noise_seed") == [big], "no bit of a seed is lost"
     assert value_of([run], "15", "lossless") == [True]
-    assert run.seeds == {"Dependency Noise (6).noise_seed": big}
+    assert run.seeds == {"Dependency Noise (ZS²) (6).noise_seed": big}
 
 
 @pytest.mark.parametrize(
@@ -100,9 +105,9 @@ def test_an_input_that_a_choice_brings_along_is_set_after_the_choice(object_info
 
 
 def test_rows_that_ask_for_the_same_are_one_run(zs2, object_info):
-    rows = [{"6.kl": 0.1}, {"6.kl": Cell("0.10")}, {"Dependency Noise.kl": 0.2}]
+    rows = [{"6.kl": 0.1}, {"6.kl": Cell("0.10")}, {"DependencyNoise.kl": 0.2}]
     runs = make_runs(zs2, rows, object_info)
-    assert [(run.number, run.values) for run in runs] == [(1, {"6.kl": 0.1}), (2, {"Dependency Noise.kl": 0.2})]
+    assert [(run.number, run.values) for run in runs] == [(1, {"6.kl": 0.1}), (2, {"DependencyNoise.kl": 0.2})]
 
 
 NODES = st.dictionaries(
