@@ -1,5 +1,6 @@
 """Workers on the machines of a Ray cluster, each with a ComfyUI server of its own. Needs Ray."""
 
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -188,6 +189,8 @@ class RayWorker:
 
 def connect(address: str) -> Any:
     """The module ``ray``, connected to the cluster at ``address``, or to one on this machine (``local``)."""
+    # Ray starts its workers as background work, and what they start would be so, too.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         import ray
     except ImportError as error:
