@@ -39,7 +39,7 @@ def test_hosting_is_typed_right_on_every_system(platform, tmp_path):
     options += ["--follow-imports", "skip"]  # the nodes have a test of their own
     # Two processes at once would lock each other out.
     options += ["--cache-dir", str(PACK / ".mypy_cache" / platform)]
-    packages = [word for name in STANDARD for word in ("-p", f"coherence.{name}")]
+    packages = [word for name in (*STANDARD, "batching") for word in ("-p", f"coherence.{name}")]
     command = [sys.executable, "-m", "mypy", *options, *packages]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
