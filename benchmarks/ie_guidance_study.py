@@ -19,6 +19,8 @@ of the video model's clips that move as their prompt says.
 Intervals are 95% bootstrap intervals over scenes; differences from plain CFG are taken scene by scene.
 """
 
+# ruff: noqa: E402 (the pack needs its name first)
+
 from __future__ import annotations
 
 import argparse
@@ -38,16 +40,18 @@ from studies import PACK
 from torch import Tensor
 
 sys.path.append(str(PACK))  # its modules that need no ComfyUI: that one runs in the server
-import ie_guidance_report as report
-from picture_metrics import edge_slope
+import pack
 
-from demo.motion import FRAMES, MovingScene, moving_caption, random_moving_scene
-from demo.motion_reader import read_motion
-from demo.reader import correct, read, shape_mask
-from demo.shapes import Scene, caption, coverage, paint, random_scene
-from hosting.provision import Host
-from hosting.server import Server
-from metrics.similarity import ssim
+pack.enter()
+import ie_guidance_report as report
+from coherence.demo.motion import FRAMES, MovingScene, moving_caption, random_moving_scene
+from coherence.demo.motion_reader import read_motion
+from coherence.demo.reader import correct, read, shape_mask
+from coherence.demo.shapes import Scene, caption, coverage, paint, random_scene
+from coherence.hosting.provision import Host
+from coherence.hosting.server import Server
+from coherence.metrics.similarity import ssim
+from picture_metrics import edge_slope
 
 Json = dict[str, Any]
 SIDE = 128  # pixels

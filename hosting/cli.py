@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from ..client.locking import lock
 from .browser import require_browser
 from .demo import demo
 from .errors import HostError
 from .find import default_cache, find_host, require_test_packages
-from .locking import lock
 from .provision import PACK, PACK_NAME, Host
 from .server import Server
 from .tools import say

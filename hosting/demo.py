@@ -8,24 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..client.server import outputs
+from ..client.workflow import Json, read_workflow, to_prompt
 from .errors import HostError
 from .progress import ProgressBar
-from .provision import PACK_NAME, Host
-from .server import Server, outputs
+from .provision import PACK, PACK_NAME, Host
+from .server import Server
 from .tools import say
-from .workflow import Json, to_prompt
 
 _SEEDS = ("seed", "noise_seed")
-
-
-def read_workflow(path: Path) -> Json:
-    """The JSON in a file; HostError says why there is none."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise HostError(f"The workflow {path} cannot be read: {error.strerror}.") from error
-    except json.JSONDecodeError as error:
-        raise HostError(f"The workflow {path} is no JSON: {error}.") from error
 
 
 def set_seed(prompt: Json, seed: int) -> None:
@@ -106,7 +97,7 @@ def _look_at(host: Host, saved: list[Path]) -> Json:
     made = [clip.with_name(f"{clip.stem}_sheet.png")]
     if not any(path.suffix == ".mp4" for path in saved):
         made.append(clip.with_suffix(".mp4"))
-    script = Path(__file__).with_name("clip.py")
+    script = PACK / "client" / "clip.py"
     result = subprocess.run([host.python, script, clip, *made], capture_output=True, text=True, check=False)
     if result.returncode:
         raise HostError(f"The clip {clip} was saved, but looking at it failed:\n{result.stderr[-2000:]}")

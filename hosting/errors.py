@@ -1,5 +1,5 @@
 """The one exception that the command line shows without a traceback."""
 
+from ..client.errors import ComfyError as HostError
 
-class HostError(RuntimeError):
-    """A failure that the user can act on: its text says what was expected, what came and what to do."""
+__all__ = ["HostError"]

@@ -9,10 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..client.locking import lock
+from ..client.process import python_of
 from .errors import HostError
-from .locking import lock
 from .provision import COMFYUI, PACK, Host, provision
-from .tools import installers, python_in, run, say
+from .tools import installers, run, say
 
 PACK_REQUIREMENTS = PACK / "requirements.txt"
 TEST_REQUIREMENTS = PACK / "requirements-dev.txt"
@@ -65,10 +66,7 @@ def find_host(comfyui: str | None, python: str | None, cache: Path) -> Host:
 
 
 def _users_host(comfyui: Path, python: str | None) -> Host:
-    environments = [folder / name for folder in (comfyui, comfyui.parent) for name in ("venv", ".venv")]
-    beside = [*map(python_in, environments), comfyui.parent / "python_embeded" / "python.exe"]
-    found = next((path for path in beside if path.is_file()), Path(sys.executable))
-    host = Host(comfyui, Path(python).absolute() if python else found, is_ours=False)
+    host = Host(comfyui, Path(python).absolute() if python else python_of(comfyui), is_ours=False)
     if missing := _missing(host, ["torch", "aiohttp"]):
         raise HostError(
             f"{host.python} cannot run the ComfyUI in {comfyui}: it lacks {', '.join(missing)}. Name its Python "

@@ -10,10 +10,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..client.locking import lock
+from ..client.process import python_in
 from .archive import extract, verify_sha256
 from .errors import HostError
-from .locking import lock
-from .tools import Installers, installers, python_in, run, run_quietly, say, works
+from .tools import Installers, installers, run, run_quietly, say, works
 
 PACK = Path(__file__).absolute().parent.parent
 PACK_NAME = "ComfyUI-Coherence"

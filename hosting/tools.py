@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..client.process import python_in
 from .errors import HostError
 
 NO_NETWORK = re.compile(
@@ -21,11 +22,6 @@ NO_NETWORK = re.compile(
 def say(text: str) -> None:
     """Tell the user what happens now."""
     print(f"coherence: {text}", file=sys.stderr, flush=True)
-
-
-def python_in(environment: Path) -> Path:
-    """The interpreter of a virtual environment."""
-    return environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 
 def works(command: Sequence[str | Path]) -> bool:

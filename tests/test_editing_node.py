@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 from coherence.attention.register import AttentionRegistry
+from coherence.client.errors import PromptError
+from coherence.client.workflow import to_prompt
 from coherence.demo.model import load_model
 from coherence.hosting.provision import PACK
-from coherence.hosting.server import PromptError
-from coherence.hosting.workflow import to_prompt
 from coherence.nodes.editing import EntropyGuidedEdit
 from coherence.nodes.register import SelectAttentionLayers
 from comfy.samplers import sampler_object

@@ -10,11 +10,12 @@ import subprocess
 import sys
 
 import pytest
-from coherence.hosting.demo import prompt_text_node, read_workflow, set_seed
-from coherence.hosting.errors import HostError
+from coherence.client.errors import ComfyError
+from coherence.client.process import python_in
+from coherence.client.workflow import read_workflow
+from coherence.hosting.demo import prompt_text_node, set_seed
 from coherence.hosting.progress import ProgressBar
 from coherence.hosting.provision import PACK
-from coherence.hosting.tools import python_in
 from PIL import Image
 
 HOST_PY = PACK / "host.py"
@@ -59,9 +60,10 @@ def test_a_mistake_is_explained_without_a_traceback(arguments, complaint):
 
 def test_the_comfyui_that_the_pack_lies_in_is_found(tmp_path):
     pack = tmp_path / "ComfyUI" / "custom_nodes" / "pack"
-    shutil.copytree(PACK / "hosting", pack / "hosting")
-    shutil.copy(PACK / "requirements.txt", pack)
-    shutil.copy(HOST_PY, pack)
+    for folder in ("client", "hosting"):
+        shutil.copytree(PACK / folder, pack / folder)
+    for file in ("__init__.py", "host.py", "pack.py", "requirements.txt"):
+        shutil.copy(PACK / file, pack)
     (tmp_path / "ComfyUI" / "main.py").touch()
     command = [sys.executable, pack / "host.py", "demo", "--python", sys.executable, "--workflow", "nowhere.json"]
     env = {name: value for name, value in os.environ.items() if name != "COMFYUI_PATH"}
@@ -79,7 +81,7 @@ def test_a_python_without_torch_is_told_what_to_install(comfyui_path, tmp_path):
 
 def test_a_workflow_that_is_no_json_is_named(tmp_path):
     (tmp_path / "workflow.json").write_text("{nodes")
-    with pytest.raises(HostError, match=r"workflow\.json is no JSON"):
+    with pytest.raises(ComfyError, match=r"workflow\.json is no JSON"):
         read_workflow(tmp_path / "workflow.json")
 
 

@@ -3,7 +3,7 @@
 import av
 import numpy as np
 import pytest
-from coherence.hosting.clip import contact_sheet, read_frames, ssim, temporal_consistency, write_mp4
+from coherence.client.clip import contact_sheet, read_frames, ssim, temporal_consistency, write_mp4
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

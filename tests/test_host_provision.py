@@ -32,8 +32,10 @@ PROVISION = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from hosting.errors import HostError
-from hosting.provision import Recipe, provision
+import pack
+pack.enter()
+from coherence.hosting.errors import HostError
+from coherence.hosting.provision import Recipe, provision
 recipe = Recipe(**json.loads(sys.argv[3]))
 try:
     print(provision(Path(sys.argv[2]), recipe).comfyui)

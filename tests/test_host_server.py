@@ -8,10 +8,12 @@ import subprocess
 import sys
 
 import pytest
+from coherence.client.errors import ComfyError, PromptError
+from coherence.client.process import free_port
+from coherence.client.server import outputs
 from coherence.hosting.cli import DEMO_WORKFLOW
-from coherence.hosting.errors import HostError
 from coherence.hosting.provision import PACK, PACK_NAME
-from coherence.hosting.server import PromptError, Server, free_port, outputs
+from coherence.hosting.server import Server
 from PIL import Image
 
 
@@ -104,7 +106,7 @@ def test_an_uploaded_picture_can_be_loaded(server, tmp_path):
 
 def test_a_port_in_use_is_refused_before_anything_starts(server):
     with (
-        pytest.raises(HostError, match=f"Port {server.port} is in use"),
+        pytest.raises(ComfyError, match=f"Port {server.port} is in use"),
         Server(server.host, port=server.port),
     ):
         pass
@@ -112,7 +114,7 @@ def test_a_port_in_use_is_refused_before_anything_starts(server):
 
 def test_a_server_that_dies_is_reported_with_the_end_of_its_log(server):
     dying = Server(server.host, arguments=["--no-such-option"])
-    with pytest.raises(HostError, match=r"(?s)died with exit code 2.*--no-such-option"), dying:
+    with pytest.raises(ComfyError, match=r"(?s)died with exit code 2.*--no-such-option"), dying:
         pass
 
 
@@ -122,7 +124,7 @@ def test_a_server_killed_while_it_works_is_reported(server):
         def kill(*_: object) -> None:
             doomed.process.kill()
 
-        with pytest.raises(HostError, match=r"(?s)died with exit code.*got prompt"):
+        with pytest.raises(ComfyError, match=r"(?s)died with exit code.*got prompt"):
             doomed.queue(clip_prompt(), kill)
     assert not doomed.base.exists()
 

@@ -5,7 +5,8 @@ import time
 import pytest
 import torch
 from coherence.attention.weights_file import SUFFIX, load
-from coherence.hosting.server import PromptError, outputs
+from coherence.client.errors import PromptError
+from coherence.client.server import outputs
 from safetensors import safe_open
 from safetensors.torch import save_file
 

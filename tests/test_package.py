@@ -81,3 +81,10 @@ def test_pyproject_says_what_the_registry_asks_for():
     assert re.fullmatch(r"\d+\.\d+\.\d+", settings["version"])
     with Image.open(PACK / settings["Icon"]) as icon:
         assert icon.size[0] == icon.size[1] <= 400
+
+
+def test_batches_can_be_run_from_the_package(package):
+    command = [sys.executable, "-S", "-E", str(package / "batch.py"), "--help"]  # as a Python without packages would
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "WORKFLOW TABLE" in done.stdout

@@ -8,10 +8,11 @@ import torch
 from coherence.attention.register import AttentionRegistry, RegistryError
 from coherence.attention.registry_file import SUFFIX, from_json, to_json
 from coherence.attention.sites import NoSuchSiteError
+from coherence.client.errors import PromptError
+from coherence.client.server import outputs
+from coherence.client.workflow import to_prompt
 from coherence.demo.model import load_model
 from coherence.hosting.provision import PACK
-from coherence.hosting.server import PromptError, outputs
-from coherence.hosting.workflow import to_prompt
 from coherence.nodes.map_preview import AttentionMapPreview
 from coherence.nodes.register import NODES, EntropyRegister, ReselectAttentionLayers, SelectAttentionLayers
 from PIL import Image

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from coherence.hosting.clip import ssim as ssim_of_numpy
+from coherence.client.clip import ssim as ssim_of_numpy
 from coherence.metrics.similarity import FINEST, LUMA, iou, psnr, ssim
 from hypothesis import given
 from hypothesis import strategies as st

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from coherence.hosting.errors import HostError
+from coherence.client.errors import ComfyError
+from coherence.client.workflow import to_prompt
 from coherence.hosting.provision import PACK
-from coherence.hosting.workflow import to_prompt
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -78,7 +78,7 @@ def test_comfyuis_own_workflows_convert_as_in_the_browser(page, server):
             continue
         try:
             ours = to_prompt(workflow, object_info)
-        except HostError:
+        except ComfyError:
             continue  # nodes of other packs
         for feature in features(workflow, object_info) & WANTED:
             seen[feature] += 1
@@ -250,11 +250,11 @@ def test_values_may_be_saved_by_name(object_info):
 
 
 def test_unknown_nodes_are_named(object_info):
-    with pytest.raises(HostError, match="does not know: NoSuchNode, OtherNode"):
+    with pytest.raises(ComfyError, match="does not know: NoSuchNode, OtherNode"):
         to_prompt({"nodes": [node(1, "OtherNode", [], [], []), node(2, "NoSuchNode", [], [], [])]}, object_info)
     assert to_prompt({"nodes": [node(1, "NoSuchNode", [], [], [], mode=2)]}, object_info) == {}
 
 
 def test_a_prompt_in_api_format_is_no_workflow(object_info):
-    with pytest.raises(HostError, match="no workflow in UI format"):
+    with pytest.raises(ComfyError, match="no workflow in UI format"):
         to_prompt(to_prompt(TEXT_TO_IMAGE, object_info), object_info)

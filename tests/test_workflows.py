@@ -10,10 +10,11 @@ import av
 import numpy as np
 import pytest
 import torch
-from coherence.hosting.clip import read_frames, temporal_consistency
+from coherence.client.clip import read_frames, temporal_consistency
+from coherence.client.errors import PromptError
+from coherence.client.server import outputs
+from coherence.client.workflow import to_prompt
 from coherence.hosting.provision import PACK, PACK_NAME
-from coherence.hosting.server import PromptError, outputs
-from coherence.hosting.workflow import to_prompt
 from coherence.metrics.similarity import psnr
 from coherence.nodes.cross_frame import CrossFrameAttention
 from coherence.nodes.momentum import TemporalMomentumAttention

@@ -13,8 +13,8 @@ CLIP = FOLDER / "assets" / "red_circle.mp4"
 FPS = 8.0
 sys.path.append(str(FOLDER.parent))
 
+from client.clip import write_mp4  # noqa: E402
 from demo.clips import render_clip  # noqa: E402
-from hosting.clip import write_mp4  # noqa: E402
 
 
 def main(path: Path = CLIP) -> None:

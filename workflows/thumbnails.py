@@ -20,9 +20,13 @@ FOLDER = Path(__file__).resolve().parent
 SIDE, GAP = 256, 4
 sys.path.append(str(FOLDER.parent))
 
-from hosting.provision import Host  # noqa: E402
-from hosting.server import Server, outputs  # noqa: E402
-from hosting.workflow import to_prompt  # noqa: E402
+import pack  # noqa: E402
+
+pack.enter()
+from coherence.client.server import outputs  # noqa: E402
+from coherence.client.workflow import to_prompt  # noqa: E402
+from coherence.hosting.provision import Host  # noqa: E402
+from coherence.hosting.server import Server  # noqa: E402
 
 Prompt = dict[str, Any]
 

@@ -4,18 +4,21 @@ import asyncio
 import base64
 import hashlib
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from aiohttp import WSMsgType, web
-from coherence.hosting.websocket import WebSocket, WebSocketClosed, WebSocketError
+from coherence.client.websocket import WebSocket, WebSocketClosed, WebSocketError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 HOST = "127.0.0.1"
+CERTIFICATE = Path(__file__).with_name("localhost.pem")
 
 
 async def _answer(request: web.Request) -> web.WebSocketResponse:
@@ -35,16 +38,16 @@ async def _answer(request: web.Request) -> web.WebSocketResponse:
     return answer
 
 
-@pytest.fixture(scope="module")
-def echo_port() -> Iterator[int]:
-    """A real aiohttp server in a thread of its own."""
+@contextmanager
+def echo_server(tls: ssl.SSLContext | None = None) -> Iterator[int]:
+    """A real aiohttp server in a thread of its own; its port."""
     loop = asyncio.new_event_loop()
     runner = web.AppRunner(web.Application())
     runner.app.router.add_get("/ws", _answer)
 
     async def start() -> int:
         await runner.setup()
-        site = web.TCPSite(runner, HOST, 0)
+        site = web.TCPSite(runner, HOST, 0, ssl_context=tls)
         await site.start()
         return site._server.sockets[0].getsockname()[1]
 
@@ -55,6 +58,29 @@ def echo_port() -> Iterator[int]:
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
+
+
+@pytest.fixture(scope="module")
+def echo_port() -> Iterator[int]:
+    """Port of a server without TLS."""
+    with echo_server() as port:
+        yield port
+
+
+def test_messages_go_over_tls_to_a_server_that_can_prove_its_name_and_to_no_other(monkeypatch):
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(CERTIFICATE)
+    with echo_server(tls) as port:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            WebSocket(HOST, port, "/ws", is_secure=True)
+        monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+        with WebSocket(HOST, port, "/ws", is_secure=True) as client:
+            client.send("x" * 300_000)
+            assert client.receive(10) == "x" * 300_000
+            with pytest.raises(TimeoutError):
+                client.receive(0.05)
+            client.send(b"after the timeout")
+            assert client.receive(10) == b"after the timeout"
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535, 65536, 300_000])

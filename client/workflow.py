@@ -3,11 +3,13 @@
 Does what the frontend's ``graphToPrompt`` does, so that a saved workflow runs without a browser.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from .errors import HostError
+from .errors import ComfyError
 
 Json = dict[str, Any]
 _MUTED, _BYPASSED = 2, 4
@@ -62,6 +64,16 @@ class _Scope:
         return cls({item["id"]: item for item in graph["nodes"]}, links, path, parent, node or {})
 
 
+def read_workflow(path: Path) -> Json:
+    """The JSON in a file; ComfyError says why there is none."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ComfyError(f"The workflow {path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ComfyError(f"The workflow {path} is no JSON: {error}.") from error
+
+
 def to_prompt(workflow: Json, object_info: Json) -> Json:
     """The API format of a workflow in UI format.
 
@@ -74,10 +86,10 @@ def to_prompt(workflow: Json, object_info: Json) -> Json:
         are left out; reroutes, primitives, bypasses and subgraphs are resolved.
 
     Raises:
-        HostError: it is no UI workflow, or it holds nodes that the server does not know.
+        ComfyError: it is no UI workflow, or it holds nodes that the server does not know.
     """
     if not isinstance(workflow.get("nodes"), list):
-        raise HostError('This is no workflow in UI format: expected a JSON object with a list "nodes".')
+        raise ComfyError('This is no workflow in UI format: expected a JSON object with a list "nodes".')
     return _Converter(workflow, object_info).convert()
 
 
@@ -93,7 +105,7 @@ class _Converter:
         active = list(self._active(self._root))
         unknown = sorted({node["type"] for _, node in active} - self._object_info.keys())
         if unknown:
-            raise HostError(
+            raise ComfyError(
                 f"The workflow uses nodes that this ComfyUI does not know: {', '.join(unknown)}. Install the "
                 "packs they come from, mute them, or see the server's log if one of them failed to load."
             )
@@ -140,8 +152,8 @@ class _Converter:
         remaining = iter(() if by_name is not None else saved)
 
         def walk(inputs: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
-            for name, spec in _ordered(inputs, info if not prefix else {}):
-                kind, options = _kind(spec)
+            for name, spec in ordered_inputs(inputs, info if not prefix else {}):
+                kind, options = input_kind(spec)
                 if kind not in _WIDGETS or options.get("forceInput"):
                     continue
                 default = _default(kind, spec, options)
@@ -210,8 +222,9 @@ def _id(scope: _Scope, node: Json) -> str:
     return f"{scope.path}{node['id']}"
 
 
-def _ordered(inputs: Json, info: Json) -> Iterator[tuple[str, list]]:
-    order = info.get("input_order", {})
+def ordered_inputs(inputs: Json, info: Json | None = None) -> Iterator[tuple[str, list]]:
+    """Name and spec of each input, in the order of the canvas; ``inputs`` is a part of ``info``."""
+    order = (info or {}).get("input_order", {})
     for section in ("required", "optional"):
         specs = inputs.get(section, {})
         names = order.get(section, ())
@@ -219,7 +232,7 @@ def _ordered(inputs: Json, info: Json) -> Iterator[tuple[str, list]]:
             yield name, specs[name]
 
 
-def _kind(spec: list) -> tuple[str, Json]:
+def input_kind(spec: list) -> tuple[str, Json]:
     """Type and options of an input; old nodes give a list of choices in place of the type."""
     options = spec[1] if len(spec) > 1 else {}
     kind = "COMBO" if isinstance(spec[0], list) else spec[0]

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import os
 import socket
+import ssl
 import struct
 import time
 from contextlib import ExitStack, suppress
@@ -29,16 +30,18 @@ class WebSocketClosed(ConnectionError):
 class WebSocket:
     """One connection; not for several threads at once."""
 
-    def __init__(self, host: str, port: int, path: str = "/", timeout: float = 30.0) -> None:
-        """Connect and shake hands (RFC 6455 section 4.1); ``timeout`` in seconds."""
+    def __init__(self, host: str, port: int, path: str = "/", timeout: float = 30.0, is_secure: bool = False) -> None:
+        """Connect and shake hands (RFC 6455 section 4.1); ``timeout`` in seconds, ``is_secure`` for wss."""
         self._socket = socket.create_connection((host, port), timeout)
         self._buffer = bytearray()
         self._fragments: list[bytes] = []
         self._fragments_opcode: int | None = None
         self._close_sent = False
         with ExitStack() as on_failure:
-            on_failure.callback(self._socket.close)
-            self._shake_hands(f"{host}:{port}", path, time.monotonic() + timeout)
+            on_failure.callback(lambda: self._socket.close())
+            if is_secure:
+                self._socket = ssl.create_default_context().wrap_socket(self._socket, server_hostname=host)
+            self._shake_hands(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", path, time.monotonic() + timeout)
             on_failure.pop_all()
 
     def __enter__(self) -> "WebSocket":

@@ -1,0 +1,22 @@
+"""Makes the pack importable as ``coherence`` for its command lines, whatever its folder is called.
+
+Its modules import each other relatively. As ``coherence.client`` they do so without a folder of the pack, ``nodes`` or
+``metrics``, in the way of another module of that name.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+NAME = "coherence"
+
+
+def enter() -> None:
+    """Name the pack, and take its folder off the path."""
+    spec = importlib.util.spec_from_file_location(NAME, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[NAME] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() != ROOT]
