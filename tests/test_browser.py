@@ -101,6 +101,7 @@ def test_a_blueprint_is_found_by_search_inserted_and_run(blank_page, server, art
     page.wait_for_function("() => app.graph.nodes.length === 1")
     page.evaluate(WIRE)
     page.evaluate(SET, SMALL)
+    page.evaluate("app.canvas.deselectAll()")
     page.keyboard.press(".")  # the view fits all
     press_run(page)
     page.wait_for_function(f"() => ({BLANK})().length === 0")
