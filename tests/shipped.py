@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 from coherence.client.clip import read_frames
-from coherence.hosting.provision import PACK
 from coherence.client.server import outputs
+from coherence.hosting.provision import PACK
 
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
 FOR_CHECKPOINTS = [

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from coherence.client.clip import temporal_consistency
-from coherence.hosting.provision import PACK
 from coherence.client.server import outputs
+from coherence.hosting.provision import PACK
 from coherence.metrics.similarity import psnr
 from pages import BLANK, IN_VIEW, SET, open_template, press_run, require_no_complaint, require_nodes_apart
 from PIL import Image

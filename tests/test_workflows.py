@@ -10,10 +10,10 @@ import av
 import numpy as np
 import pytest
 import torch
-from coherence.hosting.provision import PACK, PACK_NAME
 from coherence.client.errors import PromptError
 from coherence.client.server import outputs
 from coherence.client.workflow import to_prompt
+from coherence.hosting.provision import PACK, PACK_NAME
 from coherence.nodes.cross_frame import CrossFrameAttention
 from coherence.nodes.momentum import TemporalMomentumAttention
 from PIL import Image
