@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import sys
@@ -105,6 +106,15 @@ def server(comfyui_path: Path):
 
     with Server(Host(comfyui_path, Path(sys.executable), is_ours=False)) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def to_api(server):
+    """A workflow's file as a prompt for the server."""
+    from coherence.client.workflow import to_prompt
+
+    object_info = server.object_info()
+    return lambda path: to_prompt(json.loads(path.read_text("utf-8")), object_info)
 
 
 @pytest.fixture(scope="session")

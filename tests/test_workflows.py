@@ -2,147 +2,24 @@
 
 import io
 import json
-import math
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
-from coherence.client.clip import read_frames, temporal_consistency
 from coherence.client.errors import PromptError
 from coherence.client.server import outputs
 from coherence.client.workflow import to_prompt
 from coherence.hosting.provision import PACK, PACK_NAME
-from coherence.metrics.similarity import psnr
 from coherence.nodes.cross_frame import CrossFrameAttention
 from coherence.nodes.momentum import TemporalMomentumAttention
 from PIL import Image
+from shipped import FOR_CHECKPOINTS, MODEL_FILES, SMALL, TAKING_VIDEOS, WORKFLOWS, ZS2, frames_of, inputs_of
 from tiny_models import FAMILIES, sample
 from tiny_models.stand_ins import STAND_INS
-
-WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
-FOR_CHECKPOINTS = [
-    path
-    for path in WORKFLOWS
-    for text in [path.read_text("utf-8")]
-    if '"CheckpointLoaderSimple"' in text and '"CoherenceDemoModel"' not in text
-]
-"""For models that everybody has and nobody ships: they run small, on random models under the same names."""
-AS_SHIPPED = [path for path in WORKFLOWS if path not in FOR_CHECKPOINTS]
-CLIPS = [path for path in AS_SHIPPED if '"SaveAnimatedWEBP"' in path.read_text("utf-8")]
-ZS2 = PACK / "workflows" / "zs2_text_to_video.json"
-
-
-@pytest.fixture(scope="module")
-def to_api(server):
-    """A workflow's file as a prompt for the server."""
-    object_info = server.object_info()
-    return lambda path: to_prompt(json.loads(path.read_text("utf-8")), object_info)
-
-
-@pytest.fixture(scope="module")
-def finished(server, to_api):
-    """The history entry of a workflow, which runs as it ships, once."""
-    entries = {}
-
-    def run(path: Path) -> dict:
-        if path not in entries:
-            entries[path] = server.queue(to_api(path))
-        return entries[path]
-
-    return run
-
-
-def frames_of(server, entry: dict, folder: Path) -> np.ndarray:
-    """Frames (count, height, width, 3) uint8 of the animated WEBP among the outputs."""
-    (file,) = (file for file in outputs(entry) if file["filename"].endswith(".webp"))
-    path = folder / file["filename"]
-    path.write_bytes(server.download(file))
-    return read_frames(path)[0]
-
-
-def inputs_of(prompt: dict, class_type: str) -> dict:
-    """The inputs of the only node of a class."""
-    (node,) = (node for node in prompt.values() if node["class_type"] == class_type)
-    return node["inputs"]
-
-
-@pytest.mark.parametrize("path", AS_SHIPPED, ids=lambda path: path.stem)
-def test_a_workflow_runs_as_it_ships(finished, path):
-    entry = finished(path)
-    assert entry["status"]["status_str"] == "success"
-    assert outputs(entry) + outputs(entry, "temp")
-
-
-@pytest.mark.parametrize("path", CLIPS, ids=lambda path: path.stem)
-def test_the_clip_of_a_workflow_moves_coherently(server, finished, path, tmp_path):
-    entry = finished(path)
-    frames = frames_of(server, entry, tmp_path)
-    assert len(frames) >= 8
-    assert (frames[0] != frames[-1]).any(), "the clip stands still"
-    assert frames.std() > 10, "the clip shows nothing"
-    assert temporal_consistency(frames) > 0.7, "the clip flickers"
-
-
-def test_a_trained_adapter_shows_and_is_a_lora_for_the_stock_loader(server, finished, tmp_path):
-    finished(PACK / "workflows" / "ge_adapter_train.json")
-    frames = frames_of(server, finished(PACK / "workflows" / "ge_adapter_apply.json"), tmp_path).astype(float)
-    without, applied = frames[:, :, :128], frames[:, :, -128:]
-    assert abs(without - applied).mean() > 0.5
-    prompt = {
-        "model": {"class_type": "CoherenceDemoModel", "inputs": {"kind": "image"}},
-        "lora": {
-            "class_type": "LoraLoaderModelOnly",
-            "inputs": {
-                "model": ["model", 0],
-                "lora_name": "ge_adapter_demo_00001_.ge_adapter.safetensors",
-                "strength_model": 1.0,
-            },
-        },
-        "sigmas": {
-            "class_type": "BasicScheduler",
-            "inputs": {"model": ["lora", 0], "scheduler": "normal", "steps": 1, "denoise": 1.0},
-        },
-        "show": {"class_type": "PreviewAny", "inputs": {"source": ["sigmas", 0]}},
-    }
-    assert server.queue(prompt)["status"]["status_str"] == "success"
-
-
-def test_the_mp4_holds_the_frames_of_the_animated_webp(server, finished, tmp_path):
-    entry = finished(ZS2)
-    frames = frames_of(server, entry, tmp_path)
-    (file,) = (file for file in outputs(entry) if file["filename"].endswith(".mp4"))
-    with av.open(io.BytesIO(server.download(file))) as container:
-        decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    assert decoded.shape == frames.shape
-    error = (decoded.astype(float) - frames.astype(float)).std()
-    assert error < 8, "H.264 and WEBP both lose a little, but show the same"
-
-
-def test_the_noise_chart_and_its_figures_stand_beside_the_clip(server, finished, to_api):
-    entry = finished(ZS2)
-    (chart,) = outputs(entry, "temp")
-    with Image.open(io.BytesIO(server.download(chart))) as picture:
-        assert min(picture.size) > 400
-    kl = inputs_of(to_api(ZS2), "DependencyNoise")["kl"]
-    (text,) = (node["text"][0] for node in entry["outputs"].values() if "text" in node)
-    report = json.loads(text)
-    assert report["kl"] == pytest.approx([kl] * (report["frames"] - 1), abs=2e-4)
-    assert report["neighbour_correlation"] == pytest.approx(1 - kl / math.sqrt(math.e), abs=0.01)
-
-
-def test_the_inversion_workflow_gives_the_clip_back(server, finished):
-    """Its previews show source, copy without a filter and copy with one, side by side."""
-    entry = finished(PACK / "workflows" / "bilateral_inversion.json")
-    pictures = [Image.open(io.BytesIO(server.download(file))) for file in outputs(entry, "temp")]
-    frames = torch.stack([torch.from_numpy(np.array(picture.convert("RGB"))) for picture in pictures]) / 255
-    source, plain, filtered = frames.chunk(3, dim=2)
-    assert psnr(plain, source).mean() > 30
-    assert 20 < psnr(filtered, source).mean() < psnr(plain, source).mean()
-    (text,) = (node["text"][0] for node in entry["outputs"].values() if "text" in node)
-    assert json.loads(text)["norm"][-1] == pytest.approx(1, abs=0.1)
 
 
 def test_the_same_seed_gives_the_same_frames_and_another_seed_others(server, to_api, tmp_path):
@@ -178,19 +55,17 @@ WITHOUT = {
     "zs2_instruct_pix2pix": ("CoherenceDemoClip", {"colour": "green"}),
 }
 """How each is run without what it adds to its checkpoint, or on another video: a node's class, and its inputs."""
-MODEL_FILES = {"ckpt_name": "checkpoints", "control_net_name": "controlnet", "lora_name": "loras"}
 
 
 @pytest.fixture(scope="module")
 def drawn_small(server, to_api, stand_ins, tmp_path_factory):
     """Frames of a workflow on small random models: (workflow's name, a node's class, its inputs) → as it ships but
     for the size, or with these inputs of that node."""
-    small = {"width": 64, "height": 64, "size": 64, "batch_size": 2, "frames": 2, "steps": 2, "lossless": True}
 
     def draw(name: str, class_type: str = "", inputs: dict | None = None) -> np.ndarray:
         prompt = to_api(PACK / "workflows" / f"{name}.json")
         for node in prompt.values():
-            node["inputs"] |= {key: value for key, value in small.items() if key in node["inputs"]}
+            node["inputs"] |= {key: value for key, value in SMALL.items() if key in node["inputs"]}
         if inputs:
             inputs_of(prompt, class_type).update(inputs)
         return frames_of(server, server.queue(prompt), tmp_path_factory.mktemp(name))
@@ -217,6 +92,51 @@ def test_the_models_that_workflows_load_are_told_on_a_help_page_and_stood_in_for
     assert loaded == STAND_INS.keys()
     page = (PACK / "web" / "docs" / "TemporalMomentumAttention.md").read_text("utf-8")
     assert not [name for name in loaded if f"`{name.split('/')[1]}` ({name.split('/')[0]})" not in page]
+
+
+# Videos of the user ---------------------------------------------------------------------------------------------
+
+
+def write_video(path: Path, frames: int, size: int, fps: int) -> None:
+    """A gradient that slides, as H.264."""
+    ramp = np.arange(size, dtype=np.uint8) * (256 // size)
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps))
+        stream.width = stream.height = size
+        for index in range(frames):
+            picture = np.repeat(np.tile(np.roll(ramp, 4 * index), (size, 1))[..., None], 3, axis=2)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def with_own_video(workflow: dict, name: str) -> dict:
+    """The workflow as its note says: a video chosen, and its frames drawn to where the demo clip's went."""
+    (clip,) = (node for node in workflow["nodes"] if node["type"] == "CoherenceDemoClip")
+    (load,) = (node for node in workflow["nodes"] if node["type"] == "LoadVideo")
+    (last,) = (node for node in workflow["nodes"] if node.get("title") == "As large as the model draws")
+    load["widgets_values"][0] = name
+    for link in workflow["links"]:
+        if link[1:3] == [clip["id"], 0]:
+            link[1:3] = [last["id"], 0]
+    return workflow
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("path", TAKING_VIDEOS, ids=lambda path: path.stem)
+def test_a_users_video_takes_the_demo_clips_place_as_the_note_says(server, tmp_path, path):
+    """It is longer and larger than the workflow draws; what comes out is a video again."""
+    write_video(tmp_path / "mine.mp4", frames=24, size=128, fps=12)
+    name = server.upload_image(tmp_path / "mine.mp4")
+    workflow = with_own_video(json.loads(path.read_text("utf-8")), name)
+    prompt = to_prompt(workflow, server.object_info())
+    for node in prompt.values():
+        limits = SMALL | {"length": 2, "refine_iterations": 0}
+        node["inputs"] |= {key: value for key, value in limits.items() if key in node["inputs"]}
+    entry = server.queue(prompt)
+    assert entry["status"]["status_str"] == "success"
+    (video,) = (file for file in outputs(entry) if file["filename"].endswith(".mp4"))
+    with av.open(io.BytesIO(server.download(video))) as container:
+        assert len(list(container.decode(video=0))) == 2
 
 
 # Stock nodes ---------------------------------------------------------------------------------------------------

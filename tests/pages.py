@@ -1,0 +1,84 @@
+"""What tests do and see in ComfyUI's page, with playwright's synchronous interface."""
+
+import json
+
+from coherence.hosting.provision import PACK, PACK_NAME
+
+COMPLAINTS = """() => ({
+    "missing nodes": app.graph.nodes.filter(node => !LiteGraph.registered_node_types[node.type]).map(node => node.type),
+    "nodes in red": app.graph.nodes.filter(node => node.has_errors).map(node => node.type),
+    "links to nowhere": [...app.graph.links.values()]
+        .filter(link => !app.graph.getNodeById(link.origin_id) || !app.graph.getNodeById(link.target_id))
+        .map(link => link.id),
+    "errors of the last run": Object.values(app.lastNodeErrors ?? {}),
+    "dialogs and error messages": [...document.querySelectorAll("[role=dialog], .p-toast-message-error")]
+        .map(element => element.innerText),
+})"""
+WATCH_THE_RUN = """() => { window.run = new Promise((resolve, reject) => {
+    app.api.addEventListener("execution_success", event => resolve(event.detail.prompt_id))
+    app.api.addEventListener("execution_error", event => reject(new Error(event.detail.exception_message)))
+    setTimeout(() => reject(new Error("the run does not end")), 600_000)
+}) }"""
+# What nodes that show something lack: pictures and videos that have arrived and lie inside the node, or a text.
+BLANK = """() => app.graph.nodes.filter(node => node.mode === 0).map(node => {
+    const name = `${node.title} (${node.type})`
+    const videos = (node.widgets ?? []).map(widget => widget.element?.querySelector?.("video")).filter(video => video)
+    const bottom = app.canvas.canvas.getBoundingClientRect().top
+        + (node.pos[1] + node.size[1] + app.canvas.ds.offset[1]) * app.canvas.ds.scale
+    if (["PreviewImage", "SaveAnimatedWEBP", "SaveImage"].includes(node.type))
+        return node.imgs?.length && node.imgs.every(image => image.naturalWidth) ? "" : `${name}: no picture`
+    if (node.type === "SaveVideo") {
+        if (!videos.some(video => video.videoWidth)) return `${name}: no video`
+        const end = videos[0].getBoundingClientRect().bottom
+        if (end > innerHeight) return `${name}: the video ends below the window`
+        return end - bottom > 2 ? `${name}: the video ends ${end - bottom} pixels below its node` : ""
+    }
+    if (node.type === "PreviewAny")
+        return node.widgets.some(widget => String(widget.value).length > 20) ? "" : `${name}: no text`
+    return ""
+}).filter(complaint => complaint)"""
+OPENED = """types => {
+    const opened = (window.app?.graph?.nodes ?? []).map(node => node.type).sort()
+    return opened.length === types.length && opened.every((type, index) => type === types[index])
+}"""
+SET = """values => app.graph.nodes.flatMap(node => node.widgets ?? [])
+    .filter(widget => widget.name in values).forEach(widget => { widget.value = values[widget.name] })"""
+IN_VIEW = "() => app.graph.nodes.every(node => app.canvas.visible_nodes.includes(node))"
+BOXES = "() => app.graph.nodes.map(node => [node.title, ...node.getBounding()])"
+
+
+def wait_for_template(page, name: str) -> None:
+    """Return when the page shows the nodes of a template, its view fitted to them."""
+    workflow = json.loads((PACK / "workflows" / f"{name}.json").read_text("utf-8"))
+    page.wait_for_function(OPENED, arg=sorted(node["type"] for node in workflow["nodes"]))
+    page.locator("#splash-loader").wait_for(state="detached")
+    page.wait_for_timeout(2000)  # the canvas fits the view to the graph, with an animation
+
+
+def open_template(page, server, name: str) -> None:
+    """Open a template by its address, which loads the frontend itself."""
+    page.set_viewport_size({"width": 1900, "height": 1000})
+    page.goto(f"{server.url}/?template={name}&source={PACK_NAME}")
+    wait_for_template(page, name)
+
+
+def press_run(page) -> str:
+    """Press the page's button and wait until all has run; the prompt's id."""
+    page.evaluate(WATCH_THE_RUN)
+    page.get_by_test_id("queue-button").click()
+    return page.evaluate("window.run")
+
+
+def require_no_complaint(page) -> None:
+    """No node is missing or red, no dialog and no message of an error is open."""
+    complaints = page.evaluate(COMPLAINTS)
+    assert not any(complaints.values()), complaints
+
+
+def require_nodes_apart(page) -> None:
+    """No node covers a part of another."""
+    boxes = page.evaluate(BOXES)
+    for index, (title, x, y, width, height) in enumerate(boxes):
+        for other, x2, y2, width2, height2 in boxes[:index]:
+            apart = x + width <= x2 or x2 + width2 <= x or y + height <= y2 or y2 + height2 <= y
+            assert apart, f"{title!r} overlaps {other!r}"

@@ -1,0 +1,39 @@
+"""The workflows that ship with the pack: which there are, and what comes out of their runs."""
+
+from pathlib import Path
+
+import numpy as np
+from coherence.client.clip import read_frames
+from coherence.client.server import outputs
+from coherence.hosting.provision import PACK
+
+WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
+FOR_CHECKPOINTS = [
+    path
+    for path in WORKFLOWS
+    for text in [path.read_text("utf-8")]
+    if '"CheckpointLoaderSimple"' in text and '"CoherenceDemoModel"' not in text
+]
+"""For models that everybody has and nobody ships: they run small, on random models under the same names."""
+AS_SHIPPED = [path for path in WORKFLOWS if path not in FOR_CHECKPOINTS]
+CLIPS = [path for path in AS_SHIPPED if '"SaveAnimatedWEBP"' in path.read_text("utf-8")]
+TAKING_VIDEOS = [path for path in WORKFLOWS if '"LoadVideo"' in path.read_text("utf-8")]
+ZS2 = PACK / "workflows" / "zs2_text_to_video.json"
+SMALL = {"width": 64, "height": 64, "size": 64, "batch_size": 2, "frames": 2, "steps": 2, "lossless": True}
+"""Inputs of a workflow on small random models."""
+MODEL_FILES = {"ckpt_name": "checkpoints", "control_net_name": "controlnet", "lora_name": "loras"}
+"""Inputs that name a model → its folder."""
+
+
+def frames_of(server, entry: dict, folder: Path) -> np.ndarray:
+    """Frames (count, height, width, 3) uint8 of the animated WEBP among the outputs."""
+    (file,) = (file for file in outputs(entry) if file["filename"].endswith(".webp"))
+    path = folder / file["filename"]
+    path.write_bytes(server.download(file))
+    return read_frames(path)[0]
+
+
+def inputs_of(prompt: dict, class_type: str) -> dict:
+    """The inputs of the only node of a class."""
+    (node,) = (node for node in prompt.values() if node["class_type"] == class_type)
+    return node["inputs"]

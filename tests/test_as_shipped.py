@@ -1,0 +1,146 @@
+"""Every workflow as its user meets it: opened in the page and run by its button; then what came out of the run."""
+
+import io
+import json
+import math
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from coherence.client.clip import temporal_consistency
+from coherence.client.server import outputs
+from coherence.hosting.provision import PACK
+from coherence.metrics.similarity import psnr
+from pages import BLANK, IN_VIEW, SET, open_template, press_run, require_no_complaint, require_nodes_apart
+from PIL import Image
+from shipped import AS_SHIPPED, CLIPS, FOR_CHECKPOINTS, SMALL, WORKFLOWS, ZS2, frames_of, inputs_of
+
+
+@pytest.fixture(scope="module")
+def finished(server, to_api):
+    """The history entry of a workflow that runs as it ships: from the cache, where the page has just run it."""
+    entries = {}
+
+    def run(path: Path) -> dict:
+        if path not in entries:
+            entries[path] = server.queue(to_api(path))
+        return entries[path]
+
+    return run
+
+
+def entry_of(server, prompt_id: str, seconds: float = 10.0) -> dict:
+    """A prompt's entry of the history, where it comes shortly after the message of its success."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if entry := server.get(f"/history/{prompt_id}").get(prompt_id):
+            return entry
+        time.sleep(0.1)
+    raise TimeoutError(f"{prompt_id} does not come into the history")
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_opens_runs_by_the_button_and_shows_what_it_made(blank_page, server, artefacts, finished, path):
+    page = blank_page
+    open_template(page, server, path.stem)
+    page.screenshot(path=artefacts / f"{path.stem}_opened.png")
+    require_no_complaint(page)
+    require_nodes_apart(page)
+    assert page.evaluate("app.canvas.ds.scale") > 0.572, "at a smaller scale the canvas draws no text"
+    assert page.evaluate(IN_VIEW)
+    if path in FOR_CHECKPOINTS:
+        page.evaluate(SET, SMALL)
+    prompt_id = press_run(page)
+    try:
+        page.wait_for_function(f"() => ({BLANK})().length === 0", timeout=20_000)
+    finally:
+        page.screenshot(path=artefacts / f"{path.stem}_finished.png")
+        blank = page.evaluate(BLANK)
+    assert not blank
+    require_no_complaint(page)
+    require_nodes_apart(page)
+    entry = entry_of(server, prompt_id)
+    assert entry["status"]["status_str"] == "success"
+    if path in AS_SHIPPED:
+        again, first = (sorted(file["filename"] for file in outputs(one)) for one in (finished(path), entry))
+        assert again == first, "over the API it is the same prompt: nothing runs again"
+
+
+@pytest.mark.parametrize("path", AS_SHIPPED, ids=lambda path: path.stem)
+def test_a_workflow_runs_as_it_ships(finished, path):
+    entry = finished(path)
+    assert entry["status"]["status_str"] == "success"
+    assert outputs(entry) + outputs(entry, "temp")
+
+
+@pytest.mark.parametrize("path", CLIPS, ids=lambda path: path.stem)
+def test_the_clip_of_a_workflow_moves_coherently(server, finished, path, tmp_path):
+    entry = finished(path)
+    frames = frames_of(server, entry, tmp_path)
+    assert len(frames) >= 8
+    assert (frames[0] != frames[-1]).any(), "the clip stands still"
+    assert frames.std() > 10, "the clip shows nothing"
+    assert temporal_consistency(frames) > 0.7, "the clip flickers"
+
+
+def test_a_trained_adapter_shows_and_is_a_lora_for_the_stock_loader(server, finished, tmp_path):
+    finished(PACK / "workflows" / "ge_adapter_train.json")
+    frames = frames_of(server, finished(PACK / "workflows" / "ge_adapter_apply.json"), tmp_path).astype(float)
+    without, applied = frames[:, :, :128], frames[:, :, -128:]
+    assert abs(without - applied).mean() > 0.5
+    prompt = {
+        "model": {"class_type": "CoherenceDemoModel", "inputs": {"kind": "image"}},
+        "lora": {
+            "class_type": "LoraLoaderModelOnly",
+            "inputs": {
+                "model": ["model", 0],
+                "lora_name": "ge_adapter_demo_00001_.ge_adapter.safetensors",
+                "strength_model": 1.0,
+            },
+        },
+        "sigmas": {
+            "class_type": "BasicScheduler",
+            "inputs": {"model": ["lora", 0], "scheduler": "normal", "steps": 1, "denoise": 1.0},
+        },
+        "show": {"class_type": "PreviewAny", "inputs": {"source": ["sigmas", 0]}},
+    }
+    assert server.queue(prompt)["status"]["status_str"] == "success"
+
+
+def test_the_mp4_holds_the_frames_of_the_animated_webp(server, finished, tmp_path):
+    entry = finished(ZS2)
+    frames = frames_of(server, entry, tmp_path)
+    (file,) = (file for file in outputs(entry) if file["filename"].endswith(".mp4"))
+    with av.open(io.BytesIO(server.download(file))) as container:
+        decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    assert decoded.shape == frames.shape
+    error = (decoded.astype(float) - frames.astype(float)).std()
+    assert error < 8, "H.264 and WEBP both lose a little, but show the same"
+
+
+def test_the_noise_chart_and_its_figures_stand_beside_the_clip(server, finished, to_api):
+    entry = finished(ZS2)
+    (chart,) = outputs(entry, "temp")
+    with Image.open(io.BytesIO(server.download(chart))) as picture:
+        assert min(picture.size) > 400
+    kl = inputs_of(to_api(ZS2), "DependencyNoise")["kl"]
+    (text,) = (node["text"][0] for node in entry["outputs"].values() if "text" in node)
+    report = json.loads(text)
+    assert report["kl"] == pytest.approx([kl] * (report["frames"] - 1), abs=2e-4)
+    assert report["neighbour_correlation"] == pytest.approx(1 - kl / math.sqrt(math.e), abs=0.01)
+
+
+def test_the_inversion_workflow_gives_the_clip_back(server, finished):
+    """Its previews show source, copy without a filter and copy with one, side by side."""
+    entry = finished(PACK / "workflows" / "bilateral_inversion.json")
+    pictures = [Image.open(io.BytesIO(server.download(file))) for file in outputs(entry, "temp")]
+    frames = torch.stack([torch.from_numpy(np.array(picture.convert("RGB"))) for picture in pictures]) / 255
+    source, plain, filtered = frames.chunk(3, dim=2)
+    assert psnr(plain, source).mean() > 30
+    assert 20 < psnr(filtered, source).mean() < psnr(plain, source).mean()
+    (text,) = (node["text"][0] for node in entry["outputs"].values() if "text" in node)
+    assert json.loads(text)["norm"][-1] == pytest.approx(1, abs=0.1)
