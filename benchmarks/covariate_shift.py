@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from ei2_bench import FORMS, Bench, Budget, Clip, remember
-from studies import COLOURS, PICTURES, bootstrap, markdown, pack, shown
+from studies import COLOURS, PICTURES, bootstrap, markdown, pack, shown, slim
 from torch import Tensor, nn
 
 NAME = "covariate_shift"
@@ -279,6 +279,7 @@ def main() -> None:
     for place in [arguments.out / NAME] + [PICTURES] * arguments.publish:
         (place / f"{NAME}.md").write_text(text + "\n", "utf-8")
         chart(records).savefig(place / f"{NAME}.png")
+        slim(place / f"{NAME}.png")
 
 
 if __name__ == "__main__":

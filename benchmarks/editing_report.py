@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from studies import PICTURES, Estimate, bootstrap, font, markdown, pack, shown
+from studies import PICTURES, Estimate, bootstrap, font, markdown, pack, shown, slim
 from torch import Tensor
 
 KINDS = {"rendered": "Rendered clips, inverted", "generated": "Clips drawn by the model"}
@@ -103,7 +103,8 @@ def publish(study: str, summary: Summary, pictures: list[dict[str, Any]], record
     """``study``.png, .jpg (the sheet) and .md (the tables) in ``web/docs/pictures``."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     clips = len(records) // len(summary)
-    chart(summary, clips).save(PICTURES / f"{study}.png", optimize=True)
+    chart(summary, clips).save(PICTURES / f"{study}.png")
+    slim(PICTURES / f"{study}.png")
     contact_sheet(pictures).save(PICTURES / f"{study}.jpg", quality=88, optimize=True)
     tables = (f"**{KINDS[kind]}** ({clips} clips)\n\n{table(ways)}\n" for kind, ways in summary.items())
     (PICTURES / f"{study}.md").write_text("\n".join(tables), "utf-8")

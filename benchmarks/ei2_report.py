@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from ei2_bench import CHANGES
 from PIL import Image, ImageDraw
-from studies import PICTURES, Estimate, bootstrap, font, markdown, pack, shown
+from studies import PICTURES, Estimate, bootstrap, font, markdown, pack, shown, slim
 from torch import Tensor
 
 NAME = "ei2_study"
@@ -117,5 +117,6 @@ def write(records: list[dict[str, Any]], clips: list[dict[str, Any]], folder: Pa
     for place in [folder] + [PICTURES] * is_published:
         (place / f"{NAME}.md").write_text(text + "\n", "utf-8")
         chart(records).savefig(place / f"{NAME}.png")
+        slim(place / f"{NAME}.png")
         contact_sheet(clips).save(place / f"{NAME}.jpg", quality=88, optimize=True)
     return text

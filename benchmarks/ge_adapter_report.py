@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from studies import PICTURES, Estimate, bootstrap, markdown, pack, shown
+from studies import PICTURES, Estimate, bootstrap, markdown, pack, shown, slim
 
 KERNELS, STEPS_OF_INVERSION = (0, 3, 5, 9), (4, 8, 16)
 """Kernel 0 is plain DDIM inversion."""
@@ -112,5 +112,6 @@ def chart(summary: Summary, steps: int) -> Image.Image:
 def publish(summary: Summary, steps: int) -> None:
     """``web/docs/pictures/ge_adapter_study.png`` and ``.md``."""
     PICTURES.mkdir(parents=True, exist_ok=True)
-    chart(summary, steps).save(PICTURES / "ge_adapter_study.png", optimize=True)
+    chart(summary, steps).save(PICTURES / "ge_adapter_study.png")
+    slim(PICTURES / "ge_adapter_study.png")
     (PICTURES / "ge_adapter_study.md").write_text(tables(summary, steps), "utf-8")

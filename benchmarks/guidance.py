@@ -30,7 +30,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from studies import COLOURS, PACK, PICTURES, enter_comfyui, markdown, pack
+from studies import COLOURS, PACK, PICTURES, enter_comfyui, markdown, pack, slim
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -323,6 +323,7 @@ def main() -> None:
         PICTURES.mkdir(parents=True, exist_ok=True)
         (PICTURES / f"{NAME}.md").write_text(f"{short_table(results)}\n", "utf-8")
         chart(results).savefig(PICTURES / f"{NAME}.png", dpi=90)
+        slim(PICTURES / f"{NAME}.png")
 
 
 if __name__ == "__main__":

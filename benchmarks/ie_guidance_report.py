@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from studies import COLOURS, PICTURES, Estimate, bootstrap, font, markdown, shown
+from studies import COLOURS, PICTURES, Estimate, bootstrap, font, markdown, shown, slim
 from torch import Tensor
 
 NAME = "ie_guidance_study"
@@ -144,6 +144,7 @@ def write(
     (folder / f"{study}.md").write_text(whole + "\n", "utf-8")
     for place, dpi in [(folder, 110)] + [(PICTURES, 80)] * is_published:
         chart(summaries, titles).savefig(place / f"{study}.png", dpi=dpi)
+        slim(place / f"{study}.png")
         sheet.save(place / f"{study}.jpg", quality=88, optimize=True)
     if is_published:
         (PICTURES / f"{study}.md").write_text(brief + "\n", "utf-8")

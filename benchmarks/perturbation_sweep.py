@@ -39,6 +39,7 @@ from studies import (
     pack,
     rank_correlation,
     shown,
+    slim,
 )
 from torch import Tensor
 
@@ -291,6 +292,7 @@ def main() -> None:
     (arguments.out / f"{NAME}.md").write_text(f"{layer_table(whole)}\n\n{correlation_table(found)}\n", "utf-8")
     for folder, dpi in [(arguments.out, 110)] + [(PICTURES, 80)] * arguments.publish:
         chart(whole, found).savefig(folder / f"{NAME}.png", dpi=dpi)
+        slim(folder / f"{NAME}.png")
         contact_sheet(pictures, world.layers).save(folder / f"{NAME}.jpg", quality=88, optimize=True)
     if arguments.publish:
         (PICTURES / f"{NAME}.md").write_text(brief + "\n", "utf-8")

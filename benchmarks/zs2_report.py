@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from studies import COLOURS, PICTURES, Estimate, bootstrap, font, markdown, resamples, shown
+from studies import COLOURS, PICTURES, Estimate, bootstrap, font, markdown, resamples, shown, slim
 from torch import Tensor
 from zs2_design import ATTENTIONS, BY_KL, BY_MU, CLAIMS, CROSS, KLS, MUS, NOISES, TABLES, Claim, Way
 
@@ -249,5 +249,6 @@ def write(records: Records, taken: dict[str, Any], sheet: Image.Image, folder: P
     for place, dpi in [(folder, 110)] + [(PICTURES, 80)] * is_published:
         (place / f"{NAME}.md").write_text(text, "utf-8")
         chart(kinds).savefig(place / f"{NAME}.png", dpi=dpi)
+        slim(place / f"{NAME}.png")
         sheet.save(place / f"{NAME}.jpg", quality=86, optimize=True)
     return text

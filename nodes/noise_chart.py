@@ -126,7 +126,7 @@ def _chart(correlations: Tensor, kl: Tensor, alpha: Tensor, sought: list[float] 
     upper.set_ylim(0, max(1.25 * highest, 1e-3))
     style_axes(
         lower,
-        f"α: share of the noise kept from the frame before{key}",
+        f"α: share of noise kept{key}",
         "Frame (counted from 0)",
         "α = correlation²",
         note=f"1: all of it.  0: none of it.  Mean here: {alpha.mean():.4f}.",

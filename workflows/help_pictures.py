@@ -1,0 +1,274 @@
+"""Draws the pictures of the help pages with the demo model: charts of the nodes, and clips frame by frame.
+
+    python workflows/help_pictures.py --comfyui DIR [NAME ...]
+
+Run it with the Python of that ComfyUI, after a change of a node or of the demo model; it takes minutes. The pages'
+captions say what each picture shows: change both together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from help_scenes import Scene, chart, strips
+
+from hosting.provision import Host
+from hosting.server import Server
+
+STAR = "a yellow star on a blue background"  # size and place are left to the noise
+ANY_COLOURS = "a large star in the centre"
+
+
+def dependency_noise(server: Server) -> None:
+    scene = Scene(STAR)
+    for kl in (0.01, 0.05, 0.1, 0.25, 1.65):
+        scene.clip(f"kl {kl:g}", noise=scene.dependency_noise(kl))
+    strips("DependencyNoise", scene.run(server))
+
+
+def video_noise_prior(server: Server) -> None:
+    scene = Scene(STAR)
+    for prior, alpha in (("iid", 0.5), ("mixed", 0.5), ("progressive", 0.5), ("mixed", 0.9), ("progressive", 0.9)):
+        noise = scene.add("VideoNoisePrior", noise_seed=1, prior=prior, alpha=alpha)[0]
+        scene.clip(prior if prior == "iid" else f"{prior}\nalpha {alpha:g}", noise=noise)
+    strips("VideoNoisePrior", scene.run(server))
+
+
+def noise_correlation(server: Server) -> None:
+    scene = Scene(STAR, frames=12)
+    noise = scene.dependency_noise(0.01, kl_schedule="0:0.02, 5:0.02, 8:0.3, 11:0.02")
+    scene.show("chart", scene.add("NoiseCorrelation", noise=noise, latent_image=scene.latent)[0])
+    chart("NoiseCorrelation", scene.run(server)["chart"][0])
+
+
+def noise_frames(server: Server) -> None:
+    scene = Scene(STAR)
+    first = scene.dependency_noise(0.1)
+    frames = scene.add("NoiseFrames", noise=first, latent_image=scene.latent)[0]
+    scene.clip("first run", noise=first)
+    scene.clip("second run,\nwith previous", noise=scene.dependency_noise(0.1, previous=frames))
+    scene.clip("second run,\nwithout, seed 2", noise=scene.dependency_noise(0.1, seed=2))
+    strips("NoiseFrames", scene.run(server))
+
+
+def motion_field_noise(server: Server) -> None:
+    scene = Scene("a large white cross on a purple background", steps=20, seed=1)
+    model = scene.add("CrossFrameAttention", model=scene.model, keys="first", layers="*", start_percent=0.0,
+                      end_percent=1.0)[0]  # fmt: skip
+    quiet = scene.add("DisableNoise")[0]
+    for x, y in ((0, 0), (8, 0), (0, -8), (-8, 8)):
+        field = scene.add(
+            "MotionFieldNoise", model=model, positive=scene.positive, negative=scene.negative, cfg=5.0, noise_seed=1,
+            latent_image=scene.latent, sigmas=scene.sigmas, delta_x=float(x), delta_y=float(y), t0=0.3, t1=0.4,
+        )  # fmt: skip
+        scene.clip(
+            f"delta_x {x}\ndelta_y {y}", model=model, noise=quiet, latent=field[0], sigmas=field[1], sampler="euler"
+        )
+    strips("MotionFieldNoise", scene.run(server))
+
+
+def momentum_attention(server: Server) -> None:
+    scene = Scene(ANY_COLOURS)
+    for mu in (0.0, 0.5, 0.98, 1.0):
+        model = scene.add(
+            "TemporalMomentumAttention", model=scene.model, mu=mu, mu_schedule="", layers="*", start_percent=0.0,
+            end_percent=1.0, frames_per_batch=0,
+        )[0]  # fmt: skip
+        scene.clip(f"mu {mu:g}", model=model)
+    strips("TemporalMomentumAttention", scene.run(server))
+
+
+def cross_frame_attention(server: Server) -> None:
+    scene = Scene(ANY_COLOURS)
+    scene.clip("without")
+    for keys in ("first", "previous", "first_and_previous", "fine_coarse"):
+        model = scene.add("CrossFrameAttention", model=scene.model, keys=keys, layers="*", start_percent=0.0,
+                          end_percent=1.0, pool=2)[0]  # fmt: skip
+        scene.clip(keys.replace("_and_", "_and_\n"), model=model)
+    strips("CrossFrameAttention", scene.run(server))
+
+
+def registers(server: Server) -> None:
+    scene = Scene("a large red circle in the middle on a blue background", frames=1, steps=20, seed=7)
+    start = {"model": scene.model, "conditioning": scene.positive, "noise": scene.noise, "sigmas": scene.sigmas}
+    start |= {"latent_image": scene.latent}
+    register = scene.add(
+        "EntropyRegister", kind="all", select="lowest", count=0, percent=50.0, measure_steps="0, 5, 10, 15",
+        precision="exact", **start,
+    )  # fmt: skip
+    other = scene.add(
+        "ReselectAttentionLayers", registry=register[0], kind="all", select="highest", count=1, percent=50.0
+    )
+    maps = scene.add("AttentionMapPreview", layer="output.0.attn1", step=10, threshold=2.0, **start)
+    scene.show("EntropyRegister", register[1])
+    scene.show("ReselectAttentionLayers", other[1])
+    scene.show("AttentionMapPreview", maps[0])
+    for name, pictures in scene.run(server).items():
+        chart(name, pictures[0])
+
+
+def select_layers(server: Server) -> None:
+    scene = Scene("a large yellow triangle on the right on a blue background", seed=3)
+    scene.clip("plain")
+    for layers in ("middle", "output.2", "output", "*"):
+        registry = scene.add("SelectAttentionLayers", model=scene.model, layers=layers)[0]
+        model = scene.add("PerturbAttention", model=scene.model, registry=registry, matrix="uniform", alpha=0.5,
+                          start_percent=0.0, end_percent=1.0)[0]  # fmt: skip
+        scene.clip(f"layers {layers}", model=model)
+    strips("SelectAttentionLayers", scene.run(server))
+
+
+def inversions(server: Server) -> None:
+    """A clip through all ways to its noise and back."""
+    scene = Scene("a small red circle in the centre on a white background", cfg=1.0)
+    clip = scene.demo_clip("the clip", "circle", "red", "white", "slide", 0)
+    latent = scene.add("VAEEncode", pixels=clip[0], vae=scene.vae)[0]
+    quiet = scene.add("DisableNoise")[0]
+    again = {"noise": quiet, "sampler": "euler"}
+    plain = scene.invert(latent)
+    scene.clip("none", latent=plain, **again)
+    scene.clip("latent_spatial\nsigma_intensity\n0.2", **again,
+               latent=scene.invert(latent, mode="latent_spatial", sigma_intensity=0.2))  # fmt: skip
+    scene.clip("latent_spatial", latent=scene.invert(latent, mode="latent_spatial"), **again)
+    scene.clip("feature_temporal", latent=scene.invert(latent, mode="feature_temporal"), **again)
+
+    walk = scene.add(
+        "SamplerBilateralDDIMInvert", mode="none", kernel_size=5, sigma_spatial=1.0, sigma_intensity=1.0,
+        filter_until=0.5, restandardise=True, refine_iterations=2,
+    )[0]  # fmt: skip
+    guider = scene.add("BasicGuider", model=scene.model, conditioning=scene.positive)[0]
+    flipped = scene.add("FlipSigmas", sigmas=scene.sigmas)[0]
+    noise = scene.add("SamplerCustomAdvanced", noise=quiet, guider=guider, sampler=walk, sigmas=flipped,
+                      latent_image=latent)[0]  # fmt: skip
+    scene.decode("its noise", noise)
+    scene.clip("drawn again", latent=noise, **again)
+
+    given = scene.add("NoiseFromLatent", latent=plain, model=scene.model)[0]
+    scene.clip("drawn from it", noise=given, sampler="euler")
+    other = scene.encode("a small blue circle in the centre on a white background")
+    scene.clip("another prompt", noise=given, sampler="euler", positive=other, cfg=3.0)
+    rows = scene.run(server)
+    source = {"the clip": rows.pop("the clip")}
+    names = list(rows)
+    for name, part in (
+        ("BilateralDDIMInvert", names[:4]), ("SamplerBilateralDDIMInvert", names[4:6]), ("NoiseFromLatent", names[6:])
+    ):  # fmt: skip
+        strips(name, source | {row: rows[row] for row in part})
+
+
+def demo_clips(server: Server) -> None:
+    scene = Scene(STAR)
+    for shape, colour, background, motion in (
+        ("circle", "red", "white", "slide"), ("square", "blue", "yellow", "turn"), ("star", "green", "black", "grow"),
+        ("cross", "purple", "orange", "all"),
+    ):  # fmt: skip
+        clip = scene.demo_clip(motion, shape, colour, background, motion, 1)
+    scene.show("mask of the last", scene.add("MaskToImage", mask=clip[1])[0])
+    strips("CoherenceDemoClip", scene.run(server))
+
+
+def demo_models(server: Server) -> None:
+    rows = {}
+    for text in ("a small red star at the\ntop left on a green\nbackground", "a red star on a\nblue background"):
+        scene = Scene(text.replace("\n", " "), steps=25)
+        scene.clip(text)
+        rows |= scene.run(server)
+    for text in ("a large blue square\nin the centre on a yellow\nbackground, spinning",
+                 "a large orange circle\nat the bottom on a blue\nbackground, moving right"):  # fmt: skip
+        scene = Scene(text.replace("\n", " "), frames=16, steps=16, seed=7, kind="video")
+        scene.clip(text)
+        rows |= {name: frames[::2] for name, frames in scene.run(server).items()}
+    strips("CoherenceDemoModel", rows, 176)
+
+
+def consistency(server: Server) -> None:
+    scene = Scene("a blue star on a yellow background", steps=20)
+    clip = scene.demo_clip("source", "star", "blue", "yellow", "slide", 3)
+    latent = scene.add("VAEEncode", pixels=clip[0], vae=scene.vae)[0]
+    half = scene.add("BasicScheduler", model=scene.model, scheduler="karras", steps=20, denoise=0.5)[0]
+    drawn = scene.clip("drawn", latent=latent, sigmas=half)
+    scene.show("chart", scene.add("TemporalConsistency", images=drawn, reference=clip[0])[1])
+    chart("TemporalConsistency", scene.run(server)["chart"][0])
+
+
+def tuning(server: Server) -> None:
+    """One clip: EI² and Tune-A-Video tuned on it, and edits with the weights that come with the pack."""
+    scene = Scene("a red star on a white background", steps=16, cfg=3.0)
+    clip = scene.demo_clip("the clip", "star", "red", "white", "slide", 3)
+    latent = scene.add("VAEEncode", pixels=clip[0], vae=scene.vae)[0]
+    other = scene.encode("a blue star on a yellow background")
+    quiet = scene.add("DisableNoise")[0]
+    tuned = {}
+    stam = {"position": "before_cross", "frame_attention": "fine_coarse", "pool": 2, "norm": "spectral"}
+    stam |= {"strength": 1.0, "layers": "*"}
+    for node, inputs in (("STAMInflate", stam), ("TuneAVideoInflate", {"layers": "*"})):
+        inflated = scene.add(node, model=scene.model, **inputs)[0]
+        tuned[node] = scene.add(
+            "OneShotTune", model=inflated, positive=scene.positive, latent_image=latent, steps=100, learning_rate=1e-3,
+            batch_frames=0, gradient_checkpointing=False, precision="auto", seed=0,
+        )  # fmt: skip
+    example = scene.add("LoadSTAM", file="(example) red_star.stam.safetensors")[0]
+    models = {
+        "the model,\nnot tuned": scene.model,
+        "with the loaded\nweights": scene.add("STAMInflate", model=scene.model, weights=example, **stam)[0],
+        "Tune-A-Video": scene.add(
+            "TuneAVideoInflate", model=scene.model, layers="*", weights=tuned["TuneAVideoInflate"][0]
+        )[0],
+    }
+    for name, model in models.items():
+        noise = scene.invert(latent, model=model)
+        scene.clip(name, model=model, latent=noise, noise=quiet, positive=other, sampler="euler")
+    scene.show("chart", tuned["STAMInflate"][1])
+    rows = scene.run(server)
+    chart("OneShotTune", rows.pop("chart")[0])
+    last = {name: rows.pop(name) for name in list(rows)[3:]}
+    strips("LoadSTAM", rows)
+    strips("TuneAVideoInflate", {name: rows[name] for name in list(rows)[:2]} | last)
+
+
+def adapters(server: Server) -> None:
+    scene = Scene("a large red circle in the middle on a white background", seed=4, cfg=4.0)
+    adapter = scene.add("LoadGEAdapter", file="(example) three_clips.ge_adapter.safetensors")[0]
+    noise = scene.dependency_noise(0.05, seed=4)
+    scene.clip("without", noise=noise)
+    for strength, end in ((0.5, 0.1), (0.5, 0.5), (1.0, 1.0)):
+        model = scene.add("GEAdapterApply", model=scene.model, adapter=adapter, strength=strength, start_percent=0.0,
+                          end_percent=end)[0]  # fmt: skip
+        scene.clip(f"strength {strength:g}\nend_percent {end:g}", model=model, noise=noise)
+    texts = {
+        name: scene.add("GEAdapterTokens", conditioning=getattr(scene, name), adapter=adapter)[0]
+        for name in ("positive", "negative")
+    }
+    scene.clip("with the shared\ntokens", noise=noise, **texts)
+    rows = scene.run(server)
+    tokens = {name: rows.pop(name) for name in list(rows)[4:]}
+    strips("GEAdapterApply", rows)
+    strips("GEAdapterTokens", {"without": rows["without"]} | tokens)
+
+
+PAINTERS: dict[str, Callable[[Server], None]] = {
+    painter.__name__: painter
+    for painter in (
+        dependency_noise, video_noise_prior, noise_correlation, noise_frames, motion_field_noise, momentum_attention,
+        cross_frame_attention, registers, select_layers, inversions, demo_clips, demo_models, consistency, tuning,
+        adapters,
+    )
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to draw, else all: {', '.join(PAINTERS)}")
+    options = parser.parse_args()
+    with Server(Host(options.comfyui.resolve(), Path(sys.executable), is_ours=False)) as server:
+        for name in options.names or PAINTERS:
+            print(name, flush=True)
+            PAINTERS[name](server)
+
+
+if __name__ == "__main__":
+    main()
