@@ -156,14 +156,19 @@ def _require_tensor(name: str, entry: Any, size: int) -> None:
         raise ValueError(f"{name}: expected dtype, shape and data_offsets, got {shown(entry)}")
     if entry["dtype"] not in list(TYPES):  # a list: it may be anything, and need no hash
         raise ValueError(f"{name}: expected floating-point numbers ({', '.join(TYPES)}), got {shown(entry['dtype'])}")
-    shape = entry["shape"]
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _are_counts(offsets, size + 1) or len(offsets) != 2:
+        raise ValueError(f"{name}: expected begin and end within {size:,} bytes, got {shown(offsets)}")
     if (
-        not isinstance(shape, list)
+        not _are_counts(shape, MAX_LENGTH)
         or len(shape) > MAX_AXES
-        or not all(type(each) is int and 0 <= each < MAX_LENGTH for each in shape)
         or math.prod(shape) * TYPES[entry["dtype"]].itemsize > size
     ):
         raise ValueError(f"{name}: expected a shape that fits into {size:,} bytes, got {shown(shape)}")
+
+
+def _are_counts(value: Any, end: int) -> bool:
+    return isinstance(value, list) and all(type(each) is int and 0 <= each < end for each in value)
 
 
 def _size(file: BinaryIO) -> int:
