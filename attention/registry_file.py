@@ -8,15 +8,16 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
-from uuid import uuid4
 
 from .entropy import Energy
 from .register import CHOICES, ORDERS, PRECISIONS, AttentionRegistry, Figures, Layer, Measurement, Ranking
+from .safe_files import read_bytes, read_json, shown, write_whole
 from .sites import Kind
 
 FORMAT, VERSION = "coherence attention registry", 1
 SUFFIX = ".attention.json"
-MAX_BYTES = 16 * 2**20
+MAX_BYTES = 4 * 2**20  # some 9,000 layers
+MAX_COUNT = 2**64 - 1
 
 
 class RegistryFileError(ValueError):
@@ -57,9 +58,9 @@ def _layer_entry(layer: Layer) -> dict[str, Any]:
 def from_json(text: str) -> AttentionRegistry:
     """The registry that :func:`to_json` wrote; RegistryFileError where it is anything else."""
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits
-        raise RegistryFileError(f"no JSON: {error}") from error
+        content = read_json(text)
+    except ValueError as error:
+        raise RegistryFileError(str(error)) from error
     root = _Entry(content, "the file")
     if root.get("format", str) != FORMAT:
         raise RegistryFileError(f"format: expected {FORMAT!r}, got {root.get('format', str)!r}")
@@ -83,21 +84,19 @@ def from_json(text: str) -> AttentionRegistry:
 
 def save(registry: AttentionRegistry, path: Path) -> None:
     """Write ``registry`` to ``path``: a reader, or a crash, finds all of it or nothing."""
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}.part")
-    try:
-        temporary.write_text(to_json(registry), "utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = to_json(registry).encode()
+    if len(content) > MAX_BYTES:
+        raise RegistryFileError(
+            f"The registry cannot be saved: expected at most {MAX_BYTES:,} bytes, got {len(content):,}"
+        )
+    write_whole([content], path)
 
 
 def load(path: Path) -> AttentionRegistry:
     """The registry in the file ``path``; RegistryFileError says what is wrong with it."""
     try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise RegistryFileError(f"expected at most {MAX_BYTES:,} bytes, got {size:,}")
-        return from_json(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, RegistryFileError) as error:
+        return from_json(read_bytes(path, MAX_BYTES).decode())
+    except (OSError, ValueError) as error:
         raise RegistryFileError(
             f"{path.name} cannot be loaded: {error}. Choose a file that SaveAttentionRegistry wrote."
         ) from error
@@ -111,7 +110,7 @@ class _Entry:
 
     def __init__(self, value: Any, place: str) -> None:
         if not isinstance(value, dict):
-            raise RegistryFileError(f"{place}: expected an object, got {_shown(value)}")
+            raise RegistryFileError(f"{place}: expected an object, got {shown(value)}")
         self._value, self._place = value, place
 
     def has(self, name: str) -> bool:
@@ -126,7 +125,7 @@ class _Entry:
         # bool is an int to isinstance.
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or not fits(value):
             wanted = expected or getattr(kind, "__name__", str(kind))
-            raise RegistryFileError(f"{self._place}: {name}: expected {wanted}, got {_shown(value)}")
+            raise RegistryFileError(f"{self._place}: {name}: expected {wanted}, got {shown(value)}")
         return value
 
     def number(self, name: str, low: float = 0.0, high: float = math.inf) -> float:
@@ -134,7 +133,7 @@ class _Entry:
         return self.get(name, float, lambda x: math.isfinite(x) and low <= x <= high, span)
 
     def count(self, name: str, low: int = 0) -> int:
-        return self.get(name, int, lambda x: x >= low, f"a whole number of at least {low}")
+        return self.get(name, int, lambda x: low <= x <= MAX_COUNT, f"a whole number from {low} to {MAX_COUNT}")
 
     def one_of(self, name: str, options: tuple[str, ...]) -> Any:
         return self.get(name, str, lambda x: x in options, f"one of {', '.join(options)}")
@@ -193,8 +192,3 @@ def _read_selection(value: dict | str) -> Ranking | str:
         count=entry.count("count"),
         percent=entry.number("percent", 0.0, 100.0),
     )
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
-from uuid import uuid4
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from .forms import Form, InflationWeights
+from .safe_files import read_json, read_safetensors, shown, write_safetensors
 
 FORMAT, VERSION = "coherence inflation weights", "1"
 SUFFIX = ".stam.safetensors"
-TYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_BYTES = 4 * 2**30  # all layers of SDXL are 2.5 GB
 
 
 class WeightsFileError(ValueError):
@@ -37,17 +31,7 @@ def save(weights: InflationWeights, path: Path) -> None:
         "steps": str(weights.steps),
         "frames": str(weights.frames),
     }
-    write_whole(weights.tensors, metadata, path)
-
-
-def write_whole(tensors: Mapping[str, Tensor], metadata: dict[str, str], path: Path) -> None:
-    """Write a safetensors file: a reader, or a crash, finds all of it or nothing."""
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}.part")
-    try:
-        save_file({name: x.detach().cpu().clone().contiguous() for name, x in tensors.items()}, temporary, metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_safetensors(weights.tensors, metadata, path, MAX_BYTES)
 
 
 def pack_version() -> str:
@@ -59,19 +43,9 @@ def pack_version() -> str:
 def load(path: Path) -> InflationWeights:
     """The weights in the file ``path``; WeightsFileError says what is wrong with it."""
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
-                raise WeightsFileError(
-                    f"expected the format {FORMAT!r}, version {VERSION}, got {metadata.get('format')!r}, version "
-                    f"{metadata.get('version')!r}"
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        for name, tensor in tensors.items():
-            if tensor.dtype not in TYPES:
-                raise WeightsFileError(f"{name}: expected floating-point numbers, got {tensor.dtype}")
-            if not tensor.isfinite().all():
-                raise WeightsFileError(f"{name}: expected finite numbers, got NaN or infinity")
+        metadata, tensors = read_safetensors(path, FORMAT, VERSION, MAX_BYTES)
+        if empty := [name for name, tensor in tensors.items() if not tensor.numel()]:
+            raise WeightsFileError(f"{empty[0]}: expected numbers, got none")
         return InflationWeights(
             form=_read_form(metadata.get("form", "")),
             base=metadata.get("base", "?"),
@@ -79,25 +53,25 @@ def load(path: Path) -> InflationWeights:
             steps=_read_count(metadata, "steps"),
             frames=_read_count(metadata, "frames"),
         )
-    except (OSError, SafetensorError, WeightsFileError) as error:
+    except (OSError, ValueError) as error:
         raise WeightsFileError(f"{path.name} cannot be loaded: {error}. Choose a file that SaveSTAM wrote.") from error
 
 
 def _read_count(metadata: dict[str, str], name: str) -> int:
     text = metadata.get(name, "")
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise WeightsFileError(f"{name}: expected a whole number, got {text[:40]!r}")
+        raise WeightsFileError(f"{name}: expected a whole number, got {shown(text)}")
     return int(text)
 
 
 def _read_form(text: str) -> Form:
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise WeightsFileError(f"form: no JSON: {error}") from error
+        content = read_json(text)
+    except ValueError as error:
+        raise WeightsFileError(f"form: {error}") from error
     names = [each.name for each in fields(Form)]
     if not isinstance(content, dict) or sorted(content) != sorted(names):
-        raise WeightsFileError(f"form: expected an object with {', '.join(names)}, got {text[:80]!r}")
+        raise WeightsFileError(f"form: expected an object with {', '.join(names)}, got {shown(content)}")
     hints = get_type_hints(Form)
     for name, value in content.items():
         _require_type(name, value, hints[name])
@@ -109,4 +83,4 @@ def _require_type(name: str, value: Any, hint: Any) -> None:
     fits = value in options if options else type(value) is hint
     if not fits or (hint is int and not 1 <= value <= 64):
         expected = f"one of {', '.join(options)}" if options else f"{hint.__name__}"
-        raise WeightsFileError(f"form: {name}: expected {expected}, got {str(value)[:40]!r}")
+        raise WeightsFileError(f"form: {name}: expected {expected}, got {shown(value)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
@@ -15,7 +16,7 @@ from ..training.token_conditioning import with_tokens
 from .inflation import CATEGORY
 from .saved_files import SavedFiles
 
-ADAPTERS = SavedFiles(ge_adapter_file.SUFFIX, "a saved adapter", "SaveGEAdapter")
+ADAPTERS = SavedFiles(ge_adapter_file.SUFFIX, "a saved adapter", "SaveGEAdapter", ge_adapter_file.MAX_BYTES)
 Adapter = io.Custom("GE_ADAPTER")
 
 
@@ -147,9 +148,12 @@ class SaveGEAdapter(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+        return ADAPTERS.prefix_validity(filename_prefix)
+
+    @classmethod
     def execute(cls, adapter: GEAdapter, filename_prefix: str) -> io.NodeOutput:
-        path, told = ADAPTERS.next_path(filename_prefix)
-        ge_adapter_file.save(adapter, path)
+        told = ADAPTERS.save(filename_prefix, partial(ge_adapter_file.save, adapter))
         return io.NodeOutput(ui={"adapters": [told]})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
@@ -14,7 +16,7 @@ from .inflation import CATEGORY, Weights
 from .saved_files import SavedFiles
 from .training import Progress, draw_losses, time_text
 
-SAVED = SavedFiles(weights_file.SUFFIX, "saved weights", "SaveSTAM")
+SAVED = SavedFiles(weights_file.SUFFIX, "saved weights", "SaveSTAM", weights_file.MAX_BYTES)
 
 
 class OneShotTune(io.ComfyNode):
@@ -148,9 +150,12 @@ class SaveSTAM(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+        return SAVED.prefix_validity(filename_prefix)
+
+    @classmethod
     def execute(cls, weights: InflationWeights, filename_prefix: str) -> io.NodeOutput:
-        path, told = SAVED.next_path(filename_prefix)
-        weights_file.save(weights, path)
+        told = SAVED.save(filename_prefix, partial(weights_file.save, weights))
         return io.NodeOutput(ui={"weights": [told]})
 
 

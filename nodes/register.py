@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
@@ -29,7 +30,7 @@ from .register_chart import draw_registry
 from .register_inputs import Registry, ranking_inputs, registry_input, start_inputs
 from .saved_files import SavedFiles
 
-REGISTRIES = SavedFiles(registry_file.SUFFIX, "a saved registry", "SaveAttentionRegistry")
+REGISTRIES = SavedFiles(registry_file.SUFFIX, "a saved registry", "SaveAttentionRegistry", registry_file.MAX_BYTES)
 
 
 def _chart_output() -> io.Output:
@@ -185,9 +186,12 @@ class SaveAttentionRegistry(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+        return REGISTRIES.prefix_validity(filename_prefix)
+
+    @classmethod
     def execute(cls, registry: AttentionRegistry, filename_prefix: str) -> io.NodeOutput:
-        path, told = REGISTRIES.next_path(filename_prefix)
-        registry_file.save(registry, path)
+        told = REGISTRIES.save(filename_prefix, partial(registry_file.save, registry))
         return io.NodeOutput(ui={"registries": [told]})
 
 

@@ -180,7 +180,7 @@ def test_the_reason_says_where_and_what(change, reason):
         (to_json(SOME).encode()[:200], "no JSON"),
         (b"[" * 100_000, "no JSON"),
         (b"9" * 10_000, "no JSON"),
-        (b" " * (16 * 2**20 + 1), "at most 16,777,216 bytes"),
+        (b" " * (4 * 2**20 + 1), "at most 4,194,304 bytes"),
     ],
     ids=["empty", "binary", "cut off", "deep", "many digits", "huge"],
 )

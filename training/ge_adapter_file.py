@@ -13,16 +13,16 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..attention.weights_file import TYPES, pack_version, write_whole
+from ..attention.safe_files import read_json, read_safetensors, shown, write_safetensors
+from ..attention.weights_file import pack_version
 from .ge_adapter import GEAdapter, Training
 from .low_rank import LAYERS
 
 FORMAT, VERSION = "coherence ge-adapter", "1"
 SUFFIX = ".ge_adapter.safetensors"
-MAX_BYTES = 1 << 30
+MAX_BYTES, MAX_COUNT = 2**30, 10**9
 _SHARED = "ge_adapter.shared_tokens"
 _WEIGHT, _BIAS = "ge_adapter.projection.weight", "ge_adapter.projection.bias"
 _LORA = re.compile(r"lora_unet_\w+\.(lora_down\.weight|lora_up\.weight|alpha)")
@@ -43,25 +43,15 @@ def save(adapter: GEAdapter, path: Path) -> None:
         "pack_version": pack_version(),
         "training": json.dumps(asdict(adapter.training), ensure_ascii=False, allow_nan=False),
     }
-    write_whole(tensors, metadata, path)
+    write_safetensors(tensors, metadata, path, MAX_BYTES)
 
 
 def load(path: Path) -> GEAdapter:
     """The adapter in the file ``path``; GEAdapterFileError says what is wrong with it."""
     try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise GEAdapterFileError(f"expected at most {MAX_BYTES:,} bytes, got {size:,}")
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
-                raise GEAdapterFileError(
-                    f"expected the format {FORMAT!r}, version {VERSION}, got {metadata.get('format')!r}, version "
-                    f"{metadata.get('version')!r}"
-                )
-            training = _read_training(metadata.get("training", ""))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        return _assembled(tensors, training)
-    except (OSError, SafetensorError, ValueError) as error:
+        metadata, tensors = read_safetensors(path, FORMAT, VERSION, MAX_BYTES)
+        return _assembled(tensors, _read_training(metadata.get("training", "")))
+    except (OSError, ValueError) as error:
         raise GEAdapterFileError(
             f"{path.name} cannot be loaded: {error}. Choose a file that SaveGEAdapter wrote; for an ordinary LoRA use "
             "LoraLoader."
@@ -69,14 +59,11 @@ def load(path: Path) -> GEAdapter:
 
 
 def _assembled(tensors: dict[str, Tensor], training: Training) -> GEAdapter:
-    for name, tensor in tensors.items():
-        if tensor.dtype not in TYPES:
-            raise GEAdapterFileError(f"{name}: expected floating-point numbers, got {tensor.dtype}")
-        if not tensor.isfinite().all():
-            raise GEAdapterFileError(f"{name}: expected finite numbers, got NaN or infinity")
     if _SHARED not in tensors or (_WEIGHT in tensors) != (_BIAS in tensors):
         raise GEAdapterFileError(f"expected {_SHARED}, and both or none of {_WEIGHT} and {_BIAS}")
     shared, weight, bias = (tensors.pop(name, None) for name in (_SHARED, _WEIGHT, _BIAS))
+    if empty := [name for name, tensor in tensors.items() if not tensor.numel()]:
+        raise GEAdapterFileError(f"{empty[0]}: expected numbers, got none")
     if unknown := sorted(name for name in tensors if not _LORA.fullmatch(name)):
         raise GEAdapterFileError(f"unknown tensors: {', '.join(unknown[:3])}")
     assert shared is not None
@@ -85,22 +72,22 @@ def _assembled(tensors: dict[str, Tensor], training: Training) -> GEAdapter:
 
 def _read_training(text: str) -> Training:
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise GEAdapterFileError(f"training: no JSON: {error}") from error
+        content = read_json(text)
+    except ValueError as error:
+        raise GEAdapterFileError(f"training: {error}") from error
     names = [each.name for each in fields(Training)]
     if not isinstance(content, dict) or sorted(content) != sorted(names):
-        raise GEAdapterFileError(f"training: expected an object with {', '.join(names)}, got {text[:80]!r}")
+        raise GEAdapterFileError(f"training: expected an object with {', '.join(names)}, got {shown(content)}")
     fits = {
         "base": isinstance(content["base"], str),
         "layers": content["layers"] in LAYERS,
-        "frames": type(content["frames"]) is int and content["frames"] >= 1,
-        "steps": type(content["steps"]) is int and content["steps"] >= 0,
+        "frames": type(content["frames"]) is int and 1 <= content["frames"] < MAX_COUNT,
+        "steps": type(content["steps"]) is int and 0 <= content["steps"] < MAX_COUNT,
         "options": isinstance(content["options"], dict) and all(map(_is_option, content["options"].values())),
     }
     for name, fit in fits.items():
         if not fit:
-            raise GEAdapterFileError(f"training: {name}: got {str(content[name])[:40]!r}")
+            raise GEAdapterFileError(f"training: {name}: got {shown(content[name])}")
     return Training(**content)
 
 
