@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Get a real ComfyUI with this pack in it: `python3 host.py demo`, `test` or `serve`; `--help` says more."""
+"""Get a real ComfyUI with this pack in it: `python3 host.py demo`, `test`, `report` or `serve`; `--help` says more."""
 
 import sys
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -261,19 +262,23 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--steps", type=int, default=60, help="of tuning")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no clip after so many")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--publish", action="store_true", help="write chart and tables to web/docs")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     bench = Bench(arguments.comfyui, arguments.out, Budget(arguments.steps, arguments.rate, arguments.frames))
     remember(arguments.out / NAME / "settings.json", {"levels": LEVELS, "noises": NOISES, "ways": WAYS})
-    records = []
+    records, end = [], time.monotonic() + 60 * arguments.minutes
     for number in range(arguments.clips):
+        if records and time.monotonic() > end:
+            break
         path = arguments.out / NAME / f"{number:02}.json"
         if not path.exists():
             with torch.inference_mode():
                 path.write_text(json.dumps(measure(bench, bench.clip(number))), "utf-8")
         records.append(json.loads(path.read_text("utf-8")))
+    (arguments.out / NAME / "figures.json").write_text(json.dumps(records), "utf-8")
     text = tables(records)
     print(text)
     for place in [arguments.out / NAME] + [PICTURES] * arguments.publish:

@@ -11,6 +11,7 @@ cuts its work to the memory that is free. Run it with the Python of that ComfyUI
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -53,16 +54,20 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
     parser.add_argument("--frames", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--size", type=int, default=128, help="pixels, height and width")
+    parser.add_argument("--json", type=Path, help="also write the MiB here")
     arguments = parser.parse_args()
     enter_comfyui(arguments.comfyui.resolve())
     from comfy.cli_args import args
 
     args.use_pytorch_cross_attention = True
-    rows = []
+    rows, taken = [], []
     for frames in arguments.frames:
         plain, edit = (peak(edits, frames, arguments.size) for edits in (False, True))
+        taken.append({"frames": frames, "plain": plain, "edit": edit})
         rows.append([str(frames), f"{plain:.1f}", f"{edit:.1f}", f"{edit / plain:.2f}", f"{edit / frames:.2f}"])
     print(markdown(["frames", "plain (MiB)", "edit (MiB)", "ratio", "edit, per frame (MiB)"], rows))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(taken), "utf-8")
 
 
 if __name__ == "__main__":

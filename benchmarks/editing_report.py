@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from studies import PICTURES, Estimate, bootstrap, font, markdown, pack, shown, slim
+from studies import Estimate, bootstrap, font, markdown, pack, shown, slim
 from torch import Tensor
 
 KINDS = {"rendered": "Rendered clips, inverted", "generated": "Clips drawn by the model"}
@@ -99,12 +100,14 @@ def _picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray((pixels * 255).round().byte().numpy().astype(np.uint8))
 
 
-def publish(study: str, summary: Summary, pictures: list[dict[str, Any]], records: list[dict[str, Any]]) -> None:
-    """``study``.png, .jpg (the sheet) and .md (the tables) in ``web/docs/pictures``."""
-    PICTURES.mkdir(parents=True, exist_ok=True)
+def write(
+    folder: Path, study: str, summary: Summary, pictures: list[dict[str, Any]], records: list[dict[str, Any]]
+) -> None:
+    """``study``.png, .jpg (the sheet) and .md (the tables) in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
     clips = len(records) // len(summary)
-    chart(summary, clips).save(PICTURES / f"{study}.png")
-    slim(PICTURES / f"{study}.png")
-    contact_sheet(pictures).save(PICTURES / f"{study}.jpg", quality=88, optimize=True)
+    chart(summary, clips).save(folder / f"{study}.png")
+    slim(folder / f"{study}.png")
+    contact_sheet(pictures).save(folder / f"{study}.jpg", quality=88, optimize=True)
     tables = (f"**{KINDS[kind]}** ({clips} clips)\n\n{table(ways)}\n" for kind, ways in summary.items())
-    (PICTURES / f"{study}.md").write_text("\n".join(tables), "utf-8")
+    (folder / f"{study}.md").write_text("\n".join(tables), "utf-8")

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from editing_report import KINDS, MEASURES, SHOWN, publish, summarise, table
-from studies import enter_comfyui, pack
+from editing_report import KINDS, MEASURES, SHOWN, summarise, table, write
+from studies import PICTURES, enter_comfyui, pack
 from torch import Tensor
 
 STEPS, CFG, KL = {"image": 16, "video": 8}, 3.0, 0.05
@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=4, help="the video model learned from clips of 16")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="write all figures here")
+    parser.add_argument("--out", type=Path, help="write chart, contact sheet and table to this folder")
     parser.add_argument("--publish", action="store_true", help="write chart, contact sheet and table to web/docs")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -218,8 +219,9 @@ def main() -> None:
         print(f"\n{table(ways)}")
     if arguments.json:
         arguments.json.write_text(json.dumps({"measures": MEASURES, "records": records}, indent=1))
-    if arguments.publish:
-        publish("editing_study" + "_video" * (arguments.kind == "video"), summary, pictures, records)
+    name = "editing_study" + "_video" * (arguments.kind == "video")
+    for folder in [arguments.out] * bool(arguments.out) + [PICTURES] * arguments.publish:
+        write(folder, name, summary, pictures, records)
 
 
 if __name__ == "__main__":

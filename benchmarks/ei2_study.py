@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -110,10 +111,12 @@ def read_strip(path: Path) -> Tensor:
     return pixels.unflatten(1, (-1, pixels.shape[0])).movedim(1, 0).float() / 255
 
 
-def draw_all(bench: Bench, clips: int, folder: Path) -> None:
-    """Draw what is not there."""
-    editor = Editor(bench)
+def draw_all(bench: Bench, clips: int, folder: Path, minutes: float) -> int:
+    """Draw what is not there, and begin no clip after ``minutes``; returns how many clips are there."""
+    editor, end = Editor(bench), time.monotonic() + 60 * minutes
     for number in range(clips):
+        if number and time.monotonic() > end:
+            return number
         missing = [
             way for way in WAYS if not all(strip_path(folder, number, way, change).exists() for change in CHANGES)
         ]
@@ -126,6 +129,7 @@ def draw_all(bench: Bench, clips: int, folder: Path) -> None:
                 save_strip(frames, strip_path(folder, number, way, target.change))
             print(f"clip {number + 1} of {clips}, {way}: drawn", file=sys.stderr, flush=True)
         editor.forget()
+    return clips
 
 
 def measure(frames: Tensor, target: Target) -> dict[str, float]:
@@ -175,6 +179,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--steps", type=int, default=60, help="of tuning")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no clip after so many")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--publish", action="store_true", help="write chart, contact sheet and tables to web/docs")
     arguments = parser.parse_args()
@@ -183,8 +188,8 @@ def main() -> None:
     folder = arguments.out / NAME
     remember(folder / "settings.json", {"steps": STEPS, "cfg": CFG, "refined": REFINED, "scheduler": SCHEDULER})
     with torch.inference_mode():
-        draw_all(bench, arguments.clips, folder)
-        records, sheet = measure_all(bench, arguments.clips, folder)
+        clips = draw_all(bench, arguments.clips, folder, arguments.minutes)
+        records, sheet = measure_all(bench, clips, folder)
     (folder / "figures.json").write_text(json.dumps(records, indent=1), "utf-8")
     print(report.write(records, sheet, folder, arguments.publish))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from studies import PICTURES, Estimate, bootstrap, markdown, pack, shown, slim
+from studies import Estimate, bootstrap, markdown, pack, shown, slim
 
 KERNELS, STEPS_OF_INVERSION = (0, 3, 5, 9), (4, 8, 16)
 """Kernel 0 is plain DDIM inversion."""
@@ -109,9 +110,9 @@ def chart(summary: Summary, steps: int) -> Image.Image:
     return Image.fromarray((pixels * 255).round().byte().numpy().astype(np.uint8))
 
 
-def publish(summary: Summary, steps: int) -> None:
-    """``web/docs/pictures/ge_adapter_study.png`` and ``.md``."""
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    chart(summary, steps).save(PICTURES / "ge_adapter_study.png")
-    slim(PICTURES / "ge_adapter_study.png")
-    (PICTURES / "ge_adapter_study.md").write_text(tables(summary, steps), "utf-8")
+def write(folder: Path, summary: Summary, steps: int) -> None:
+    """``ge_adapter_study.png`` and ``.md`` in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chart(summary, steps).save(folder / "ge_adapter_study.png")
+    slim(folder / "ge_adapter_study.png")
+    (folder / "ge_adapter_study.md").write_text(tables(summary, steps), "utf-8")

@@ -31,8 +31,8 @@ from typing import Any
 
 import torch
 from editing_study import CFG, HALF, KL, TEMPLATE, Bench, Clip, measure
-from ge_adapter_report import INFERENCE, KERNELS, STEPS_OF_INVERSION, publish, summarise, tables
-from studies import enter_comfyui, pack
+from ge_adapter_report import INFERENCE, KERNELS, STEPS_OF_INVERSION, summarise, tables, write
+from studies import PICTURES, enter_comfyui, pack
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -88,9 +88,9 @@ class Vision:
 
 
 class Study:
-    def __init__(self, frames: int, steps: int, trained_on: int) -> None:
+    def __init__(self, frames: int, steps: int, trained_on: int, variants: list[str]) -> None:
         self.bench, self.vision, self.frames, self.steps = Bench("image", frames), Vision(), frames, steps
-        self.trained_on = trained_on
+        self.trained_on, self.variants = trained_on, variants
 
     def adapters(self) -> dict[str, Any]:
         """By name of a variant the adapter, trained on the same clips in the same order."""
@@ -102,7 +102,8 @@ class Study:
             captions.append(self.bench.encode(clip.prompt))
             hidden.append(self.vision(clip.frames))
         adapters = {}
-        for name, changes in VARIANTS.items():
+        for name in self.variants:
+            changes = VARIANTS[name]
             seen = torch.cat(hidden) if changes.get("vision", True) else None
             clips = training.Clips({"samples": torch.cat(latents)}, self.frames, captions, seen)
             settings = training.Settings(
@@ -226,17 +227,20 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=12, help="clips that are measured, at most")
     parser.add_argument("--trained-on", type=int, default=24, help="clips that the adapters are trained on")
     parser.add_argument("--frames", type=int, default=4)
+    others = list(VARIANTS)[1:]
+    parser.add_argument("--variants", nargs="*", choices=others, default=others, help="beside the paper's own")
     parser.add_argument("--steps", type=int, default=400, help="steps of each training")
     parser.add_argument("--minutes", type=float, default=60.0, help="measure no further clip after so long")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="write all figures here, after every clip")
+    parser.add_argument("--out", type=Path, help="write chart and tables to this folder")
     parser.add_argument("--publish", action="store_true", help="write chart and tables to web/docs")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     enter_comfyui(arguments.comfyui.resolve())
     began, records = time.monotonic(), []
     with torch.inference_mode():
-        study = Study(arguments.frames, arguments.steps, arguments.trained_on)
+        study = Study(arguments.frames, arguments.steps, arguments.trained_on, ["adapter", *arguments.variants])
         adapters = study.adapters()
         for seed in range(arguments.clips):
             if records and time.monotonic() - began > 60 * arguments.minutes:
@@ -247,8 +251,8 @@ def main() -> None:
                 arguments.json.write_text(json.dumps({"steps": arguments.steps, "records": records}, indent=1))
     summary = summarise(records)
     print(tables(summary, arguments.steps))
-    if arguments.publish:
-        publish(summary, arguments.steps)
+    for folder in [arguments.out] * bool(arguments.out) + [PICTURES] * arguments.publish:
+        write(folder, summary, arguments.steps)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import argparse
 import json
 import random
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -141,7 +142,7 @@ class Task:
         return folder / self.name / f"{self.number:02}.json"
 
 
-def tasks(kind: str, scenes: int, frames: int) -> list[Task]:
+def tasks(kind: str, scenes: int, frames: int, names: list[str]) -> list[Task]:
     """Scene by scene, so that a study that was broken off has all settings of its first ones."""
     rng = random.Random(0)
     drawn = [random_moving_scene(rng) if kind == "video" else MovingScene(random_scene(rng), "") for _ in range(scenes)]
@@ -149,7 +150,7 @@ def tasks(kind: str, scenes: int, frames: int) -> list[Task]:
         Task(name, number, moving.scene, moving.motion or None, frames)
         for number, moving in enumerate(drawn)
         for name, setting in KINDS[kind].items()
-        if number % setting.every == 0
+        if name in names and number % setting.every == 0
     ]
 
 
@@ -208,8 +209,9 @@ def draw(task: Task, server: Server, folder: Path) -> None:
     task.note(folder).write_text(json.dumps({"prompt": task.prompt, "layers": chosen}), "utf-8")
 
 
-def draw_all(todo: list[Task], comfyui: Path, folder: Path) -> None:
-    """Draw what is not there."""
+def draw_all(todo: list[Task], comfyui: Path, folder: Path, minutes: float) -> list[Task]:
+    """Draw what is not there, and begin nothing after ``minutes``; returns what has been drawn."""
+    end = time.monotonic() + 60 * minutes
     drawn = {task.name: asdict(task.setting) | {"pictures": task.pictures} for task in todo}
     settings = json.dumps(drawn, indent=1)
     about = folder / "settings.json"
@@ -219,13 +221,16 @@ def draw_all(todo: list[Task], comfyui: Path, folder: Path) -> None:
     about.write_text(settings, "utf-8")
     missing = [task for task in todo if not task.note(folder).exists()]
     if not missing:
-        return
+        return todo
     with Server(Host(comfyui, Path(sys.executable), is_ours=False)) as server:
         for number, task in enumerate(missing, 1):
+            if number > 1 and time.monotonic() > end:
+                break
             task.note(folder).parent.mkdir(exist_ok=True)
             draw(task, server, folder)
             print(f"\r{number}/{len(missing)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
+    return [task for task in todo if task.note(folder).exists()]
 
 
 # Measuring -----------------------------------------------------------------------------------------------------------
@@ -276,13 +281,15 @@ def main() -> None:
     parser.add_argument("--kind", choices=list(KINDS), default="image", help="which of the demo models")
     parser.add_argument("--scenes", type=int, default=24, help="prompts; every second one as a clip, too")
     parser.add_argument("--frames", type=int, default=FRAMES, help="of the video model's clips; it learned from 16")
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="which of them")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="draw no scene after so many")
     parser.add_argument("--publish", action="store_true", help="write the documentation's table and pictures")
     arguments = parser.parse_args()
     kind = arguments.kind
-    todo = tasks(kind, arguments.scenes, arguments.frames)
-    draw_all(todo, arguments.comfyui.resolve(), arguments.out)
+    todo = tasks(kind, arguments.scenes, arguments.frames, arguments.settings)
+    todo = draw_all(todo, arguments.comfyui.resolve(), arguments.out, arguments.minutes)
     records = list(measure_all(todo, arguments.out))
-    titles = {name: setting.title for name, setting in KINDS[kind].items()}
+    titles = {task.name: task.setting.title for task in todo}
     (arguments.out / "figures.json").write_text(json.dumps(records), "utf-8")
     shown = [task for task in todo if task.name == next(iter(titles))][:4]
     columns, pick = report.short(shown[0].setting.ways), -1 if kind == "video" else 0

@@ -158,9 +158,9 @@ def seconds(function: Callable[[Tensor], Tensor], latents: Tensor) -> float:
     return time.process_time() - start
 
 
-def filter_costs(rounds: int = 5) -> list[dict[str, Any]]:
+def filter_costs(count: int, rounds: int = 5) -> list[dict[str, Any]]:
     costs = []
-    for name, shape in LATENTS.items():
+    for name, shape in list(LATENTS.items())[:count]:
         latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         times = [{kind: seconds(function, latents) for kind, function in FILTERS.items()} for _ in range(rounds)]
         for kind, function in FILTERS.items():
@@ -184,12 +184,13 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=3, choices=range(1, len(SUBJECTS) + 1))
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 25, 50])
+    parser.add_argument("--latents", type=int, default=len(LATENTS), help="to time the filter with, smallest first")
     parser.add_argument("--out", type=Path, help="folder for inversion.json")
     options = parser.parse_args()
     enter_comfyui(options.comfyui.resolve())
     torch.set_num_threads(1)
     with torch.inference_mode():
-        costs = filter_costs()
+        costs = filter_costs(options.latents)
         print(filters_table(costs), end="\n\n", flush=True)
         trips = [
             trip

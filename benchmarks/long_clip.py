@@ -1,6 +1,6 @@
 """Memory and time of a long clip in chunks of frames, and the time of momentum attention beside plain attention.
 
-    python benchmarks/long_clip.py --comfyui DIR [--frames 64] [--per-batch 1 4 8 16] [--size 256]
+    python benchmarks/long_clip.py --comfyui DIR [--frames 64] [--per-batch 1 4 8 16] [--size 256] [--json FILE]
 
 The demo model at ``--size`` pixels, CFG, two steps of ComfyUI's own sampling. Memory: the tensors that live at once,
 beside the model's weights, and not what an operator needs while it runs; beside that of the clip in chunks stands that
@@ -11,6 +11,7 @@ for CPUs cuts its work to the memory that is free. Run it with the Python of tha
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--per-batch", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--size", type=int, default=256, help="pixels, height and width")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each whose time is taken")
+    parser.add_argument("--json", type=Path, help="also write all figures here")
     arguments = parser.parse_args()
     enter_comfyui(arguments.comfyui.resolve())
     from comfy.cli_args import args
@@ -83,26 +85,41 @@ def main() -> None:
     args.use_pytorch_cross_attention = True
     model, frames, size = pack("demo.model").load_model(), arguments.frames, arguments.size
     with torch.inference_mode():
-        print(in_chunks(model, frames, arguments.per_batch, size, arguments.repeats))
-        print(cost_of_momentum(model, size, arguments.repeats))
+        chunks = in_chunks(model, frames, arguments.per_batch, size, arguments.repeats)
+        print(table(chunks))
+        cost = cost_of_momentum(model, size, arguments.repeats)
+    plain, averaged = cost["plain"], cost["momentum"]
+    print(f"\n{cost['frames']} frames: plain {plain:.3f} s, momentum {averaged:.3f} s, {averaged / plain:.3f} of plain")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"size": size, "chunks": chunks, "cost": cost}), "utf-8")
 
 
-def in_chunks(model: Any, frames: int, lengths: Sequence[int], size: int, repeats: int) -> str:
-    """A table: of each length of a chunk its memory and time."""
-
+def in_chunks(model: Any, frames: int, lengths: Sequence[int], size: int, repeats: int) -> list[dict[str, float]]:
+    """Of the whole clip, and of each length of a chunk: frames, MiB, those of a clip of that length, seconds."""
     whole, *chunked = seconds([sampling(momentum(model, length), frames, size) for length in (0, *lengths)], repeats)
-    rows = [[f"{frames} (whole)", f"{peak(model, frames, 0, size):.0f}", "", "", f"{whole:.2f}", ""]]
+    memory = peak(model, frames, 0, size)
+    rows = [{"length": frames, "memory": memory, "short": memory, "seconds": whole}]
     for length, taken in zip(lengths, chunked, strict=True):
         long, short = peak(model, frames, length, size), peak(model, length, 0, size)
-        cells = [f"{long:.0f}", f"{short:.0f}", f"{long / short:.2f}", f"{taken:.2f}", f"{taken / whole:.2f}"]
-        rows.append([str(length), *cells])
+        rows.append({"length": length, "memory": long, "short": short, "seconds": taken})
+    return rows
+
+
+def table(chunks: list[dict[str, float]]) -> str:
+    whole, *others = chunks
+    rows = [[f"{whole['length']} (whole)", f"{whole['memory']:.0f}", "", "", f"{whole['seconds']:.2f}", ""]]
+    for each in others:
+        ratio, slower = each["memory"] / each["short"], each["seconds"] / whole["seconds"]
+        cells = [f"{each['memory']:.0f}", f"{each['short']:.0f}", f"{ratio:.2f}", f"{each['seconds']:.2f}"]
+        rows.append([str(each["length"]), *cells, f"{slower:.2f}"])
     short_clip = "of a clip of a chunk's frames (MiB)"
     return markdown(["frames_per_batch", "memory (MiB)", short_clip, "ratio", "time (s)", "of whole"], rows)
 
 
-def cost_of_momentum(model: Any, size: int, repeats: int, frames: int = 8) -> str:
+def cost_of_momentum(model: Any, size: int, repeats: int, frames: int = 8) -> dict[str, float]:
+    """Seconds."""
     plain, averaged = seconds([sampling(each, frames, size) for each in (model, momentum(model))], 4 * repeats)
-    return f"\n{frames} frames: plain {plain:.3f} s, momentum {averaged:.3f} s, {averaged / plain:.3f} of plain"
+    return {"frames": frames, "plain": plain, "momentum": averaged}
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Time of the dependency noise beside that of the plain noises it is built from.
 
-    python benchmarks/noise_search.py
+    python benchmarks/noise_search.py [--json FILE]
 
 64 frames of 4×64×64, those of 512×512 pixels in SD, against drawing 11 × 64 plain noises: the paper's
 Algorithm 1 draws a noise and 10 candidates for every frame. The jobs take turns and the median counts, so
 that other work on the machine touches all of them alike. The target is less than 3 times.
 """
 
+import argparse
+import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -52,13 +54,19 @@ def seconds(job: Callable[[], None]) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--json", type=Path, help="also write the seconds of every round here")
+    arguments = parser.parse_args()
     seconds(make_clip)
-    rounds = [{name: seconds(job) for name, job in JOBS.items()} for _ in range(ROUNDS)]
+    rounds = [{name: seconds(job) for name, job in JOBS.items()} for _ in range(arguments.rounds)]
     times = {name: median(round_[name] for round_ in rounds) for name in JOBS}
     plain = times["11 x 64 plain noises"]
     print(f"{FRAMES} frames of {FRAME}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for name, time in times.items():
         print(f"{name:<52} {1000 * time:7.1f} ms {time / plain:6.2f} x")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"plain": "11 x 64 plain noises", "rounds": rounds}), "utf-8")
 
 
 if __name__ == "__main__":

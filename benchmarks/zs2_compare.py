@@ -210,6 +210,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--kl", type=float, default=0.02)
     parser.add_argument("--mu", type=float, default=0.98)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet of the first clips here")
@@ -217,7 +218,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     enter_comfyui(arguments.comfyui.resolve())
-    settings = Settings(arguments.frames, arguments.kl, arguments.mu)
+    settings = Settings(arguments.frames, arguments.kl, arguments.mu, arguments.steps)
 
     figures: dict[str, dict[str, list[dict[str, float]]]] = {kind: {way: [] for way in WAYS} for kind in PROMPTS}
     shown = []

@@ -87,7 +87,13 @@ CLAIMS = [
         for measure, sign in (("obeys", -1), ("form", -1), ("grain", 1))
     ),
     *(
-        Claim(f"Fig. 9: dependency noise keeps it better than {noise}", f"{measure} change", _OURS, _noise(noise), sign)
+        Claim(
+            f"Fig. 9: dependency noise keeps content better than {noise}",
+            f"{measure} change",
+            _OURS,
+            _noise(noise),
+            sign,
+        )
         for noise in ("progressive", "mixed")
         for measure, sign in (("obeys", 1), ("form", 1), ("grain", -1))
     ),
@@ -104,10 +110,10 @@ CLAIMS = [
         Claim(f"{text}, λ = {SWEPT_KL:g}", measure, way, other, sign)
         for text, measure, way, other, sign in (
             ("§4: first-frame attention is steadier than self-attention", "ssim", _HIGH, _LOW, 1),
-            ("§4: and moves less", "travel", _HIGH, _LOW, -1),
+            ("§4: first-frame attention moves less than self-attention", "travel", _HIGH, _LOW, -1),
             ("§4.1: momentum is steadier than self-attention", "ssim", _MOMENTUM, _LOW, 1),
             ("§4.1: momentum is steadier than first-frame attention", "ssim", _MOMENTUM, _HIGH, 1),
-            ("§4.1: and moves more", "travel", _MOMENTUM, _HIGH, 1),
+            ("§4.1: momentum moves more than first-frame attention", "travel", _MOMENTUM, _HIGH, 1),
             ("(μ = 0.5 is steadier than self-attention)", "ssim", _HALF, _LOW, 0),
             ("(momentum keeps form better than self-attention)", "form", _MOMENTUM, _LOW, 0),
         )
@@ -117,7 +123,13 @@ CLAIMS = [
         for which, name in ATTENTIONS.items()
         if which != "momentum"
     ),
-    Claim("(it keeps form better than self-attention, i.i.d. noise)", "form", _noise("iid"), _noise("iid", "self"), 0),
+    Claim(
+        "(momentum keeps form better than self-attention, i.i.d. noise)",
+        "form",
+        _noise("iid"),
+        _noise("iid", "self"),
+        0,
+    ),
 ]
 """Of noises: with momentum attention, as the paper draws its figures."""
 

@@ -1,6 +1,6 @@
 """ZS²'s claims at toy scale: its noise and its attention beside the others', over 16 frames of the demo model.
 
-    python benchmarks/zs2_study.py --comfyui DIR --out FOLDER [--scenes 24] [--publish]
+    python benchmarks/zs2_study.py --comfyui DIR --out FOLDER [--scenes 24] [--minutes N] [--publish]
 
 Which ways of drawing a clip: :mod:`zs2_design`. Every way gets the same prompts and seeds. Of two scenes one is asked
 for by a prompt that says all of it, the other by one that leaves size and place open, so that plain sampling decides
@@ -25,7 +25,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import process_time
+from time import monotonic, process_time
 from typing import Any
 
 import numpy as np
@@ -144,8 +144,10 @@ def measure(frames: Tensor, scene: Scene) -> dict[str, list]:
     return {name: values.tolist() for name, values in figures.items()}
 
 
-def records(scenes: list[Scene], folder: Path, is_closed: bool) -> Iterator[Json]:
-    """One for every scene and way; what is not there yet is drawn, measured and kept, or left out if ``is_closed``."""
+def records(scenes: list[Scene], folder: Path, is_closed: bool, minutes: float = float("inf")) -> Iterator[Json]:
+    """One for every scene and way; what is not there yet is drawn, measured and kept, or left out if ``is_closed`` or
+    after ``minutes``."""
+    end = monotonic() + 60 * minutes
     kept, wanted = folder / "records.jsonl", [(scene, way) for ways in PARTS for scene in scenes for way in ways]
     done: dict[tuple[int, str], Json] = {}
     if kept.exists():
@@ -158,7 +160,7 @@ def records(scenes: list[Scene], folder: Path, is_closed: bool) -> Iterator[Json
     with kept.open("r" if is_closed else "a", encoding="utf-8") as file:
         for number, (scene, way) in enumerate(wanted, 1):
             if (scene.number, way.name) not in done:
-                if is_closed:
+                if is_closed or monotonic() > end:
                     continue
                 strip = scene.strip(folder, way)
                 if not strip.exists():
@@ -219,8 +221,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
     parser.add_argument("--out", type=Path, required=True, help="folder for all that is drawn, figures, charts")
-    parser.add_argument("--scenes", type=int, default=24, help="prompts, each with a seed of its own")
+    parser.add_argument("--scenes", type=int, default=24, help="prompts, each with a seed; 0: only take the time")
     parser.add_argument("--rounds", type=int, default=20, help="of taking the time; 0: leave that out")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="draw no clip after so many")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--report", action="store_true", help="draw nothing more: report on what there is")
     parser.add_argument("--publish", action="store_true", help="write the documentation's tables and pictures")
@@ -238,11 +241,15 @@ def main() -> None:
     about.write_text(settings, "utf-8")
     with torch.inference_mode():
         taken = cost(0 if arguments.report else arguments.rounds, folder / "cost.json")
+        if not arguments.scenes:
+            print(report.costs(taken))
+            return
         scenes = [Scene(number) for number in range(arguments.scenes)]
-        done = list(records(scenes, folder, arguments.report))
+        done = list(records(scenes, folder, arguments.report, arguments.minutes))
     shown = scenes[:2]
+    ways = [way for way in report.ON_SHEET if all(scene.strip(folder, way).exists() for scene in shown)]
     sheet = report.contact_sheet(
-        {scene.prompt: {way.name: frames_of(scene.strip(folder, way)) for way in report.ON_SHEET} for scene in shown}
+        {scene.prompt: {way.name: frames_of(scene.strip(folder, way)) for way in ways} for scene in shown}
     )
     print(report.write(done, taken, sheet, folder, arguments.publish))
 

@@ -15,6 +15,8 @@ from .demo import demo
 from .errors import HostError
 from .find import default_cache, find_host, require_test_packages
 from .provision import PACK, PACK_NAME, Host
+from .report import add_options as add_report_options
+from .report import report
 from .server import Server
 from .tools import say
 
@@ -43,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--cache", metavar="DIR", type=Path, help="where ComfyUI is prepared (or set COHERENCE_CACHE)")
     server = argparse.ArgumentParser(add_help=False)
     server.add_argument("--port", type=int, help="port to listen on (default: a free one)")
-    commands = top.add_subparsers(dest="command", required=True, metavar="demo|test|serve")
+    commands = top.add_subparsers(dest="command", required=True, metavar="demo|test|report|serve")
 
     demo = commands.add_parser("demo", parents=[common, server], help="turn a prompt into a coherent clip")
     demo.add_argument("--workflow", metavar="FILE", type=Path, default=DEMO_WORKFLOW, help="a UI workflow to run")
@@ -59,6 +61,10 @@ def parser() -> argparse.ArgumentParser:
     )
     test = commands.add_parser("test", parents=[common], help="run the tests", description=description)
     test.add_argument("--no-browser", action="store_true", help="leave out the tests that drive a browser")
+
+    description = "Measure what the papers claim and what it costs, on the pack's own models, and write a page of it."
+    measured = commands.add_parser("report", parents=[common], help="measure the claims", description=description)
+    add_report_options(measured)
 
     commands.add_parser("serve", parents=[common, server], help="start ComfyUI with the pack, for your browser")
     return top
@@ -78,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return demo(host, arguments)
         if arguments.command == "test":
             return test(host, arguments, others)
+        if arguments.command == "report":
+            return report(host, arguments)
         return serve(host, arguments)
     except HostError as error:
         print(f"host.py: {error}", file=sys.stderr)

@@ -1,0 +1,82 @@
+"""One report of everything: what became of the papers' claims at toy scale, and what it costs.
+
+    python benchmarks/report.py --comfyui DIR [--budget quick|full] [--output DIR] [--only NAME ...] [--resume]
+
+Runs the studies and benchmarks, the most telling first, two side by side with one thread each; those that take times
+run alone at the end. OUTPUT gets ``index.html``, which needs nothing else, and ``REPORT.md`` with its pictures. What
+was measured stays there: ``--resume`` goes on with it. An experiment that fails or runs out of time is named in the
+report with its reason; the others go on. ``python3 host.py report`` runs this in the host that it finds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+from reporting import page, text, wording
+from reporting.assembling import assemble, versions_of
+from reporting.experiments import BUDGETS, EXPERIMENTS
+from reporting.findings import count
+from reporting.running import Runner
+
+MINUTES = {"quick": 20.0, "full": 24 * 60.0}
+LANES = 2
+SCRIPTS = Path(__file__).resolve().parent
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
+    top.add_argument("--budget", choices=BUDGETS, default="quick", help="quick: 20 minutes on two quiet cores")
+    top.add_argument("--output", metavar="DIR", type=Path, default=Path("coherence-report"))
+    top.add_argument("--only", nargs="+", choices=[each.name for each in EXPERIMENTS], metavar="NAME", help="of these")
+    top.add_argument("--resume", action="store_true", help="go on with what DIR holds of an earlier run")
+    top.add_argument("--minutes", type=float, help="that all may take, and each in proportion (default: the budget's)")
+    top.add_argument("--publish", action="store_true", help="write benchmarks/REPORT.md and its pictures, too")
+    return top
+
+
+def usable_cores() -> int:
+    """By this process."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def say(line: str) -> None:
+    print(f"report: {line}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    # A process that a shell has put into the background ignores Ctrl-C, and hands that on to those that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    budget, output, comfyui = arguments.budget, arguments.output.resolve(), arguments.comfyui.resolve()
+    chosen = [each for each in EXPERIMENTS if each.name in (arguments.only or [e.name for e in EXPERIMENTS])]
+    chosen = [each for each in chosen if each.limit(budget)]
+    folder = output / "measured" / budget
+    seconds = 60 * (arguments.minutes or MINUTES[budget])
+    runner = Runner(comfyui, folder, budget, seconds, seconds / 60 / MINUTES[budget], say)
+    outcomes = runner.run(chosen, min(LANES, usable_cores()), arguments.resume)
+    versions = versions_of(comfyui) | {"Measured on": datetime.now(timezone.utc).strftime("%Y-%m-%d")}
+    versions |= wording.took(chosen, outcomes)
+    report = assemble(chosen, outcomes, folder, budget, versions)
+    for place in [output, *[SCRIPTS] * arguments.publish]:
+        text.write(report, place)
+    index = output / "index.html"
+    index.write_text(page.html(report), "utf-8")
+    found = count(report.claims())
+    print(", ".join(f"{number} {name}" for name, number in found.items()) or "no claims measured")
+    print(f"Report:  {index}")
+    if failed := [part.experiment.name for part in report.parts if part.reason]:
+        print(f"Not measured: {', '.join(failed)}; the report says why")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("report: stopped; --resume goes on")

@@ -1,0 +1,176 @@
+"""From what was run to what a page shows: findings, pictures, versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from io import BytesIO
+from itertools import groupby
+from pathlib import Path
+
+from PIL import Image
+from studies import PACK
+
+from .experiments import COSTS, PAPERS, Experiment
+from .findings import Claim, Cost, Findings
+from .running import Outcome, out_of
+
+WIDEST = {"chart": 1200, "sheet": 900}
+"""Pixels."""
+COLOURS = 96
+"""Of a chart: that is enough for its lines, and saves two thirds of its bytes."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    name: str
+    caption: str
+    data: bytes
+
+    @property
+    def mime(self) -> str:
+        return "image/png" if self.name.endswith("png") else "image/jpeg"
+
+
+@dataclass(frozen=True)
+class Part:
+    """An experiment, and what came of it: ``reason`` says why nothing did."""
+
+    experiment: Experiment
+    findings: Findings
+    pictures: list[Picture]
+    reason: str
+    seconds: float
+    processor: float
+
+
+@dataclass(frozen=True)
+class Report:
+    budget: str
+    parts: list[Part]
+    versions: dict[str, str]
+
+    def of(self, paper: str) -> list[Part]:
+        return [part for part in self.parts if part.experiment.paper == paper]
+
+    def claims(self, paper: str | None = None) -> list[Claim]:
+        """A paper's, or all."""
+        return [
+            claim
+            for part in self.parts
+            if paper in (None, part.experiment.paper)
+            for claim in part.findings.claims
+        ]  # fmt: skip
+
+    @property
+    def costs(self) -> list[Cost]:
+        return [cost for part in self.parts for cost in part.findings.costs]
+
+    @property
+    def papers(self) -> list[str]:
+        return [paper for paper in PAPERS if self.of(paper)]
+
+    @property
+    def cost_pictures(self) -> list[Picture]:
+        return [picture for part in self.of(COSTS) for picture in part.pictures]
+
+
+def by_claim(claims: Sequence[Claim]) -> Iterator[tuple[Claim, list[Claim]]]:
+    """The figures of each of a paper's claims together; the first stands for them."""
+    papers = [claim for claim in claims if claim.is_papers]
+    order = {(claim.where, claim.text): place for place, claim in reversed([*enumerate(papers)])}
+    for _, group in groupby(
+        sorted(papers, key=lambda claim: order[claim.where, claim.text]), lambda claim: (claim.where, claim.text)
+    ):
+        figures = list(group)
+        yield figures[0], figures
+
+
+def assemble(
+    experiments: Sequence[Experiment], outcomes: Sequence[Outcome], folder: Path, budget: str, versions: dict[str, str]
+) -> Report:
+    parts = [_part(each, outcome, out_of(each, folder)) for each, outcome in zip(experiments, outcomes, strict=True)]
+    return Report(budget, parts, versions)
+
+
+def _part(experiment: Experiment, outcome: Outcome, out: Path) -> Part:
+    reason, findings = outcome.reason, Findings()
+    if not reason:
+        try:
+            findings = experiment.findings(out)
+        except (OSError, ValueError, LookupError) as error:
+            reason = f"its figures could not be read: {type(error).__name__}: {error}".replace(str(out), "FOLDER")
+    paths = {out / name: caption for name, caption in experiment.pictures.items()}
+    pictures = [
+        Picture(f"{experiment.name}{path.suffix}", caption, shrunk(path, path.suffix == ".png"))
+        for path, caption in paths.items()
+        if not reason and path.exists()
+    ]
+    return Part(experiment, findings, pictures, reason, outcome.seconds, outcome.processor)
+
+
+def shrunk(source: Path | BytesIO, is_chart: bool) -> bytes:
+    """The picture, small enough to be committed; a chart stays a PNG."""
+    with Image.open(source) as opened:
+        picture = opened.convert("RGB")
+    widest = WIDEST["chart" if is_chart else "sheet"]
+    if picture.width > widest:
+        size = (widest, round(picture.height * widest / picture.width))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    data = BytesIO()
+    if is_chart:
+        picture.quantize(COLOURS, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
+    else:
+        picture.save(data, "JPEG", quality=74, optimize=True)
+    return data.getvalue()
+
+
+# Versions ------------------------------------------------------------------------------------------------------------
+
+
+def versions_of(comfyui: Path) -> dict[str, str]:
+    """What the figures depend on."""
+    return {
+        "ComfyUI": _quoted(comfyui / "comfyui_version.py", "__version__"),
+        "ComfyUI-Coherence": f"{_quoted(PACK / 'pyproject.toml', 'version')}{_commit()}",
+        "PyTorch": version("torch"),
+        "Python": platform.python_version(),
+        "System": f"{platform.system()} {platform.machine()}",
+        "Processor": f"{_processor()}, {os.cpu_count()} threads, of which each experiment gets one",
+    }
+
+
+def _quoted(path: Path, name: str) -> str:
+    """The value of ``name = "…"`` in a file."""
+    if path.exists():
+        for line in path.read_text("utf-8").splitlines():
+            key, _, value = line.partition("=")
+            if key.strip() == name:
+                return value.strip().strip("\"'")
+    return "unknown"
+
+
+def _commit() -> str:
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(PACK), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--short=10", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return ", commit unknown"
+    return f", commit {commit}{' and changes' if changed else ''}"
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,161 @@
+"""What a report runs: arguments, time limits, what is kept; and the whole of it, as a user runs it."""
+
+import argparse
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from coherence.hosting.provision import PACK
+
+sys.path.append(str(PACK / "benchmarks"))
+from report import LANES, MINUTES
+from reporting.experiments import BUDGETS, COSTS, EXPERIMENTS, PAPERS, Experiment
+from reporting.findings import Claim, Findings
+from reporting.running import SHARE, Runner
+from studies import Estimate
+
+# Experiments ---------------------------------------------------------------------------------------------------------
+
+
+class Parsed(Exception):
+    """Raised in the place of a script's work."""
+
+
+RUN = [(each, budget) for each in EXPERIMENTS for budget in BUDGETS if each.limit(budget)]
+
+
+@pytest.mark.parametrize(("experiment", "budget"), RUN, ids=[f"{each.name}-{budget}" for each, budget in RUN])
+def test_every_script_takes_the_arguments_of_its_experiment(experiment, budget, monkeypatch, tmp_path):
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(*args, **kwargs):
+        raise Parsed(parse(*args, **kwargs))
+
+    module = importlib.import_module(experiment.script.removesuffix(".py"))
+    arguments = experiment.arguments(budget, tmp_path, tmp_path)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    monkeypatch.setattr(sys, "argv", [experiment.script, *arguments])
+    with pytest.raises(Parsed):
+        module.main()
+
+
+def test_experiments_have_names_of_their_own_and_belong_somewhere():
+    names = [each.name for each in EXPERIMENTS]
+    assert len(set(names)) == len(names)
+    assert {each.paper for each in EXPERIMENTS} == {*PAPERS, COSTS}
+    assert {each.in_folder_of for each in EXPERIMENTS} - {""} <= set(names)
+
+
+def test_the_quick_budget_has_room_for_what_it_runs():
+    """Two side by side, then those that take times."""
+    alone = sum(each.limit("quick") for each in EXPERIMENTS if each.is_alone)
+    beside = sum(each.limit("quick") for each in EXPERIMENTS if not each.is_alone)
+    assert SHARE * (alone + beside / LANES) <= 60 * MINUTES["quick"]
+
+
+def small(name: str, script, paper: str = "zs2", minutes: float = 1.0, **more) -> Experiment:
+    """An experiment that runs ``script``, a text of Python, with its folder as argument."""
+    return Experiment(
+        name, paper, name.title(), str(script), "{out}", "{out}", (minutes, minutes), "figures.json",
+        lambda results: Findings([Claim("§1", "It works", "works", Estimate(*results), ".1f", 8, 1)]), "Seed 0.",
+        needs_comfyui=False, **more,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Writes a script that is given its folder as ``out``."""
+
+    def write(name: str, body: str):
+        path = tmp_path / f"{name}.py"
+        path.write_text(f"import pathlib, sys, time\nout = pathlib.Path(sys.argv[-1])\n{body}\n", "utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def ctrl_c():
+    """As in the report: a process that a shell put into the background would hand on that it ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+FIGURES_WRITTEN = "(out / 'figures.json').write_text('[1.0, 0.5, 1.5]')"
+
+
+def run(experiments, folder, is_resumed=False, seconds=60.0):
+    lines: list[str] = []
+    runner = Runner(folder, folder / "measured", "quick", seconds, 1.0, lines.append)
+    return runner.run(experiments, 2, is_resumed), lines
+
+
+def test_one_that_fails_or_writes_nothing_is_named_with_its_reason_and_the_others_go_on(script, tmp_path):
+    experiments = [
+        small("broken", script("broken", "raise ValueError('no such layer')")),
+        small("silent", script("silent", "")),
+        small("right", script("right", FIGURES_WRITTEN)),
+    ]
+    outcomes, lines = run(experiments, tmp_path)
+    assert outcomes[0].reason == "it failed with exit code 1: ValueError: no such layer"
+    assert outcomes[1].reason == "it wrote no figures.json"
+    assert outcomes[2].reason == ""
+    assert any("broken" in line and "min left" in line for line in lines)
+
+
+def test_one_that_takes_too_long_is_ended(script, tmp_path, ctrl_c):
+    slow = small("slow", script("slow", "time.sleep(60)"), minutes=1 / 60)
+    (outcome,), _ = run([slow], tmp_path)
+    assert outcome.reason.startswith("it ran out of time")
+    assert outcome.seconds < 20
+
+
+def test_a_resumed_run_repeats_only_what_gave_nothing(script, tmp_path):
+    noted = "(out / 'runs').open('a').write('x')\n"
+    good = small("good", script("good", noted + FIGURES_WRITTEN))
+    bad = small("bad", script("bad", noted + "sys.exit(3)"))
+
+    def runs(experiment):
+        return len((tmp_path / "measured" / experiment.name / "runs").read_text())
+
+    run([good, bad], tmp_path)
+    outcomes, _ = run([good, bad], tmp_path, is_resumed=True)
+    assert (runs(good), runs(bad)) == (1, 2)
+    assert outcomes[0].reason == ""
+    run([good], tmp_path)
+    assert runs(good) == 1, "without resuming, it begins anew in an empty folder"
+
+
+def test_nothing_is_begun_when_no_time_is_left(script, tmp_path):
+    (outcome,), _ = run([small("late", script("late", FIGURES_WRITTEN))], tmp_path, seconds=0.0)
+    assert outcome.reason == "no time was left for it"
+
+
+def test_those_that_share_a_folder_take_turns(script, tmp_path):
+    body = "busy = out / 'busy'\nbusy.touch(exist_ok=False)\ntime.sleep(0.5)\nbusy.unlink()\n" + FIGURES_WRITTEN
+    path = script("sharing", body)
+    experiments = [small("first", path), small("second", path, in_folder_of="first")]
+    outcomes, _ = run(experiments, tmp_path)
+    assert [outcome.reason for outcome in outcomes] == ["", ""]
+
+
+# As a user runs it ---------------------------------------------------------------------------------------------------
+
+
+def test_the_host_measures_and_writes_page_and_markdown(comfyui_path, tmp_path):
+    command = [sys.executable, PACK / "host.py", "report", "--comfyui", comfyui_path, "--python", sys.executable]
+    command += ["--only", "noise_search", "--output", tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
+    assert result.returncode == 0, result.stderr
+    assert f"Report:  {tmp_path / 'index.html'}" in result.stdout
+    shown = (tmp_path / "index.html").read_text("utf-8")
+    rounds = json.loads((tmp_path / "measured" / "quick" / "noise_search" / "figures.json").read_text())["rounds"]
+    assert len(rounds) == 7
+    assert "Dependency noise, bisection" in shown
+    assert "Dependency noise, bisection" in (tmp_path / "REPORT.md").read_text("utf-8")
+    assert str(comfyui_path) not in (tmp_path / "REPORT.md").read_text("utf-8")
