@@ -28,7 +28,7 @@ _LEFT_OVER = 3600.0
 """Seconds after which nobody writes any more to a file that should have been renamed."""
 
 
-def write_whole(parts: Iterable[bytes | memoryview], path: Path) -> None:
+def write_whole(parts: Iterable[bytes], path: Path) -> None:
     """Write ``parts``, one after the other, to ``path``: a reader, or a crash, finds all or what was there before.
 
     What a killed process has left of such a write in the same folder is removed, once it is an hour old.
@@ -96,8 +96,8 @@ def write_safetensors(tensors: Mapping[str, Tensor], metadata: dict[str, str], p
     write_whole(chain([head], (_bytes(tensors[name]) for name in names)), path)
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def read_safetensors(

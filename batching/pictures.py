@@ -101,6 +101,6 @@ def _luma(frame: "Image.Image") -> "np.ndarray":
 
     largest = max(frame.size)
     if largest > _LARGEST_SIDE:
-        smaller = (max(round(side * _LARGEST_SIDE / largest), _LEAST_SIDE) for side in frame.size)
-        frame = frame.resize(tuple(smaller))
+        width, height = (max(round(side * _LARGEST_SIDE / largest), _LEAST_SIDE) for side in frame.size)
+        frame = frame.resize((width, height))
     return np.asarray(frame, dtype=np.float64) @ np.array([0.299, 0.587, 0.114]) / 255

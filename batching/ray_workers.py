@@ -200,7 +200,7 @@ def connect(address: str) -> Any:
         ) from error
     # The workers get the code with their orders: they need Python and Ray, not the pack.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__.partition(".")[0]])
-    options = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
     if address != LOCAL:
         options = {"log_to_driver": False, "logging_level": "ERROR", "address": address}
     try:
