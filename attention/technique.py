@@ -72,10 +72,12 @@ class AttentionCall:
     def per_head(self) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v as (rows, heads, tokens, channels per head), whichever layout the host uses.
 
-        Keys and values that several query heads share (grouped-query attention) are repeated for each.
+        Keys and values that several query heads share (grouped-query attention) are repeated for each. Where the rows
+        of q are tiles of a frame (HyperTile), keys and values are shared out to them as ComfyUI's attention does.
         """
         q = _split_heads(self.q, self.q.shape[-1] // self.heads if self.q.ndim == 3 else self.q.shape[-1])
-        k, v = (_split_heads(x, q.shape[-1]) for x in (self.k, self.v))
+        k, v = (x if len(x) == len(q) else x.reshape(len(q), -1, x.shape[-1]) for x in (self.k, self.v))
+        k, v = (_split_heads(x, q.shape[-1]) for x in (k, v))
         k, v = (x.repeat_interleave(self.heads // x.shape[1], dim=1) for x in (k, v))
         return q, k, v
 
