@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from ..attention.sites import Kind
 from ..attention.tap import tap
 from ..attention.technique import Technique
+from .node import Node
 
 CATEGORY = "coherence/attention"
 
@@ -66,7 +67,7 @@ def percent_inputs() -> list[io.Float.Input]:
 def tapped(
     model: ModelPatcher,
     technique: Technique,
-    node: type[io.ComfyNode],
+    node: type[Node],
     kinds: Sequence[Kind],
     layers: str,
     start_percent: float,

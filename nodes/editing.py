@@ -12,10 +12,11 @@ from ..samplers.editing import REPLACES, Edit, Prompts, Replace, sample_edit
 from ..samplers.latents import with_samples
 from .attention_inputs import percent_inputs
 from .cfg_input import cfg_input
+from .node import Node
 from .register_inputs import Registry
 
 
-class EntropyGuidedEdit(io.ComfyNode):
+class EntropyGuidedEdit(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

@@ -12,6 +12,7 @@ from ..attention.register import AttentionRegistry
 from ..samplers.ie_guidance import GUIDANCES, Guidance, guide
 from .attention_inputs import percent_inputs
 from .cfg_input import cfg_input
+from .node import Node
 from .register_inputs import perturbed_layers_input
 
 CATEGORY = "coherence/guidance"
@@ -57,7 +58,7 @@ def guidance_inputs() -> list[io.Input]:
     ]
 
 
-class IEGuidanceCFG(io.ComfyNode):
+class IEGuidanceCFG(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -86,7 +87,7 @@ class IEGuidanceCFG(io.ComfyNode):
         return io.NodeOutput(guide(model, registry, guidance, scale, asked_by=cls.__name__, rescale=rescale, **span))
 
 
-class IEGuider(io.ComfyNode):
+class IEGuider(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

@@ -11,6 +11,7 @@ from ..attention.forms import TUNE_A_VIDEO, Form, FrameAttention, InflationWeigh
 from ..attention.inflation import Position
 from ..attention.stam import Norm
 from .attention_inputs import pool_input
+from .node import Node
 
 CATEGORY = "coherence/tuning"
 Weights = io.Custom("STAM_WEIGHTS")
@@ -48,7 +49,7 @@ def _put(model: ModelPatcher, form: Form, weights: InflationWeights | None, laye
     return io.NodeOutput(clone)
 
 
-class STAMInflate(io.ComfyNode):
+class STAMInflate(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -115,7 +116,7 @@ class STAMInflate(io.ComfyNode):
         return _put(model, form, weights, layers, strength, cls.__name__)
 
 
-class TuneAVideoInflate(io.ComfyNode):
+class TuneAVideoInflate(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

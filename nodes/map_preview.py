@@ -12,12 +12,13 @@ from ..attention.sites import Site
 from ..samplers.measure import Start, record_maps
 from .attention_inputs import CATEGORY
 from .charts import INK, MUTED, new_figure, render
+from .node import Node
 from .register_inputs import start_inputs
 
 WIDTH, HEIGHT = 1440, 768
 
 
-class AttentionMapPreview(io.ComfyNode):
+class AttentionMapPreview(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

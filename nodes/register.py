@@ -26,6 +26,7 @@ from ..attention.register import (
 from ..attention.sites import select_sites, sites_of
 from ..samplers.measure import Start, measure_layers, parse_steps
 from .attention_inputs import CATEGORY
+from .node import Node
 from .register_chart import draw_registry
 from .register_inputs import Registry, ranking_inputs, registry_input, start_inputs
 from .saved_files import SavedFiles
@@ -47,7 +48,7 @@ def _log_selected(node: str, registry: AttentionRegistry) -> None:
     logging.info("%s: %d layers: %s", node, len(registry.selected), registry.selector)
 
 
-class EntropyRegister(io.ComfyNode):
+class EntropyRegister(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -115,7 +116,7 @@ class EntropyRegister(io.ComfyNode):
         return io.NodeOutput(registry, draw_registry(registry), registry_file.to_json(registry))
 
 
-class SelectAttentionLayers(io.ComfyNode):
+class SelectAttentionLayers(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -146,7 +147,7 @@ class SelectAttentionLayers(io.ComfyNode):
         return io.NodeOutput(registry)
 
 
-class ReselectAttentionLayers(io.ComfyNode):
+class ReselectAttentionLayers(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -168,7 +169,7 @@ class ReselectAttentionLayers(io.ComfyNode):
         return io.NodeOutput(registry, draw_registry(registry))
 
 
-class SaveAttentionRegistry(io.ComfyNode):
+class SaveAttentionRegistry(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -195,7 +196,7 @@ class SaveAttentionRegistry(io.ComfyNode):
         return io.NodeOutput(ui={"registries": [told]})
 
 
-class LoadAttentionRegistry(io.ComfyNode):
+class LoadAttentionRegistry(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
