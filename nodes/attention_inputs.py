@@ -74,7 +74,7 @@ def tapped(
     end_percent: float,
 ) -> io.NodeOutput:
     """The node's output: a clone of ``model`` with ``technique`` on it; the log echoes the layers that matched."""
-    name = node.__name__
+    name = node.node_name
     clone, sites = tap(
         model,
         technique,

@@ -126,7 +126,7 @@ class EntropyGuidedEdit(Node):
     ) -> io.NodeOutput:
         edit = Edit(registry.selector, replace, cfg, source_cfg, start_percent, end_percent, mask)
         prompts = Prompts(source, target, negative)
-        clips = sample_edit(model, prompts, edit, noise, sampler, sigmas, latent_image, cls.__name__)
+        clips = sample_edit(model, prompts, edit, noise, sampler, sigmas, latent_image, cls.node_name)
         return io.NodeOutput(*(with_samples(latent_image, clip) for clip in clips))
 
 

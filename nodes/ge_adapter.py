@@ -83,9 +83,9 @@ class GEAdapterApply(Node):
         start_percent: float,
         end_percent: float,
     ) -> io.NodeOutput:
-        clone = with_lora(model, adapter.lora, strength, start_percent, end_percent, cls.__name__)
+        clone = with_lora(model, adapter.lora, strength, start_percent, end_percent, cls.node_name)
         count = len(adapter.lora) // 3
-        logging.info("%s: %d projections, %d parameters", cls.__name__, count, adapter.parameters()["lora"])
+        logging.info("%s: %d projections, %d parameters", cls.node_name, count, adapter.parameters()["lora"])
         return io.NodeOutput(clone)
 
 
@@ -185,7 +185,7 @@ class LoadGEAdapter(Node):
         adapter = ge_adapter_file.load(ADAPTERS.path(file))
         parts = ", ".join(f"{count} parameters of {part}" for part, count in adapter.parameters().items())
         training = adapter.training
-        logging.info("%s: %s; %s, %d steps", cls.__name__, parts, training.base, training.steps)
+        logging.info("%s: %s; %s, %d steps", cls.node_name, parts, training.base, training.steps)
         return io.NodeOutput(adapter)
 
 

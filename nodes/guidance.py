@@ -84,7 +84,7 @@ class IEGuidanceCFG(Node):
         rescale: float = 0.0,
     ) -> io.NodeOutput:
         span = {"start_percent": start_percent, "end_percent": end_percent}
-        return io.NodeOutput(guide(model, registry, guidance, scale, asked_by=cls.__name__, rescale=rescale, **span))
+        return io.NodeOutput(guide(model, registry, guidance, scale, asked_by=cls.node_name, rescale=rescale, **span))
 
 
 class IEGuider(Node):
@@ -126,7 +126,7 @@ class IEGuider(Node):
         rescale: float = 0.0,
     ) -> io.NodeOutput:
         span = {"start_percent": start_percent, "end_percent": end_percent}
-        guider = CFGGuider(guide(model, registry, guidance, scale, asked_by=cls.__name__, rescale=rescale, **span))
+        guider = CFGGuider(guide(model, registry, guidance, scale, asked_by=cls.node_name, rescale=rescale, **span))
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
         return io.NodeOutput(guider)

@@ -113,7 +113,7 @@ class STAMInflate(Node):
         weights: InflationWeights | None = None,
     ) -> io.NodeOutput:
         form = Form("stam", position, frame_attention, pool, norm)
-        return _put(model, form, weights, layers, strength, cls.__name__)
+        return _put(model, form, weights, layers, strength, cls.node_name)
 
 
 class TuneAVideoInflate(Node):
@@ -132,7 +132,7 @@ class TuneAVideoInflate(Node):
 
     @classmethod
     def execute(cls, model: ModelPatcher, layers: str, weights: InflationWeights | None = None) -> io.NodeOutput:
-        return _put(model, TUNE_A_VIDEO, weights, layers, 1.0, cls.__name__)
+        return _put(model, TUNE_A_VIDEO, weights, layers, 1.0, cls.node_name)
 
 
 NODES = [STAMInflate, TuneAVideoInflate]

@@ -165,7 +165,7 @@ class BilateralDDIMInvert(Node):
             mode, kernel_size, sigma_spatial, sigma_intensity, filter_until, restandardise, refine_iterations
         )
         samples, report = invert_latent(
-            model, positive, negative, cfg, latent_image, sigmas, inversion, seed, cls.__name__
+            model, positive, negative, cfg, latent_image, sigmas, inversion, seed, cls.node_name
         )
         return io.NodeOutput(with_samples(latent_image, samples), json.dumps({**asdict(inversion), **asdict(report)}))
 

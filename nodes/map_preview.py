@@ -70,7 +70,7 @@ class AttentionMapPreview(Node):
         threshold: float,
     ) -> io.NodeOutput:
         start = Start(conditioning, noise, sigmas, latent_image)
-        site, maps = record_maps(model, start, step, layer, threshold, cls.__name__)
+        site, maps = record_maps(model, start, step, layer, threshold, cls.node_name)
         when = f"step {step} (σ = {sigmas[step]:.4g})"
         return io.NodeOutput(torch.cat([_draw(each, site, when, threshold) for each in maps]))
 

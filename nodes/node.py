@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
-from typing import Any
+from typing import Any, ClassVar
 
 from comfy_api.latest import io
 from torch import Tensor
@@ -20,12 +20,18 @@ class InputError(ValueError):
 
 
 class Node(io.ComfyNode):
-    """A node whose ``execute`` gets only inputs that are what they must be, and raises InputError for others."""
+    """A node whose ``execute`` gets only inputs that are what they must be, and raises InputError for others.
+
+    ``node_name``: of the class as it was written; ComfyUI runs copies of it that are called otherwise.
+    """
+
+    node_name: ClassVar[str]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         execute = cls.__dict__.get("execute")
         if execute is not None and not hasattr(execute.__func__, "__wrapped__"):  # a copy is checked already
+            cls.node_name = cls.__name__
             cls.execute = classmethod(_checked(cls, execute.__func__))
 
 

@@ -59,7 +59,7 @@ class PerturbAttention(Node):
         end_percent: float = 1.0,
     ) -> io.NodeOutput:
         technique = Perturbation({"uniform": UNIFORM, "identity": IDENTITY}.get(matrix, alpha))
-        layers = selector_of(registry, cls.__name__)
+        layers = selector_of(registry, cls.node_name)
         return tapped(model, technique, cls, SELECTABLE, layers, start_percent, end_percent)
 
 

@@ -106,13 +106,13 @@ class EntropyRegister(Node):
     ) -> io.NodeOutput:
         start = Start(conditioning, noise, sigmas, latent_image)
         steps = parse_steps(measure_steps, start.steps)
-        sites, figures = measure_layers(model, start, steps, precision, cls.__name__)
+        sites, figures = measure_layers(model, start, steps, precision, cls.node_name)
         measurement = Measurement(
             steps, tuple(sigmas[list(steps)].tolist()), precision, noise.seed, tuple(latent_image["samples"].shape)
         )
         ranking = Ranking(kind, select, count, percent)
         registry = ranked_registry(*_class_names(model), sites, figures, ranking, measurement)
-        _log_selected(cls.__name__, registry)
+        _log_selected(cls.node_name, registry)
         return io.NodeOutput(registry, draw_registry(registry), registry_file.to_json(registry))
 
 
@@ -143,7 +143,7 @@ class SelectAttentionLayers(Node):
         sites = sites_of(model)
         chosen = select_sites(sites, layers, SELECTABLE)
         registry = named_registry(*_class_names(model), sites, chosen, layers)
-        _log_selected(cls.__name__, registry)
+        _log_selected(cls.node_name, registry)
         return io.NodeOutput(registry)
 
 
@@ -165,7 +165,7 @@ class ReselectAttentionLayers(Node):
         cls, registry: AttentionRegistry, kind: Choice, select: Order, count: int, percent: float
     ) -> io.NodeOutput:
         registry = reselect(registry, Ranking(kind, select, count, percent))
-        _log_selected(cls.__name__, registry)
+        _log_selected(cls.node_name, registry)
         return io.NodeOutput(registry, draw_registry(registry))
 
 
@@ -220,7 +220,7 @@ class LoadAttentionRegistry(Node):
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         registry = registry_file.load(REGISTRIES.path(file))
-        _log_selected(cls.__name__, registry)
+        _log_selected(cls.node_name, registry)
         return io.NodeOutput(registry)
 
 
