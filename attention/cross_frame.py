@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .technique import AttentionCall, Proceed
+from .technique import AttentionCall, Proceed, require_own_keys
 
 Keys = Literal["first", "previous", "first_and_previous"]
 
@@ -39,6 +39,8 @@ class CrossFrame:
     in_chunks = True
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
+        if self.keys == "first_and_previous":
+            require_own_keys(call)
         if call.memory is not None:
             branches = len(call.branches)
             k = self._taken("k", call.k, branches, call.memory)

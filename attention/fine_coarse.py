@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .technique import AttentionCall, Proceed
+from .technique import AttentionCall, Proceed, require_own_keys
 
 
 class GridError(ValueError):
@@ -48,6 +48,7 @@ class FineCoarse:
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         if call.frames == 1:
             return proceed(call.q, call.k, call.v)
+        require_own_keys(call)
         if call.grid is None:
             raise GridError(
                 f"Fine-coarse attention needs the height and width of a frame at {call.site.name}, and the model does "

@@ -29,8 +29,10 @@ def attend_uniformly(call: AttentionCall, proceed: Proceed) -> Tensor:
     """
     if call.mask is not None:
         return proceed(torch.zeros_like(call.q), call.k, call.v, call.branches)
-    mean = call.v.mean(dim=-2, keepdim=True, dtype=torch.promote_types(call.v.dtype, torch.float32))
-    return call.output_of(mean.to(call.v.dtype).expand(*call.v.shape[:-2], call.q.shape[-2], -1))
+    mean = call.v.mean(dim=-2, keepdim=True, dtype=torch.promote_types(call.v.dtype, torch.float32)).to(call.v.dtype)
+    tiles = len(call.q) // len(call.v)  # HyperTile cuts the queries of a frame into several rows, and no keys
+    mean = mean if tiles == 1 else mean.repeat_interleave(tiles, dim=0)
+    return call.output_of(mean.expand(*mean.shape[:-2], call.q.shape[-2], -1))
 
 
 def attend_to_itself(call: AttentionCall) -> Tensor:
@@ -40,7 +42,7 @@ def attend_to_itself(call: AttentionCall) -> Tensor:
         raise NoIdentityError(
             f"Attention layer {call.site.name} has {queries} queries and {keys} keys here, an identity map needs as "
             "many of both. Choose matrix 'uniform', leave the layer out of the registry, or remove the node that "
-            "gives it further keys (such as CrossFrameAttention first_and_previous)."
+            "gives it further keys (such as CrossFrameAttention first_and_previous) or fewer queries (HyperTile)."
         )
     return call.output_of(call.v)
 

@@ -30,7 +30,7 @@ from .frames import Clip
 from .prefix import shared
 from .run import Run, Tapped, undone_after
 from .sites import INSERTED, Kind, Site, patch_of, select_sites, sites_of
-from .technique import AttentionCall, Technique, rows_of_mask
+from .technique import AttentionCall, FurtherKeysError, Technique, rows_of_mask
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -241,12 +241,20 @@ class _OpenTap:
 
         def replaced(q, k, v, extra_options, *args, **kwargs):
             here = branches_of(extra_options)
+            site = extra_options.get(_REPLACED + name)
 
             def attention(q: Tensor, k: Tensor, v: Tensor, branches: tuple[Branch, ...]) -> Tensor:
+                if site is not None and name == "attn1" and q.shape[-2] != k.shape[-2]:
+                    raise FurtherKeysError(
+                        f"Another node replaces the attention of {site} and needs as many keys as queries there, as "
+                        "PerturbedAttentionGuidance and SelfAttentionGuidance do, but there are "
+                        f"{q.shape[-2]} queries and {k.shape[-2]} keys. Remove it, leave the layer out of 'layers', or "
+                        "set CrossFrameAttention's keys to 'first' or 'previous', STAMInflate's frame_attention to "
+                        "'first' or 'self'."
+                    )
                 options = extra_options if branches == here else with_branches(extra_options, branches)
                 return replacement(q, k, v, options, *args, **kwargs)
 
-            site = extra_options.get(_REPLACED + name)
             if site is None:
                 return attention(q, k, v, here)
             heads = extra_options["n_heads"]

@@ -14,6 +14,10 @@ if TYPE_CHECKING:  # techniques know nothing of ComfyUI, whose modules a site is
     from .families import Site
 
 
+class FurtherKeysError(ValueError):
+    """A layer has been given keys of other frames beside its own, and something here needs its own alone."""
+
+
 class Proceed(Protocol):
     """What comes next: other techniques, other packs' patches, ComfyUI's attention.
 
@@ -72,10 +76,12 @@ class AttentionCall:
     def per_head(self) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v as (rows, heads, tokens, channels per head), whichever layout the host uses.
 
-        Keys and values that several query heads share (grouped-query attention) are repeated for each.
+        Keys and values that several query heads share (grouped-query attention) are repeated for each. Where the rows
+        of q are tiles of a frame (HyperTile), keys and values are shared out to them as ComfyUI's attention does.
         """
         q = _split_heads(self.q, self.q.shape[-1] // self.heads if self.q.ndim == 3 else self.q.shape[-1])
-        k, v = (_split_heads(x, q.shape[-1]) for x in (self.k, self.v))
+        k, v = (x if len(x) == len(q) else x.reshape(len(q), -1, x.shape[-1]) for x in (self.k, self.v))
+        k, v = (_split_heads(x, q.shape[-1]) for x in (k, v))
         k, v = (x.repeat_interleave(self.heads // x.shape[1], dim=1) for x in (k, v))
         return q, k, v
 
@@ -93,6 +99,25 @@ class AttentionCall:
     def per_head_output(self, out: Tensor) -> Tensor:
         """The layer's output, as ``proceed`` returns it, as (rows, heads, tokens, channels per head)."""
         return _split_heads(out, out.shape[-1] // self.heads if out.ndim == 3 else out.shape[-1])
+
+
+def require_own_keys(call: AttentionCall) -> None:
+    """FurtherKeysError where frames cannot be given further keys: those that have some would depend on the nodes'
+    order, and tiles of a frame would each see a part of them."""
+    place, queries, keys = call.site.name, call.q.shape[-2], call.k.shape[-2]
+    if len(call.q) != len(call.k):
+        raise FurtherKeysError(
+            f"Attention layer {place} is cut into tiles by another node (HyperTile), which would see a part of other "
+            "frames' keys each. Remove it, or let frames see one frame's keys: CrossFrameAttention first or previous, "
+            "STAMInflate's frame_attention first or self."
+        )
+    if queries != keys:
+        raise FurtherKeysError(
+            f"Attention layer {place} has {queries} queries and {keys} keys here: another node gives frames further "
+            "keys already, and only one can. Remove one of them (CrossFrameAttention first_and_previous or "
+            "fine_coarse, STAMInflate, TuneAVideoInflate), give them different layers, or set STAMInflate's "
+            "frame_attention to self."
+        )
 
 
 def rows_of_mask(mask: Tensor | None, rows: int, branches: int, kept: Sequence[int]) -> Tensor | None:

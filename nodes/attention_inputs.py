@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from ..attention.sites import Kind
 from ..attention.tap import tap
 from ..attention.technique import Technique
+from .node import Node
 
 CATEGORY = "coherence/attention"
 
@@ -66,14 +67,14 @@ def percent_inputs() -> list[io.Float.Input]:
 def tapped(
     model: ModelPatcher,
     technique: Technique,
-    node: type[io.ComfyNode],
+    node: type[Node],
     kinds: Sequence[Kind],
     layers: str,
     start_percent: float,
     end_percent: float,
 ) -> io.NodeOutput:
     """The node's output: a clone of ``model`` with ``technique`` on it; the log echoes the layers that matched."""
-    name = node.__name__
+    name = node.node_name
     clone, sites = tap(
         model,
         technique,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..metrics.consistency import Agreement, Consistency, agreement, means, temporal_consistency
 from .charts import COLOURS, INK, new_figure, render, style_axes
+from .node import Node
 
 LINES: dict[str, tuple[str, dict[str, Any]]] = {
     "clip": ("this clip, frame to frame", {"color": COLOURS[0], "marker": "o"}),
@@ -31,7 +32,7 @@ PANELS = {  # name, note, the least that the axis spans, unit
 }
 
 
-class TemporalConsistency(io.ComfyNode):
+class TemporalConsistency(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

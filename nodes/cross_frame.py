@@ -11,9 +11,10 @@ from ..attention.cross_frame import CrossFrame
 from ..attention.fine_coarse import FineCoarse
 from ..attention.technique import Technique
 from .attention_inputs import CATEGORY, layers_input, percent_inputs, pool_input, tapped
+from .node import Node
 
 
-class CrossFrameAttention(io.ComfyNode):
+class CrossFrameAttention(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

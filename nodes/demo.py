@@ -6,9 +6,10 @@ from comfy_api.latest import io
 
 from ..demo.clips import MOTIONS, render_clip
 from ..demo.shapes import COLOURS, SHAPES, SIZE
+from .node import Node
 
 
-class CoherenceDemoModel(io.ComfyNode):
+class CoherenceDemoModel(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -49,7 +50,7 @@ class CoherenceDemoModel(io.ComfyNode):
         return io.NodeOutput(load_model(), load_clip(), load_vae())
 
 
-class CoherenceDemoClip(io.ComfyNode):
+class CoherenceDemoClip(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

@@ -12,10 +12,11 @@ from ..samplers.editing import REPLACES, Edit, Prompts, Replace, sample_edit
 from ..samplers.latents import with_samples
 from .attention_inputs import percent_inputs
 from .cfg_input import cfg_input
+from .node import Node
 from .register_inputs import Registry
 
 
-class EntropyGuidedEdit(io.ComfyNode):
+class EntropyGuidedEdit(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -125,7 +126,7 @@ class EntropyGuidedEdit(io.ComfyNode):
     ) -> io.NodeOutput:
         edit = Edit(registry.selector, replace, cfg, source_cfg, start_percent, end_percent, mask)
         prompts = Prompts(source, target, negative)
-        clips = sample_edit(model, prompts, edit, noise, sampler, sigmas, latent_image, cls.__name__)
+        clips = sample_edit(model, prompts, edit, noise, sampler, sigmas, latent_image, cls.node_name)
         return io.NodeOutput(*(with_samples(latent_image, clip) for clip in clips))
 
 

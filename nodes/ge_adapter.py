@@ -14,6 +14,7 @@ from ..training import ge_adapter_file
 from ..training.ge_adapter import GEAdapter
 from ..training.token_conditioning import with_tokens
 from .inflation import CATEGORY
+from .node import Node
 from .saved_files import SavedFiles
 
 ADAPTERS = SavedFiles(ge_adapter_file.SUFFIX, "a saved adapter", "SaveGEAdapter", ge_adapter_file.MAX_BYTES)
@@ -24,7 +25,7 @@ def adapter_input() -> Any:
     return Adapter.Input("adapter", tooltip="A GE-Adapter, from GEAdapterTrain or LoadGEAdapter.")
 
 
-class GEAdapterApply(io.ComfyNode):
+class GEAdapterApply(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -82,13 +83,13 @@ class GEAdapterApply(io.ComfyNode):
         start_percent: float,
         end_percent: float,
     ) -> io.NodeOutput:
-        clone = with_lora(model, adapter.lora, strength, start_percent, end_percent, cls.__name__)
+        clone = with_lora(model, adapter.lora, strength, start_percent, end_percent, cls.node_name)
         count = len(adapter.lora) // 3
-        logging.info("%s: %d projections, %d parameters", cls.__name__, count, adapter.parameters()["lora"])
+        logging.info("%s: %d projections, %d parameters", cls.node_name, count, adapter.parameters()["lora"])
         return io.NodeOutput(clone)
 
 
-class GEAdapterTokens(io.ComfyNode):
+class GEAdapterTokens(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -126,7 +127,7 @@ class GEAdapterTokens(io.ComfyNode):
         return io.NodeOutput(with_tokens(conditioning, adapter, hidden))
 
 
-class SaveGEAdapter(io.ComfyNode):
+class SaveGEAdapter(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -157,7 +158,7 @@ class SaveGEAdapter(io.ComfyNode):
         return io.NodeOutput(ui={"adapters": [told]})
 
 
-class LoadGEAdapter(io.ComfyNode):
+class LoadGEAdapter(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -184,7 +185,7 @@ class LoadGEAdapter(io.ComfyNode):
         adapter = ge_adapter_file.load(ADAPTERS.path(file))
         parts = ", ".join(f"{count} parameters of {part}" for part, count in adapter.parameters().items())
         training = adapter.training
-        logging.info("%s: %s; %s, %d steps", cls.__name__, parts, training.base, training.steps)
+        logging.info("%s: %s; %s, %d steps", cls.node_name, parts, training.base, training.steps)
         return io.NodeOutput(adapter)
 
 

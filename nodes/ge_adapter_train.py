@@ -14,10 +14,11 @@ from ..training.memory import gibibytes
 from ..training.temporal_consistency import MIN_FRAMES
 from .ge_adapter import Adapter
 from .inflation import CATEGORY
+from .node import Node
 from .training import Progress, draw_losses, time_text
 
 
-class GEAdapterTrain(io.ComfyNode):
+class GEAdapterTrain(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

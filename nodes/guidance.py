@@ -12,6 +12,7 @@ from ..attention.register import AttentionRegistry
 from ..samplers.ie_guidance import GUIDANCES, Guidance, guide
 from .attention_inputs import percent_inputs
 from .cfg_input import cfg_input
+from .node import Node
 from .register_inputs import perturbed_layers_input
 
 CATEGORY = "coherence/guidance"
@@ -57,7 +58,7 @@ def guidance_inputs() -> list[io.Input]:
     ]
 
 
-class IEGuidanceCFG(io.ComfyNode):
+class IEGuidanceCFG(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -83,10 +84,10 @@ class IEGuidanceCFG(io.ComfyNode):
         rescale: float = 0.0,
     ) -> io.NodeOutput:
         span = {"start_percent": start_percent, "end_percent": end_percent}
-        return io.NodeOutput(guide(model, registry, guidance, scale, asked_by=cls.__name__, rescale=rescale, **span))
+        return io.NodeOutput(guide(model, registry, guidance, scale, asked_by=cls.node_name, rescale=rescale, **span))
 
 
-class IEGuider(io.ComfyNode):
+class IEGuider(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -125,7 +126,7 @@ class IEGuider(io.ComfyNode):
         rescale: float = 0.0,
     ) -> io.NodeOutput:
         span = {"start_percent": start_percent, "end_percent": end_percent}
-        guider = CFGGuider(guide(model, registry, guidance, scale, asked_by=cls.__name__, rescale=rescale, **span))
+        guider = CFGGuider(guide(model, registry, guidance, scale, asked_by=cls.node_name, rescale=rescale, **span))
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
         return io.NodeOutput(guider)

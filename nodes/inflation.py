@@ -11,6 +11,7 @@ from ..attention.forms import TUNE_A_VIDEO, Form, FrameAttention, InflationWeigh
 from ..attention.inflation import Position
 from ..attention.stam import Norm
 from .attention_inputs import pool_input
+from .node import Node
 
 CATEGORY = "coherence/tuning"
 Weights = io.Custom("STAM_WEIGHTS")
@@ -48,7 +49,7 @@ def _put(model: ModelPatcher, form: Form, weights: InflationWeights | None, laye
     return io.NodeOutput(clone)
 
 
-class STAMInflate(io.ComfyNode):
+class STAMInflate(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -112,10 +113,10 @@ class STAMInflate(io.ComfyNode):
         weights: InflationWeights | None = None,
     ) -> io.NodeOutput:
         form = Form("stam", position, frame_attention, pool, norm)
-        return _put(model, form, weights, layers, strength, cls.__name__)
+        return _put(model, form, weights, layers, strength, cls.node_name)
 
 
-class TuneAVideoInflate(io.ComfyNode):
+class TuneAVideoInflate(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -131,7 +132,7 @@ class TuneAVideoInflate(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, layers: str, weights: InflationWeights | None = None) -> io.NodeOutput:
-        return _put(model, TUNE_A_VIDEO, weights, layers, 1.0, cls.__name__)
+        return _put(model, TUNE_A_VIDEO, weights, layers, 1.0, cls.node_name)
 
 
 NODES = [STAMInflate, TuneAVideoInflate]

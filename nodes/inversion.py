@@ -13,6 +13,7 @@ from torch import Tensor
 from ..samplers.inversion import MODES, Inversion, InversionSampler, Mode, invert_latent
 from ..samplers.latents import with_samples
 from .cfg_input import cfg_input
+from .node import Node
 
 CATEGORY = "coherence/inversion"
 
@@ -87,7 +88,7 @@ def filter_inputs(modes: tuple[Mode, ...]) -> list[io.Input]:
     ]
 
 
-class BilateralDDIMInvert(io.ComfyNode):
+class BilateralDDIMInvert(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -164,12 +165,12 @@ class BilateralDDIMInvert(io.ComfyNode):
             mode, kernel_size, sigma_spatial, sigma_intensity, filter_until, restandardise, refine_iterations
         )
         samples, report = invert_latent(
-            model, positive, negative, cfg, latent_image, sigmas, inversion, seed, cls.__name__
+            model, positive, negative, cfg, latent_image, sigmas, inversion, seed, cls.node_name
         )
         return io.NodeOutput(with_samples(latent_image, samples), json.dumps({**asdict(inversion), **asdict(report)}))
 
 
-class SamplerBilateralDDIMInvert(io.ComfyNode):
+class SamplerBilateralDDIMInvert(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -217,7 +218,7 @@ class GivenNoise:
         return self.noise
 
 
-class NoiseFromLatent(io.ComfyNode):
+class NoiseFromLatent(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

@@ -12,12 +12,13 @@ from ..attention.sites import Site
 from ..samplers.measure import Start, record_maps
 from .attention_inputs import CATEGORY
 from .charts import INK, MUTED, new_figure, render
+from .node import Node
 from .register_inputs import start_inputs
 
 WIDTH, HEIGHT = 1440, 768
 
 
-class AttentionMapPreview(io.ComfyNode):
+class AttentionMapPreview(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -69,7 +70,7 @@ class AttentionMapPreview(io.ComfyNode):
         threshold: float,
     ) -> io.NodeOutput:
         start = Start(conditioning, noise, sigmas, latent_image)
-        site, maps = record_maps(model, start, step, layer, threshold, cls.__name__)
+        site, maps = record_maps(model, start, step, layer, threshold, cls.node_name)
         when = f"step {step} (σ = {sigmas[step]:.4g})"
         return io.NodeOutput(torch.cat([_draw(each, site, when, threshold) for each in maps]))
 

@@ -8,10 +8,11 @@ from comfy_api.latest import io
 from ..attention.momentum import TemporalMomentum
 from ..noise.schedule import parse_schedule, schedule_text
 from .attention_inputs import CATEGORY, layers_input, percent_inputs, tapped
+from .node import Node
 from .schedule_input import schedule_input
 
 
-class TemporalMomentumAttention(io.ComfyNode):
+class TemporalMomentumAttention(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

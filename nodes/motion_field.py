@@ -9,10 +9,11 @@ from torch import Tensor
 from ..samplers.latents import with_samples
 from ..samplers.motion_field import MotionField, motion_latents
 from .cfg_input import cfg_input
+from .node import Node
 from .noise import CATEGORY, seed_input
 
 
-class MotionFieldNoise(io.ComfyNode):
+class MotionFieldNoise(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

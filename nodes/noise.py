@@ -13,6 +13,8 @@ from ..noise.divergence import DIVERGENCES
 from ..noise.priors import PRIORS, iid, mixed, progressive
 from ..noise.schedule import frame_schedule, parse_schedule, schedule_text
 from ..noise.streams import Carried, Draw, NoiseModel, clip_noise, generator, plain_noise
+from ..samplers.latents import noise_for
+from .node import Node
 from .schedule_input import schedule_input
 
 CATEGORY = "coherence/noise"
@@ -75,7 +77,7 @@ def _noise_output() -> io.Noise.Output:
     return io.Noise.Output(tooltip="For the noise input of SamplerCustomAdvanced or AddNoise.")
 
 
-class DependencyNoise(io.ComfyNode):
+class DependencyNoise(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -189,7 +191,7 @@ class DependencyNoise(io.ComfyNode):
         return io.NodeOutput(DependencyClipNoise(noise_seed, model, carried, divergence=divergence, kl=kl_of))
 
 
-class VideoNoisePrior(io.ComfyNode):
+class VideoNoisePrior(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -234,7 +236,7 @@ class VideoNoisePrior(io.ComfyNode):
         return io.NodeOutput(ClipNoise(noise_seed, models[prior]))
 
 
-class NoiseFrames(io.ComfyNode):
+class NoiseFrames(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -264,7 +266,7 @@ class NoiseFrames(io.ComfyNode):
 
     @classmethod
     def execute(cls, noise, latent_image: dict) -> io.NodeOutput:
-        frames = clip_of(noise.generate_noise(_in_float32(latent_image)))
+        frames = clip_of(noise_for(noise, _in_float32(latent_image)))
         start = first_frame(noise)
         latent: dict = {"samples": frames}
         indices = latent_image.get("batch_index")

@@ -10,11 +10,13 @@ from ..noise.divergence import INDEPENDENT
 from ..noise.measure import correlation, neighbour_alpha, neighbour_kl
 from ..noise.solvers import closed_form
 from ..noise.streams import clip_frames
+from ..samplers.latents import noise_for
 from .charts import COLOURS, RULE, draw_heat_map, new_figure, render, style_axes
+from .node import Node
 from .noise import CATEGORY, DependencyClipNoise, clip_of, first_frame
 
 
-class NoiseCorrelation(io.ComfyNode):
+class NoiseCorrelation(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -46,7 +48,7 @@ class NoiseCorrelation(io.ComfyNode):
 
     @classmethod
     def execute(cls, noise, latent_image: dict) -> io.NodeOutput:
-        frames = clip_frames(clip_of(noise.generate_noise(latent_image))).float()
+        frames = clip_frames(clip_of(noise_for(noise, latent_image))).float()
         if len(frames) < 2:
             raise ValueError(
                 "Expected a clip of two frames or more, but the latent holds one. Raise the batch size of a "

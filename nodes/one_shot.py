@@ -13,13 +13,14 @@ from ..training.memory import gibibytes
 from ..training.one_shot import Settings, Tuned, tune
 from ..training.sampler import Precision
 from .inflation import CATEGORY, Weights
+from .node import Node
 from .saved_files import SavedFiles
 from .training import Progress, draw_losses, time_text
 
 SAVED = SavedFiles(weights_file.SUFFIX, "saved weights", "SaveSTAM", weights_file.MAX_BYTES)
 
 
-class OneShotTune(io.ComfyNode):
+class OneShotTune(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -132,7 +133,7 @@ def _report(tuned: Tuned, settings: Settings) -> str:
     )
 
 
-class SaveSTAM(io.ComfyNode):
+class SaveSTAM(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -159,7 +160,7 @@ class SaveSTAM(io.ComfyNode):
         return io.NodeOutput(ui={"weights": [told]})
 
 
-class LoadSTAM(io.ComfyNode):
+class LoadSTAM(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

@@ -8,10 +8,11 @@ from comfy_api.latest import io
 from ..attention.perturbation import IDENTITY, UNIFORM, Perturbation
 from ..attention.register import SELECTABLE, AttentionRegistry, selector_of
 from .attention_inputs import CATEGORY, percent_inputs, tapped
+from .node import Node
 from .register_inputs import perturbed_layers_input
 
 
-class PerturbAttention(io.ComfyNode):
+class PerturbAttention(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -58,7 +59,7 @@ class PerturbAttention(io.ComfyNode):
         end_percent: float = 1.0,
     ) -> io.NodeOutput:
         technique = Perturbation({"uniform": UNIFORM, "identity": IDENTITY}.get(matrix, alpha))
-        layers = selector_of(registry, cls.__name__)
+        layers = selector_of(registry, cls.node_name)
         return tapped(model, technique, cls, SELECTABLE, layers, start_percent, end_percent)
 
 

@@ -26,6 +26,7 @@ from ..attention.register import (
 from ..attention.sites import select_sites, sites_of
 from ..samplers.measure import Start, measure_layers, parse_steps
 from .attention_inputs import CATEGORY
+from .node import Node
 from .register_chart import draw_registry
 from .register_inputs import Registry, ranking_inputs, registry_input, start_inputs
 from .saved_files import SavedFiles
@@ -47,7 +48,7 @@ def _log_selected(node: str, registry: AttentionRegistry) -> None:
     logging.info("%s: %d layers: %s", node, len(registry.selected), registry.selector)
 
 
-class EntropyRegister(io.ComfyNode):
+class EntropyRegister(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -105,17 +106,17 @@ class EntropyRegister(io.ComfyNode):
     ) -> io.NodeOutput:
         start = Start(conditioning, noise, sigmas, latent_image)
         steps = parse_steps(measure_steps, start.steps)
-        sites, figures = measure_layers(model, start, steps, precision, cls.__name__)
+        sites, figures = measure_layers(model, start, steps, precision, cls.node_name)
         measurement = Measurement(
             steps, tuple(sigmas[list(steps)].tolist()), precision, noise.seed, tuple(latent_image["samples"].shape)
         )
         ranking = Ranking(kind, select, count, percent)
         registry = ranked_registry(*_class_names(model), sites, figures, ranking, measurement)
-        _log_selected(cls.__name__, registry)
+        _log_selected(cls.node_name, registry)
         return io.NodeOutput(registry, draw_registry(registry), registry_file.to_json(registry))
 
 
-class SelectAttentionLayers(io.ComfyNode):
+class SelectAttentionLayers(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -142,11 +143,11 @@ class SelectAttentionLayers(io.ComfyNode):
         sites = sites_of(model)
         chosen = select_sites(sites, layers, SELECTABLE)
         registry = named_registry(*_class_names(model), sites, chosen, layers)
-        _log_selected(cls.__name__, registry)
+        _log_selected(cls.node_name, registry)
         return io.NodeOutput(registry)
 
 
-class ReselectAttentionLayers(io.ComfyNode):
+class ReselectAttentionLayers(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -164,11 +165,11 @@ class ReselectAttentionLayers(io.ComfyNode):
         cls, registry: AttentionRegistry, kind: Choice, select: Order, count: int, percent: float
     ) -> io.NodeOutput:
         registry = reselect(registry, Ranking(kind, select, count, percent))
-        _log_selected(cls.__name__, registry)
+        _log_selected(cls.node_name, registry)
         return io.NodeOutput(registry, draw_registry(registry))
 
 
-class SaveAttentionRegistry(io.ComfyNode):
+class SaveAttentionRegistry(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -195,7 +196,7 @@ class SaveAttentionRegistry(io.ComfyNode):
         return io.NodeOutput(ui={"registries": [told]})
 
 
-class LoadAttentionRegistry(io.ComfyNode):
+class LoadAttentionRegistry(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -219,7 +220,7 @@ class LoadAttentionRegistry(io.ComfyNode):
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         registry = registry_file.load(REGISTRIES.path(file))
-        _log_selected(cls.__name__, registry)
+        _log_selected(cls.node_name, registry)
         return io.NodeOutput(registry)
 
 

@@ -30,8 +30,9 @@ from ..attention.register import SELECTABLE
 from ..attention.replacement import Replacement, UnpairedBranchError
 from ..attention.tap import tap
 from .branches import StepBranches
-from .latents import input_scale, samples_for
+from .latents import input_scale, noise_for, require_levels, samples_for
 from .pairing import PairSampler
+from .unfit import told_if_unfit
 
 Replace = Literal["map", "key_value", "value", "cross_map"]
 REPLACES = get_args(Replace)
@@ -89,17 +90,21 @@ def sample_edit(
         raise ValueError("sigmas holds no step, expected two values or more. Raise steps or denoise.")
     if latent["samples"].is_nested:
         raise ValueError("latent_image holds a clip and something else, such as sound; expected a clip alone.")
+    require_levels(model, sigmas)
     samples = samples_for(model, latent)
-    both = EditGuider(model, prompts, edit, samples.shape, asked_by).sample(
-        noise.generate_noise({**latent, "samples": samples}),
-        samples,
-        PairSampler(sampler),
-        sigmas,
-        denoise_mask=latent.get("noise_mask"),
-        callback=prepare_callback(model, len(sigmas) - 1),
-        disable_pbar=not PROGRESS_BAR_ENABLED,
-        seed=noise.seed,
-    )
+    guider = EditGuider(model, prompts, edit, samples.shape, asked_by)
+    drawn = noise_for(noise, {**latent, "samples": samples})
+    with told_if_unfit(model, {"samples": samples}, **vars(prompts)):
+        both = guider.sample(
+            drawn,
+            samples,
+            PairSampler(sampler),
+            sigmas,
+            denoise_mask=latent.get("noise_mask"),
+            callback=prepare_callback(model, len(sigmas) - 1),
+            disable_pbar=not PROGRESS_BAR_ENABLED,
+            seed=noise.seed,
+        )
     source, target = both.to(intermediate_device()).chunk(2)
     return target, source
 

@@ -30,7 +30,8 @@ from ..attention.sites import sites_of
 from ..attention.tap import tap
 from ..noise.bilateral import bilateral_spatial, restandardised
 from ..noise.streams import generator, plain_noise
-from .latents import input_scale, samples_for
+from .latents import input_scale, require_levels, samples_for
+from .unfit import told_if_unfit
 
 Mode = Literal["latent_spatial", "feature_temporal", "none", "literal"]
 MODES = get_args(Mode)
@@ -263,15 +264,17 @@ def invert_latent(
     guider.inner_set_conds({"positive": positive} | ({} if negative is None else {"negative": negative}))
     guider.set_cfg(cfg)
     sampler = InversionSampler(inversion, features, report := Report())
+    require_levels(model, sigmas)
     samples = samples_for(model, latent)
-    inverted = guider.sample(
-        samples.cpu() * 0,
-        samples,
-        sampler,
-        sigmas.flip(0),
-        denoise_mask=latent.get("noise_mask"),
-        callback=prepare_callback(model, len(sigmas) - 1),
-        disable_pbar=True,
-        seed=seed,
-    )
+    with told_if_unfit(model, {"samples": samples}, positive=positive, negative=negative):
+        inverted = guider.sample(
+            samples.cpu() * 0,
+            samples,
+            sampler,
+            sigmas.flip(0),
+            denoise_mask=latent.get("noise_mask"),
+            callback=prepare_callback(model, len(sigmas) - 1),
+            disable_pbar=True,
+            seed=seed,
+        )
     return inverted.to(intermediate_device()), report

@@ -19,6 +19,34 @@ def samples_for(model: ModelPatcher, latent: Mapping[str, Any]) -> Tensor:
     return comfy.sample.fix_empty_latent_channels(model, latent["samples"], *map(latent.get, RATIOS))
 
 
+def noise_for(noise: Any, latent: Mapping[str, Any]) -> Any:
+    """What a NOISE makes for ``latent``. ValueError where that has another shape, or is no number somewhere."""
+    made = noise.generate_noise(latent)
+    for x, samples in zip(_parts(made), _parts(latent["samples"]), strict=True):
+        if x.shape != samples.shape:
+            raise ValueError(
+                f"noise: it makes shape {tuple(x.shape)} for latent_image of shape {tuple(samples.shape)}, expected "
+                "the same. Use the latent that the noise was made for, or another noise node."
+            )
+        if not x.isfinite().all():
+            raise ValueError("noise: it holds values that are no numbers. Use another noise node.")
+    return made
+
+
+def require_levels(model: ModelPatcher, sigmas: Tensor) -> None:
+    """ValueError where SIGMAS are another model's: nothing that acts between percentages of sampling would act."""
+    highest = float(model.get_model_object("model_sampling").percent_to_sigma(0.0))
+    if len(sigmas) and float(sigmas.max()) > 1.0001 * highest:
+        raise ValueError(
+            f"sigmas go up to {float(sigmas.max()):.5g}, but this model's noise levels end at {highest:.5g}: they are "
+            "another model's. Connect the scheduler to this model."
+        )
+
+
+def _parts(samples: Any) -> list[Tensor]:
+    return samples.unbind() if getattr(samples, "is_nested", False) else [samples]
+
+
 def with_samples(latent: Mapping[str, Any], samples: Tensor) -> dict[str, Any]:
     """A LATENT of the result ``samples`` with what else ``latent`` has."""
     return {**{name: value for name, value in latent.items() if name not in RATIOS}, "samples": samples}

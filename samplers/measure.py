@@ -22,7 +22,8 @@ from ..attention.maps import AttentionMap, MapRecorder
 from ..attention.register import SELECTABLE, EntropyRecorder, Figures, Precision
 from ..attention.sites import Kind, Site, select_sites, sites_of
 from ..attention.tap import tap
-from .latents import input_scale, samples_for
+from .latents import input_scale, noise_for, require_levels, samples_for
+from .unfit import told_if_unfit
 
 GUIDANCE = (
     "sampler_cfg_function",
@@ -119,6 +120,7 @@ def _look_on(
     model: ModelPatcher, start: Start, recorder: EntropyRecorder | MapRecorder, steps: Sequence[int], **where: Any
 ) -> list[Site]:
     """Run ``model`` with ``recorder`` on the sites of ``where``, recording at ``steps``."""
+    require_levels(model, start.sigmas)
     tapped, sites = tap(model, recorder, **where)
     progress = LayerProgress(sites, max(steps))
     recorder.on_layer = progress
@@ -168,12 +170,14 @@ def run_to_step(model: ModelPatcher, start: Start, last_step: int, before_step: 
     latent = start.latent
     samples = samples_for(model, latent)
     with torch.random.fork_rng(devices=[]):
-        guider.sample(
-            start.noise.generate_noise({**latent, "samples": samples}),
-            samples,
-            KSAMPLER(walk),
-            start.sigmas,
-            denoise_mask=latent.get("noise_mask"),
-            disable_pbar=True,
-            seed=start.noise.seed,
-        )
+        drawn = noise_for(start.noise, {**latent, "samples": samples})
+        with told_if_unfit(model, {"samples": samples}, conditioning=start.conditioning):
+            guider.sample(
+                drawn,
+                samples,
+                KSAMPLER(walk),
+                start.sigmas,
+                denoise_mask=latent.get("noise_mask"),
+                disable_pbar=True,
+                seed=start.noise.seed,
+            )

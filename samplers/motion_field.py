@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..noise.motion_field import displacement, renoised, translated
 from ..noise.streams import generator, plain_noise
-from .latents import samples_for
+from .latents import require_levels, samples_for
+from .unfit import told_if_unfit
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def motion_latents(
     the others start. Every frame has noise of its own, which depends on its number alone; ``batch_index`` tells it.
     """
     _refuse(latent["samples"], model)
+    require_levels(model, sigmas)
     at_t1, at_t0 = field.levels(sigmas)
     samples = samples_for(model, latent)
     shape, latents = (1, *samples.shape[1:]), model.get_model_object("latent_format")
@@ -68,7 +70,8 @@ def motion_latents(
         guider.set_cfg(cfg)
         callback = prepare_callback(model, max(len(levels) - 1, 1))
         euler = sampler_object("euler")
-        return guider.sample(noise, start, euler, levels, callback=callback, disable_pbar=True, seed=seed).cpu()
+        with told_if_unfit(model, {"samples": samples}, positive=positive, negative=negative):
+            return guider.sample(noise, start, euler, levels, callback=callback, disable_pbar=True, seed=seed).cpu()
 
     nothing = torch.zeros(shape)
     first = denoise(plain_noise(shape, generator(seed)), nothing, sigmas[: at_t1 + 1])

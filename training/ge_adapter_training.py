@@ -102,6 +102,7 @@ def train_adapter(
             number.
         ValueError: the model has no UNet, or not the layers of ``adapter``.
     """
+    projections = attention_projections(model.model, settings.layers)
     _require_clips(clips)
     dtype = dtype_of("auto")
     done: dict[str, Any] = {}
@@ -109,7 +110,7 @@ def train_adapter(
         start = _start(model, clips, settings, adapter)
         copied = trainable(model, dtype)
         learned = _Learned(start, copied.load_device)
-        features = _Features([each.key for each in attention_projections(model.model, settings.layers)])
+        features = _Features([each.key for each in projections])
         copied = with_lora(copied, learned.lora, 1.0, 0.0, 1.0 - settings.temporal_range_start, ASKED_BY)
         # added after the LoRA's, it runs inside: its hooks see what the LoRA's have added
         copied.add_wrapper_with_key(WrappersMP.APPLY_MODEL, _WATCH, features)

@@ -40,13 +40,18 @@ class Projection:
 def attention_projections(base_model: Any, layers: Layers) -> list[Projection]:
     """W_q, W_k, W_v and W_out of the self- and cross-attention of ``base_model``, a ``comfy.model_base.BaseModel``.
 
-    ``layers``: of the down blocks, or of all; in the order they run. ValueError for models other than UNets.
+    ``layers``: of the down blocks, or of all; in the order they run. ValueError for models but UNets of pictures.
     """
     unet = getattr(base_model.diffusion_model, "_orig_mod", base_model.diffusion_model)
     if not isinstance(unet, UNetModel):
         raise ValueError(
             f"GE-Adapter adapts the down blocks of a UNet (SD1.5, SD2, SDXL), got {type(unet).__name__}. "
             "Use a model with a UNet."
+        )
+    if any(site.kind == "temporal" for site in list_sites(unet, motion_models=())):
+        raise ValueError(
+            f"GE-Adapter adapts a UNet of pictures (SD1.5, SD2, SDXL), got {type(base_model.model_config).__name__}, "
+            "which sees its frames together already. Use a model of pictures."
         )
     paths = {module: path for path, module in unet.named_modules()}
     names = _names(base_model)

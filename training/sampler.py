@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from ..attention.run import HOLD
 from ..samplers.latents import samples_for
 from ..samplers.measure import GUIDANCE
+from ..samplers.unfit import told_if_unfit
 from .frame_tokens import join_tokens
 from .loop import TrainingError
 
@@ -223,7 +224,7 @@ def train_in_run(
     names = ("positive", *(f"positive {number}" for number in range(1, len(prompts))))
     guider.inner_set_conds({name: _fresh(prompt) for name, prompt in zip(names, prompts, strict=True)})
     sigmas = torch.tensor([float(model.get_model_object("model_sampling").sigma_max), 0.0])
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), told_if_unfit(model, {"samples": samples}, positive=prompts[0]):
         guider.sample(torch.zeros_like(samples), samples, _TrainingRun(train, dtype), sigmas, disable_pbar=True, seed=0)
 
 

@@ -1,0 +1,49 @@
+"""Runs of ComfyUI's models that fail because what they are given is not for them: said so, with what was given."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from comfy.model_management import is_oom
+from comfy.model_patcher import ModelPatcher
+
+_PACK = f"{__name__.rsplit('.', 2)[0]}."
+
+
+class UnfitError(ValueError):
+    """A model cannot run on the latents or prompts that it was given."""
+
+
+@contextmanager
+def told_if_unfit(model: ModelPatcher, latent: Mapping[str, Any], **prompts: list | None) -> Iterator[None]:
+    """UnfitError in place of what ComfyUI's model code raises: it checks neither shapes nor what a prompt holds.
+
+    ``prompts``: CONDITIONING by the names of the inputs. What the pack raises itself passes.
+    """
+    try:
+        yield
+    except (RuntimeError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        if is_oom(error) or _is_ours(error):
+            raise
+        given = [f"latent_image {tuple(latent['samples'].shape)}"]
+        given += [f"{name} {_told(prompt)}" for name, prompt in prompts.items() if prompt]
+        raise UnfitError(
+            f"The model ({type(model.model.model_config).__name__}) cannot run on what it was given: "
+            f"{', '.join(given)}. Use prompts of this model's text encoder, and latents of its kind and size. ComfyUI "
+            f"says: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _is_ours(error: BaseException) -> bool:
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").startswith(_PACK)
+
+
+def _told(prompt: list) -> str:
+    """Shapes of the texts, and what comes with them."""
+    return " and ".join(
+        f"{tuple(text.shape)}{f' with {names}' if (names := ', '.join(extras)) else ''}" for text, extras in prompt
+    )
