@@ -14,7 +14,7 @@ from .browser import require_browser
 from .demo import demo
 from .errors import HostError
 from .find import default_cache, find_host, require_test_packages
-from .provision import PACK, PACK_NAME, Host
+from .provision import NEWEST, PACK, PACK_NAME, RECIPES, Host
 from .report import add_options as add_report_options
 from .report import report
 from .server import Server
@@ -43,6 +43,8 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--comfyui", metavar="DIR", help="a ComfyUI of yours (the folder that holds main.py)")
     common.add_argument("--python", metavar="EXE", help="the Python of that ComfyUI, if it is not found beside it")
     common.add_argument("--cache", metavar="DIR", type=Path, help="where ComfyUI is prepared (or set COHERENCE_CACHE)")
+    version_help = f"prepare and use this ComfyUI, whatever others there are: {', '.join(RECIPES)} (default: {NEWEST})"
+    common.add_argument("--comfyui-version", metavar="V", choices=RECIPES, help=version_help)
     server = argparse.ArgumentParser(add_help=False)
     server.add_argument("--port", type=int, help="port to listen on (default: a free one)")
     commands = top.add_subparsers(dest="command", required=True, metavar="demo|test|report|serve")
@@ -79,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         arguments.cache = (arguments.cache or default_cache()).absolute()
-        host = find_host(arguments.comfyui, arguments.python, arguments.cache)
+        host = find_host(arguments.comfyui, arguments.python, arguments.cache, arguments.comfyui_version)
         if arguments.command == "demo":
             return demo(host, arguments)
         if arguments.command == "test":

