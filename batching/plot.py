@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .manifest import DONE
-from .sheet import INK, MUTED, RULE, short_names, unique, varied
+from .sheet import INK, MUTED, RULE
+from .variations import short_names, varied
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +18,7 @@ Axis = tuple[str, list[Any]]
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's, told apart by colour-blind readers too."""
 MARKS = ("o", "s", "^", "D", "v", "P")
-_MOST_FIGURES, _MOST_INPUTS = 8, 4
+_MOST_FIGURES, _MOST_INPUTS = 6, 4
 _LOG_FROM = 50.0  # largest over smallest value
 _LETTERS = 24  # of a label
 
@@ -27,7 +28,9 @@ def draw_plot(records: Sequence[Json], folder: Path) -> Path | None:
     from matplotlib.figure import Figure
 
     done = [record for record in records if record["status"] == DONE]
-    inputs = list(varied(done).items())[:_MOST_INPUTS] or [("run", [record["run"] for record in done])]
+    inputs = list(varied([record["values"] for record in done]).items())[:_MOST_INPUTS] or [
+        ("run", [record["run"] for record in done])
+    ]
     names = _figure_names(done)[:_MOST_FIGURES]
     if len(done) < 2 or not names:
         return None
@@ -79,7 +82,9 @@ def _panel(
             if name in record["figures"] and (apart is None or _same(record["values"].get(apart[0]), group)):
                 x = at[repr(record["run"] if column == "run" else record["values"].get(column))]
                 points.setdefault(x, []).append(record["figures"][name])
-        look: Json = {"color": COLOURS[place], "marker": MARKS[place], "markersize": 5}
+        behind = len(apart[1]) - 1 - place if apart else 0  # wider, to be seen where others lie on it
+        look: Json = {"color": COLOURS[place], "marker": MARKS[place], "markersize": 5 + 2 * behind}
+        look |= {"linewidth": 1.5 + 1.5 * behind}
         label = f"{apart[0].rpartition('.')[2]} = {_short(group)}" if apart else None
         means = {x: sum(ys) / len(ys) for x, ys in sorted(points.items())}
         axes.plot(list(means), list(means.values()), linestyle="-" if is_numeric else ":", label=label, **look)
@@ -110,7 +115,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _same(one: Any, other: Any) -> bool:
-    return bool(unique([one]) == unique([other]) and type(one) is type(other))
+    return type(one) is type(other) and one == other
 
 
 def _short(value: Any) -> str:

@@ -200,9 +200,8 @@ def connect(address: str) -> Any:
         ) from error
     # The workers get the code with their orders: they need Python and Ray, not the pack.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__.partition(".")[0]])
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
-    if address != LOCAL:
-        options = {"log_to_driver": False, "logging_level": "ERROR", "address": address}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    options |= {"include_dashboard": False} if address == LOCAL else {"address": address}
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:

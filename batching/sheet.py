@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .figures import SECONDS, STEADINESS
 from .manifest import DONE
 from .pictures import show
+from .variations import short_names, varied
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
@@ -20,30 +21,9 @@ _WIDTH, _WIDEST = 1920, 4000
 _MOST_ON_A_PAGE = 60
 
 
-def varied(records: Sequence[Json]) -> dict[str, list[Any]]:
-    """Column → its values in the order in which they come, for columns that differ between runs.
-
-    A run that leaves a column out has the workflow's own value there: None.
-    """
-    columns = list(dict.fromkeys(column for record in records for column in record["values"]))
-    found = {column: unique([record["values"].get(column) for record in records]) for column in columns}
-    return {column: values for column, values in found.items() if len(values) > 1}
-
-
-def unique(values: Sequence[Any]) -> list[Any]:
-    """Each value once, in order; True is not 1."""
-    return list({(type(value), value): value for value in values}.values())
-
-
-def short_names(columns: Sequence[str]) -> dict[str, str]:
-    """Columns without the node, where that is clear."""
-    short = [column.rpartition(".")[2] for column in columns]
-    return {column: name if short.count(name) == 1 else column for column, name in zip(columns, short, strict=True)}
-
-
 def draw_sheets(records: Sequence[Json], folder: Path) -> list[Path]:
     """Write the contact sheet of a batch, in as many pages as it takes; returns their paths."""
-    axes = varied(records)
+    axes = varied([record["values"] for record in records])
     shown = {record["key"]: show(record, folder, _FRAMES) if record["status"] == DONE else [] for record in records}
     sheet = _Sheet(axes, shown)
     if sheet.is_grid(records):

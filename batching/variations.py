@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..client.errors import ComfyError
@@ -32,14 +32,8 @@ class Run:
     prompt: Json
     key: str
     """Names the run by all that the server is asked to do."""
-
-    @property
-    def label(self) -> str:
-        """The varied values in one line."""
-        short = {column.rpartition(".")[2] for column in self.values}
-        is_clear = len(short) == len(self.values)
-        names = {column: column.rpartition(".")[2] if is_clear else column for column in self.values}
-        return ", ".join(f"{names[column]} = {value}" for column, value in self.values.items()) or "as it is"
+    label: str = ""
+    """What tells it from the others, in one line."""
 
     @property
     def seeds(self) -> Row:
@@ -78,7 +72,39 @@ def make_runs(prompt: Json, rows: Sequence[Row], object_info: Json) -> list[Run]
                 raise ComfyError(f"Row {number} of the table, {column}: {error}") from error
         run = Run(len(runs) + 1, {column: values[column] for column in row}, varied, run_key(varied))
         runs.setdefault(run.key, run)
-    return list(runs.values())
+    return _labelled(list(runs.values()))
+
+
+def _labelled(runs: list[Run]) -> list[Run]:
+    axes = varied([run.values for run in runs])
+    names = short_names(list(axes))
+
+    def label(run: Run) -> str:
+        said = [f"{names[column]} = {value}" for column, value in run.values.items() if column in axes]
+        return ", ".join(said) or "as it is"
+
+    return [replace(run, label=label(run)) for run in runs]
+
+
+def varied(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Column → its values in the order in which they come, for columns that differ between runs.
+
+    A run that leaves a column out has the workflow's own value there: None.
+    """
+    columns = dict.fromkeys(column for row in rows for column in row)
+    found = {column: unique([row.get(column) for row in rows]) for column in columns}
+    return {column: values for column, values in found.items() if len(values) > 1}
+
+
+def unique(values: Sequence[Any]) -> list[Any]:
+    """Each value once, in order; True is not 1."""
+    return list({(type(value), repr(value)): value for value in values}.values())
+
+
+def short_names(columns: Sequence[str]) -> dict[str, str]:
+    """Columns without the node, where that is clear."""
+    short = [column.rpartition(".")[2] for column in columns]
+    return {column: name if short.count(name) == 1 else column for column, name in zip(columns, short, strict=True)}
 
 
 def run_key(prompt: Json) -> str:

@@ -14,7 +14,7 @@ BATCH_PY = PACK / "batch.py"
 def every_output(video: str) -> dict[str, Any]:
     """A drawn clip as pictures, previews, WEBP, video and figures; and a loaded video, saved again."""
     size = {"shape": "circle", "colour": "red", "background": "white", "frames": 4, "size": 64, "seed": 0}
-    webp = {"filename_prefix": "all/clip", "fps": 8.0, "lossless": False, "quality": 80, "method": "default"}
+    webp = {"filename_prefix": "all/clip", "fps": 8.0, "lossless": True, "quality": 80, "method": "default"}
     video_file = {"filename_prefix": "all/video", "format": "auto", "codec": "auto"}
     return {
         "clip": {"class_type": "CoherenceDemoClip", "inputs": size | {"motion": "slide"}},

@@ -60,8 +60,8 @@ def test_the_manifest_says_what_made_a_run_and_how_it_went(collected, server):
     assert record["figures"]["seconds"] == record["seconds"]
     report = json.loads(record["texts"]["How steady"])
     assert record["figures"]["How steady: clip ssim"] == report["clip"]["mean"]["ssim"]
-    # The node measures the drawn frames, the batch the saved ones, which WEBP blurs a little.
-    assert record["figures"]["SSIM of neighbouring frames"] == pytest.approx(report["clip"]["mean"]["ssim"], abs=0.05)
+    # The node measures the drawn frames, the batch the saved ones, which have 8 bits.
+    assert record["figures"]["SSIM of neighbouring frames"] == pytest.approx(report["clip"]["mean"]["ssim"], abs=2e-3)
 
 
 def test_contact_sheet_and_comparison_show_the_runs(collected):
