@@ -1,7 +1,7 @@
 """A server that is killed while it saves or trains leaves whole files alone, and the next one works in its folder;
 no request makes it read or write elsewhere.
 
-The suite kills one server at each kind of work. More, at other moments, seeded:
+The suite kills one server that saves and one that trains. More, at other moments, seeded:
 ``COHERENCE_KILLS=10 python3 host.py test -n 0 tests/test_server_faults.py``.
 """
 
@@ -147,7 +147,7 @@ def test_a_kill_leaves_whole_files_alone_and_the_next_server_works(comfyui_path,
         "tune": kill_while_training(graph),
         "adapt": kill_while_training(adapting),
     }
-    for run in ("save", *chance.sample(["tune", "adapt"], 2)):
+    for run in ("save", ("tune", "adapt")[seed % 2]):
         with Server(host, tmp_path) as doomed:
             assert all(".part" not in each for each in offered(doomed))
             assert doomed.queue(saving(1, f"before_{run}"))["status"]["status_str"] == "success"
