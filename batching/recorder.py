@@ -56,7 +56,9 @@ class Recorder:
         folder.mkdir(exist_ok=True)
         write_whole(folder / "prompt.json", json.dumps(run.prompt, indent=1, ensure_ascii=False).encode())
         taken, saved = {"prompt.json"}, []
-        for file in result.files:
+        # In the prompt's order: the server lists first what it remembered, so the first clip would change between runs.
+        places = {node: place for place, node in enumerate(run.prompt)}
+        for file in sorted(result.files, key=lambda file: places.get(file.node, len(places))):
             name = safe_name(file.filename)
             if name in taken:
                 name = f"{safe_name(file.node)}_{file.kind}_{name}"
