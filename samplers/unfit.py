@@ -10,8 +10,6 @@ from typing import Any
 from comfy.model_management import is_oom
 from comfy.model_patcher import ModelPatcher
 
-_PACK = f"{__name__.rsplit('.', 2)[0]}."
-
 
 class UnfitError(ValueError):
     """A model cannot run on the latents or prompts that it was given."""
@@ -21,12 +19,12 @@ class UnfitError(ValueError):
 def told_if_unfit(model: ModelPatcher, latent: Mapping[str, Any], **prompts: list | None) -> Iterator[None]:
     """UnfitError in place of what ComfyUI's model code raises: it checks neither shapes nor what a prompt holds.
 
-    ``prompts``: CONDITIONING by the names of the inputs. What the pack raises itself passes.
+    ``prompts``: CONDITIONING by the names of the inputs. What others raise, the pack itself among them, passes.
     """
     try:
         yield
     except (RuntimeError, LookupError, TypeError, AttributeError, AssertionError) as error:
-        if is_oom(error) or _is_ours(error):
+        if is_oom(error) or not _is_of_the_model(error):
             raise
         given = [f"latent_image {tuple(latent['samples'].shape)}"]
         given += [f"{name} {_told(prompt)}" for name, prompt in prompts.items() if prompt]
@@ -37,9 +35,9 @@ def told_if_unfit(model: ModelPatcher, latent: Mapping[str, Any], **prompts: lis
         ) from error
 
 
-def _is_ours(error: BaseException) -> bool:
+def _is_of_the_model(error: BaseException) -> bool:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals.get("__name__", "").startswith(_PACK)
+    return frame.f_globals.get("__name__", "").partition(".")[0] in ("comfy", "torch", "einops")
 
 
 def _told(prompt: list) -> str:
