@@ -246,7 +246,7 @@ def test_a_run_that_breaks_off_leaves_the_model_bit_identical(model, form, error
     inflation = put(model, form, random_weights(model, form))
     inflated_before = run(inflation)
     broken = inflation.clone()
-    broken.set_model_attn1_replace(breaks_off, "output", 0)
+    broken.set_model_attn2_replace(breaks_off, "output", 0)
     with pytest.raises(error):
         run(broken)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.model.modules())
