@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..samplers.inversion import MODES, Inversion, InversionSampler, Mode, invert_latent
 from ..samplers.latents import with_samples
+from ..samplers.unfit import told_if_unfit
 from .cfg_input import cfg_input
 from .node import Node
 
@@ -244,7 +245,8 @@ class NoiseFromLatent(Node):
     @classmethod
     def execute(cls, latent: dict, model: ModelPatcher) -> io.NodeOutput:
         sampling = model.get_model_object("model_sampling")
-        x = model.get_model_object("process_latent_in")(latent["samples"])
+        with told_if_unfit(model, latent):
+            x = model.get_model_object("process_latent_in")(latent["samples"])
         scale = sampling.noise_scaling(sampling.sigma_max, torch.ones(()), torch.zeros(()), max_denoise=True)
         return io.NodeOutput(GivenNoise((x / scale).cpu()))
 
