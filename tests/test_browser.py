@@ -90,6 +90,7 @@ def test_a_nodes_complaint_about_an_input_is_read_in_the_page(blank_page, server
 def test_a_blueprint_is_found_by_search_inserted_and_run(blank_page, server, artefacts, name):
     page = blank_page
     open_page(page, server)
+    page.wait_for_function("() => app.graph.nodes.length > 1")  # the workflow that a new user finds
     page.evaluate("app.graph.clear()")
     page.mouse.dblclick(900, 300)
     page.get_by_placeholder("Add a node").fill(name)
