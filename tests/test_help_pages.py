@@ -18,8 +18,8 @@ PICTURE = re.compile(r"^!\[[^\]]{10,}\]\(([^)]*)\)\n\n(?=[\w*\[])", re.MULTILINE
 NEEDS_NO_ADVICE = {"file", "filename_prefix"} | {"noise_seed", "seed"}
 """Widgets without values that suit a purpose."""
 MOST_BYTES = 120_000
-SHEETS = {"zs2_compare.jpg", "zs2_study.jpg", "ei2_study.jpg"}
-"""Contact sheets of studies, which pages link to and do not show."""
+SHEETS = {"zs2_study.jpg"}
+"""Contact sheets that pages link to and do not show."""
 
 
 def page_of(schema: io.Schema) -> str:
