@@ -16,6 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from hypothesis import given
 from hypothesis import strategies as st
 from test_inflation import put, random_weights, run
+from torch.multiprocessing.reductions import StorageWeakRef
 from watching import DEMO, difference
 
 EI2 = Form("stam", "before_cross", "fine_coarse")
@@ -324,6 +325,20 @@ def test_the_estimate_for_a_clip_is_what_a_step_keeps(model):
         there.modules.requires_grad_(True)
         train_in_run(copied, [prompt()], latent, torch.float32, train)
     assert estimated.needed - 16 * estimated.parameters == pytest.approx(kept["all"], rel=0.3)
+
+
+def test_what_is_kept_for_backward_is_let_go_once_it_is_counted():
+    made = []
+
+    def forward():
+        # saved by the step that made it: its graph holds it, and it must not hold its graph
+        shares = torch.randn(8, 8, requires_grad=True).softmax(-1)
+        made.append(StorageWeakRef(shares.untyped_storage()))
+        return shares.square().sum()
+
+    with grown_up_tensors():
+        assert kept_for_backward(forward) == 8 * 8 * 4
+    assert made[0].expired()
 
 
 def test_the_rate_rises_and_stays():

@@ -21,7 +21,7 @@ def kept_for_backward(forward: Callable[[], Tensor]) -> int:
         if not x.is_leaf:
             storage = x.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
-        return x
+        return x.detach()  # x itself would hold the graph that holds it, for ever
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         result = forward()
