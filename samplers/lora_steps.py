@@ -90,7 +90,8 @@ def with_lora(
 def _adapters_for(model: ModelPatcher, lora: Mapping[str, Tensor], asked_by: str) -> dict[str, LoRAAdapter]:
     names = comfy.lora.model_lora_keys_unet(model.model, {})
     found = comfy.lora.load_lora(dict(lora), names, log_missing=False)
-    adapters = {key: each for key, each in found.items() if isinstance(each, LoRAAdapter)}
+    # sorted: ComfyUI's order is another in every process, and a message names the first that does not fit
+    adapters = {key: found[key] for key in sorted(found) if isinstance(found[key], LoRAAdapter)}
     loaded = set().union(*(each.loaded_keys for each in adapters.values())) if adapters else set()
     missing = sorted({name.partition(".")[0] for name in lora} - {name.partition(".")[0] for name in loaded})
     kind = type(model.model).__name__
