@@ -15,21 +15,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import sys
 import tempfile
 import time
 import urllib.error
-from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from soak_prompts import Draws, Prompt, is_ours
-from studies import PACK, enter_comfyui, markdown
+from soak_prompts import Draws, Prompt
+from soak_record import Record, Run, finished, growths, line_of, refused, report, verdicts
+from studies import PACK, enter_comfyui
 
 sys.path += [str(PACK), str(PACK / "tests")]
 
@@ -39,7 +38,7 @@ pack.enter()
 from coherence.client.server import outputs  # noqa: E402
 from coherence.client.workflow import to_prompt  # noqa: E402
 from coherence.hosting.errors import HostError  # noqa: E402
-from coherence.hosting.provision import PACK_NAME, Host  # noqa: E402
+from coherence.hosting.provision import Host  # noqa: E402
 from coherence.hosting.server import Server  # noqa: E402
 from coherence.hosting.workspace import link_folder  # noqa: E402
 
@@ -48,50 +47,8 @@ CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 EVERY = 20
 """Prompts between two readings."""
 CANCELLED, INVALID = 0.1, 0.1
-MOST_GROWTH = 0.05
 MOST_SECONDS = 300.0
 """A prompt that takes longer hangs."""
-UNCLEAR_TYPES = {"KeyError", "AttributeError", "IndexError", "TypeError", "AssertionError", "UnboundLocalError"}
-UNCLEAR_TYPES |= {"NameError", "ZeroDivisionError", "NotImplementedError", "StopIteration", "RecursionError"}
-OF_SHAPES = re.compile(
-    r"size of tensor|shapes? cannot be multiplied|must match the size|is invalid for input of size|Sizes of tensors"
-    r"|to have \d+ channels|normalized_shape|not enough values to unpack|could not broadcast|out of bounds|dimension"
-)
-
-
-@dataclass(frozen=True)
-class Run:
-    """What became of a prompt."""
-
-    workflow: str
-    kind: str
-    """valid, invalid or cancelled."""
-    outcome: str
-    """success, refused (before it ran), error or interrupted."""
-    seconds: float
-    change: str = ""
-    """What was wrong with it."""
-    error: str = ""
-    node: str = ""
-    """The class that complained."""
-    is_ours: bool = False
-    """Whether the pack's code took part in the failure."""
-    is_clear: bool = True
-    waited: float = 0.0
-    """Seconds from the cancel to the end."""
-
-
-@dataclass
-class Record:
-    """All that a soak saw."""
-
-    runs: list[Run] = field(default_factory=list)
-    readings: list[dict[str, int]] = field(default_factory=list)
-    """Bytes of ``tensors`` and ``resident`` after ``prompts``; the first is taken when all is warm."""
-    pictures: list[list[str]] = field(default_factory=list)
-    """Digests of what the plain models drew."""
-    fault: str = ""
-    """What ended it early."""
 
 
 class Soak:
@@ -116,7 +73,7 @@ class Soak:
                 luck = self.random.random()
                 kind = "cancelled" if luck < CANCELLED else "invalid" if luck < CANCELLED + INVALID else "valid"
                 self.record.runs.append(self._one(self.random.choice(sorted(self.draws)), kind))
-                print(_line(count, self.record.runs[-1]), flush=True)
+                print(line_of(count, self.record.runs[-1]), flush=True)
                 if count % EVERY == 0:
                     self._read()
         except HostError as fault:
@@ -141,11 +98,11 @@ class Soak:
         except urllib.error.HTTPError as error:
             if error.code != 400:
                 raise HostError(f"POST /prompt of {name} ({change}) was answered with {error}") from error
-            return _refused(name, kind, change, json.loads(error.read()), self._info)
+            return refused(name, kind, change, json.loads(error.read()), self._info)
         entry, waited = self._finish(answer["prompt_id"], cancel_after, f"{name} {kind} {change}")
-        run = _finished(name, kind, change, entry, time.monotonic() - start, waited)
+        run = finished(name, kind, change, entry, time.monotonic() - start, waited)
         if answer["node_errors"] and run.outcome == "success":  # a branch was left out, and said so
-            return _refused(name, kind, change, answer, self._info)
+            return refused(name, kind, change, answer, self._info)
         return run
 
     def _finish(self, prompt_id: str, cancel_after: float | None, what: str) -> tuple[dict[str, Any], float]:
@@ -229,85 +186,6 @@ def one_colour(colour: int) -> Prompt:
         "image": {"class_type": "EmptyImage", "inputs": image},
         "show": {"class_type": "PreviewImage", "inputs": {"images": ["image", 0]}},
     }
-
-
-def _refused(name: str, kind: str, change: str, answer: dict[str, Any], info: dict[str, Any]) -> Run:
-    complaints = [
-        (node["class_type"], f"{error['message']}: {error['details']}", error["type"])
-        for node in answer["node_errors"].values()
-        for error in node["errors"]
-    ]
-    node, text, kind_of_error = complaints[0] if complaints else ("", answer["error"]["message"], "")
-    ours = node in info and is_ours(info[node])
-    clear = not (ours and kind_of_error == "exception_during_validation")
-    return Run(name, kind, "refused", 0.0, change, text, node, ours, clear)
-
-
-def _finished(name: str, kind: str, change: str, entry: dict[str, Any], seconds: float, waited: float) -> Run:
-    messages = dict(entry["status"]["messages"])
-    if "execution_interrupted" in messages:
-        return Run(name, kind, "interrupted", seconds, change, waited=waited)
-    failed = messages.get("execution_error")
-    if failed is None:
-        return Run(name, kind, "success", seconds, change, waited=waited)
-    type_, text = failed["exception_type"], failed["exception_message"].strip()
-    ours = any(f"custom_nodes/{PACK_NAME}/" in line.replace("\\", "/") for line in failed["traceback"])
-    clear = type_.rpartition(".")[2] not in UNCLEAR_TYPES and not OF_SHAPES.search(text)
-    return Run(name, kind, "error", seconds, change, f"{type_}: {text}", failed["node_type"], ours, clear, waited)
-
-
-def verdicts(record: Record) -> dict[str, bool]:
-    """What was to hold → whether it did."""
-    growth = growths(record)
-    return {
-        "no crash, no hang": not record.fault,
-        "tensors grow by 5% at most": growth["tensors"] <= MOST_GROWTH,
-        "the process grows by 5% at most": growth["resident"] <= MOST_GROWTH,
-        "plain pictures stay the same to the bit": len({tuple(drawn) for drawn in record.pictures}) == 1,
-        "every failure is clear": all(run.is_clear for run in record.runs),
-        "valid prompts run": all(run.outcome != "error" or run.is_clear for run in record.runs if run.kind == "valid"),
-    }
-
-
-def growths(record: Record) -> dict[str, float]:
-    """The last reading beside the first, as a share; none without two."""
-    if len(record.readings) < 2:
-        return {"tensors": 0.0, "resident": 0.0}
-    first, last = record.readings[0], record.readings[-1]
-    return {name: last[name] / max(first[name], 1) - 1 for name in ("tensors", "resident")}
-
-
-def _line(count: int, run: Run) -> str:
-    tail = f"  {run.change}  {run.node} {run.error.splitlines()[0][:150]}" if run.error else f"  {run.change}"
-    return f"{count:4} {run.workflow:22} {run.kind:9} {run.outcome:11} {run.seconds:6.1f} s{tail}"
-
-
-def report(record: Record) -> str:
-    """The tables, in Markdown."""
-    kinds = Counter((run.kind, run.outcome) for run in record.runs)
-    outcomes = ("success", "refused", "error", "interrupted")
-    counts = [
-        [kind, *(str(kinds[kind, outcome]) for outcome in outcomes)] for kind in ("valid", "invalid", "cancelled")
-    ]
-    memory = [
-        [str(r["prompts"]), f"{r['tensors'] / 2**20:.2f}", str(r["storages"]), f"{r['resident'] / 2**20:.0f}"]
-        for r in record.readings
-    ]
-    waits = [run.waited for run in record.runs if run.outcome == "interrupted"]
-    held = [[what, "yes" if holds else "NO"] for what, holds in verdicts(record).items()]
-    unclear = [f"- {run.workflow}: {run.change}: {run.node}: {run.error}" for run in record.runs if not run.is_clear]
-    growth = ", ".join(f"{name} {share:+.1%}" for name, share in growths(record).items())
-    return "\n\n".join(
-        [
-            markdown(["holds", ""], held),
-            markdown(["prompts", *outcomes], counts),
-            markdown(["after prompts", "tensors, MiB", "storages", "resident, MiB"], memory),
-            f"Growth from the first reading to the last: {growth}.",
-            f"A cancelled prompt ended within {max(waits, default=0.0):.1f} s.",
-            *unclear,
-            *([record.fault] if record.fault else []),
-        ]
-    )
 
 
 def soak(comfyui: Path, prompts: int = 200, seed: int = 0, minutes: float = 120.0) -> Record:

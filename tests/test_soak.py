@@ -6,12 +6,12 @@ import sys
 from dataclasses import replace
 
 import pytest
-from coherence.hosting.provision import PACK
 from coherence.client.workflow import to_prompt
+from coherence.hosting.provision import PACK
 
 sys.path.append(str(PACK / "benchmarks"))
-import soak
 import soak_prompts
+import soak_record as soak
 
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
 GIB = 2**30
@@ -70,7 +70,7 @@ def failed(type_: str, message: str, folder: str = "/x/custom_nodes/ComfyUI-Cohe
     error = {"exception_type": type_, "exception_message": message, "node_type": "KSampler"}
     error["traceback"] = [f'  File "{folder}momentum.py", line 1\n']
     entry = {"status": {"messages": [["execution_start", {}], ["execution_error", error]]}}
-    return soak._finished("zs2", "valid", "", entry, 1.0, 0.0)
+    return soak.finished("zs2", "valid", "", entry, 1.0, 0.0)
 
 
 @pytest.mark.parametrize(
