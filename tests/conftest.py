@@ -131,6 +131,20 @@ def stand_ins(server, tiny_models):
 
 
 @pytest.fixture
+def output(tmp_path, monkeypatch):
+    """The output folder; its loras are among ComfyUI's, as the server has it."""
+    import folder_paths
+
+    folder = tmp_path / "output"
+    folder.mkdir()
+    monkeypatch.setattr(folder_paths, "output_directory", str(folder))
+    places = ([str(folder / "loras")], folder_paths.supported_pt_extensions)
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", places)
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    return folder
+
+
+@pytest.fixture
 def blank_page(server):
     """A browser's page, empty, to be driven by playwright's synchronous interface.
 

@@ -3,7 +3,6 @@
 import json
 import os
 
-import folder_paths
 import pytest
 import torch
 from coherence.demo.model import load_model
@@ -33,18 +32,6 @@ def adapter(unet):
         for name, x in start.lora.items()
     }
     return GEAdapter(lora, start.shared_tokens, start.projection, Training("BaseModel", "all", 16, 500, OPTIONS))
-
-
-@pytest.fixture
-def output(tmp_path, monkeypatch):
-    """The output folder; its loras are among ComfyUI's, as the server has it."""
-    folder = tmp_path / "output"
-    folder.mkdir()
-    monkeypatch.setattr(folder_paths, "output_directory", str(folder))
-    places = ([str(folder / "loras")], folder_paths.supported_pt_extensions)
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", places)
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    return folder
 
 
 def parts(adapter):

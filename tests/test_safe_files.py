@@ -26,18 +26,6 @@ every_loader = pytest.mark.parametrize("name", LOADERS)
 every_tensor_loader = pytest.mark.parametrize("name", SAFETENSORS)
 
 
-@pytest.fixture
-def output(tmp_path, monkeypatch):
-    """The output folder; its loras are among ComfyUI's, as the server has it."""
-    folder = tmp_path / "output"
-    folder.mkdir()
-    monkeypatch.setattr(folder_paths, "output_directory", str(folder))
-    places = ([str(folder / "loras")], folder_paths.supported_pt_extensions)
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", places)
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    return folder
-
-
 def save(name, prefix="loras/a"):
     (told,) = next(iter(SAVERS[name].execute(LOADERS[name].example, prefix).ui.values()))
     return Path(folder_paths.get_output_directory(), told["subfolder"], told["filename"])
