@@ -62,6 +62,24 @@ def open_template(page, server, name: str) -> None:
     wait_for_template(page, name)
 
 
+def search_nodes(page, x: int, y: int):
+    """Double-click the empty canvas until it offers its search for nodes; the search's field.
+
+    On a busy machine the two clicks may reach the page so far apart that they are no double click to it.
+    """
+    from playwright.sync_api import TimeoutError as TooLate
+
+    field = page.get_by_placeholder("Add a node")
+    for _ in range(20):
+        page.mouse.dblclick(x, y)
+        try:
+            field.wait_for(timeout=6_000)
+        except TooLate:
+            continue
+        return field
+    raise AssertionError("twenty double clicks on the canvas opened no search for nodes")
+
+
 def press_run(page) -> str:
     """Press the page's button and wait until all has run; the prompt's id."""
     page.evaluate(WATCH_THE_RUN)
