@@ -23,7 +23,7 @@ from .branches import branches_of
 from .frames import Clip
 from .run import undone_after
 from .sites import INSERTED, Site, list_sites, select_sites, sites_of
-from .uncompiled import uncompiled
+from .uncompiled import uncompiled, uncompiled_if_unguarded
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -178,10 +178,12 @@ class _Blocks:
 
 def _around_run(executor, *args, **kwargs):
     """OUTER_SAMPLE: what is found of a model is found once a run."""
-    options = executor.class_obj.model_options["transformer_options"]
+    model_options = executor.class_obj.model_options
+    options = model_options["transformer_options"]
     options[_BLOCKS] = _Blocks()
     try:
-        return executor(*args, **kwargs)
+        with uncompiled_if_unguarded(model_options):
+            return executor(*args, **kwargs)
     finally:
         del options[_BLOCKS]
 

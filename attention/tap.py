@@ -31,6 +31,7 @@ from .prefix import shared
 from .run import Run, Tapped, undone_after
 from .sites import INSERTED, Kind, Site, patch_of, select_sites, sites_of
 from .technique import AttentionCall, FurtherKeysError, Technique, rows_of_mask
+from .uncompiled import uncompiled_if_unguarded
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -83,10 +84,12 @@ def tap(
 
 def _around_run(executor, *args, **kwargs):
     """OUTER_SAMPLE: a run that ends well must have reached every site that was asked for."""
-    options = executor.class_obj.model_options["transformer_options"]
+    model_options = executor.class_obj.model_options
+    options = model_options["transformer_options"]
     options[_RUN] = run = Run()
     try:
-        result = executor(*args, **kwargs)
+        with uncompiled_if_unguarded(model_options):
+            result = executor(*args, **kwargs)
     finally:
         del options[_RUN]
     run.raise_if_missed()

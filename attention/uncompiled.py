@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
+from comfy_api.torch_helpers.torch_compile import TORCH_COMPILE_KWARGS
 
 _lock, _switch = threading.Lock(), ExitStack()
 _inside = 0
@@ -34,3 +37,23 @@ def uncompiled() -> Iterator[None]:
             _inside -= 1
             if _inside == 0:
                 _switch.close()
+
+
+@contextmanager
+def uncompiled_if_unguarded(model_options: dict[str, Any]) -> Iterator[None]:
+    """For a run whose transformer options hold what others of the same model do not: what this pack writes there.
+
+    ComfyUI's TorchCompileModel tells torch.compile not to look at transformer options (``guard_filter_fn``). Code
+    that it made for one run is then used in every other: with ours in a plain one, or the reverse. torch takes that
+    function out of the options that it is given, so any options at all may have held it.
+    """
+    if model_options.get(TORCH_COMPILE_KWARGS, {}).get("options") is None:
+        yield
+        return
+    if _inside == 0:  # several of our wrappers are around one run
+        logging.warning(
+            "Coherence: this run is not compiled. TorchCompileModel has its code used whatever patches a model has, "
+            "so the code of a run with other patches would be used in this one."
+        )
+    with uncompiled():
+        yield

@@ -22,7 +22,7 @@ from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
 from ..attention.run import is_between, undone_after
-from ..attention.uncompiled import uncompiled
+from ..attention.uncompiled import uncompiled, uncompiled_if_unguarded
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -140,7 +140,8 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
                 each.end_percent,
             )
     try:
-        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        with uncompiled_if_unguarded(executor.class_obj.model_options):
+            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     finally:
         for each in loras:
             each.forget()

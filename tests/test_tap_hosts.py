@@ -1,16 +1,23 @@
 """The tap under what a host does around a model: context windows, threads, compilation, little memory."""
 
+import logging
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from coherence.attention.cross_frame import CrossFrame
+from coherence.attention.momentum import TemporalMomentum
 from coherence.attention.sites import sites_of
 from coherence.attention.tap import _writing, tap
 from coherence.demo.model import load_model
+from coherence.nodes.inflation import TuneAVideoInflate
+from coherence.samplers.lora_steps import with_lora
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from comfy_extras.nodes_torch_compile import TorchCompileModel
+from test_low_rank import lora_for
 from tiny_models import FAMILIES, sample
 from watching import DEMO, Watch, difference, watched
 
@@ -137,6 +144,27 @@ def test_compiled_code_is_tapped_and_compiled_once(tiny_models, parts, tapped_fi
     everywhere, watch_all = watched(clone)
     sample(everywhere, family)
     assert {call.site.name for call in watch_all.calls} == {site.name for site in sites}
+
+
+def test_code_that_any_patches_share_is_not_used_for_ours_nor_made_of_them(unet, caplog):
+    """As ComfyUI's TorchCompileModel has it: its code is used again whatever transformer options hold."""
+    patches: dict[str, Callable] = {
+        "plain": lambda model: model,
+        "momentum": lambda model: tap(model, TemporalMomentum(0.8, ""), **SPATIAL)[0],
+        "LoRA": lambda model: with_lora(model, lora_for(model, "down"), 1.0, 0.0, 0.5, "test"),
+        "inflation": lambda model: TuneAVideoInflate.execute(model, "*")[0],
+    }
+    torch.compiler.reset()
+    expected = {name: sample(patch(unet), DEMO) for name, patch in patches.items()}
+    compiled = TorchCompileModel.execute(unet, "eager")[0]
+    models = {name: patch(compiled) for name, patch in patches.items()}
+    for name in ("momentum", "plain", "LoRA", "inflation", "momentum", "plain"):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            drawn = sample(models[name], DEMO)
+        assert difference(drawn, expected[name]) < 1e-5
+        assert name == "plain" or difference(drawn, expected["plain"]) > 1e-3
+        assert caplog.text.count("this run is not compiled") == (name != "plain")
 
 
 def test_a_hook_that_another_thread_takes_away_meanwhile_does_no_harm():
