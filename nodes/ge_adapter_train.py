@@ -93,7 +93,7 @@ def _inputs() -> list[io.Input]:
         io.Clip.Input("clip", tooltip="The model's text encoder. It encodes the captions, and is not trained."),
         io.Latent.Input(
             "clips",
-            tooltip="Clips of one length, one after the other: join their frames with ImageBatch, then VAEEncode.",
+            tooltip="Clips of one length, one after the other: join their frames with BatchImagesNode, then VAEEncode.",
         ),
         io.Int.Input(
             "frames_per_clip",
