@@ -134,6 +134,6 @@ def inversion(results: dict[str, Any]) -> Findings:
         way = {"mode": "none", "steps": steps, "refine_iterations": 3}
         found = [trip["against_vae"] for trip in results["trips"] if trip["way"] == way]
         goal = f"at least {TARGET:g}, our target" if steps == 25 else ""
-        what = f"Round trip of {len(found)} rendered clips, {steps} steps, 3 refinements: PSNR in dB"
+        what = f"Round trip of rendered clips ({len(found)}), {steps} steps, 3 refinements: PSNR in dB"
         costs.append(Cost(what, shown(mean(torch.tensor(found)), ".1f"), goal))
     return Findings(costs=costs)

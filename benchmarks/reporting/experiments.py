@@ -289,7 +289,7 @@ EXPERIMENTS = (
         COSTS,
         "Inversion and its filter",
         "inversion.py",
-        "--clips 2 --frames 4 --steps 25 --latents 1 --out {out}",
+        "--clips 1 --frames 4 --steps 25 --latents 1 --out {out}",
         "--clips 4 --out {out}",
         (1, 240),
         "inversion.json",

@@ -52,7 +52,8 @@ def counted(verdict: str, number: int) -> str:
 
 def basis(claim: Claim) -> str:
     """On what a figure stands."""
-    return f"{claim.units} {claim.unit}" + (f": {claim.remark}" if claim.remark else "")
+    unit = claim.unit.removesuffix("s") if claim.units == 1 else claim.unit
+    return f"{claim.units} {unit}" + (f": {claim.remark}" if claim.remark else "")
 
 
 def command(experiment: Experiment, budget: str) -> str:
