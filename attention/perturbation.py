@@ -74,7 +74,7 @@ class CopyPerturbation:
     No attention is computed for perturbed rows, and no other branch's row is touched.
     """
 
-    stage = 50
+    stage = 40  # before Perturbation: what a copy is made for counts, whichever node came first
     in_chunks = True
     parts_copies = True
 
