@@ -68,7 +68,7 @@ class Replacement:
             return [n if source is None else place[source] for n, source in enumerate(sources)]
         except KeyError:
             raise UnpairedBranchError(
-                "Source and target must be in the same model call, but ComfyUI put them into different ones. Give both "
-                "prompts the same number of tokens, areas, step ranges, LoRA hooks and ControlNets; if they have, "
-                "memory is short: use fewer frames or a smaller size."
+                "Source and target must be in the same model call, but ComfyUI put them into different ones. Give "
+                "source, target and negative the same number of tokens, areas, step ranges, LoRA hooks and ControlNets; "
+                "if they have, memory is short: use fewer frames or a smaller size."
             ) from None

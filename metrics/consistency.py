@@ -97,8 +97,8 @@ def agreement(
     """
     if reference.shape != images.shape:
         raise ValueError(
-            f"the reference has shape {tuple(reference.shape)} and the clip {tuple(images.shape)}, expected the same: "
-            "as many frames, of the same size"
+            f"reference has shape {tuple(reference.shape)} and images {tuple(images.shape)}, expected the same: as "
+            "many frames, of the same size. Use ImageScale or ImageFromBatch on one of them."
         )
     ssims, psnrs, errors, before = [], [], [], None
     for pair in zip(_frames(images, device), _frames(reference, device), strict=True):

@@ -6,10 +6,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..attention.momentum import TemporalMomentum
-from ..noise.schedule import parse_schedule, schedule_text
 from .attention_inputs import CATEGORY, layers_input, percent_inputs, tapped
 from .node import Node
-from .schedule_input import schedule_input
+from .schedule_input import schedule_input, schedule_of
 
 
 class TemporalMomentumAttention(Node):
@@ -74,8 +73,7 @@ class TemporalMomentumAttention(Node):
         end_percent: float = 1.0,
         frames_per_batch: int = 0,
     ) -> io.NodeOutput:
-        schedule = schedule_text(mu_schedule)
-        parse_schedule(schedule, 0.0, 1.0)
+        schedule = schedule_of("mu_schedule", mu_schedule, 0.0, 1.0)
         technique = TemporalMomentum(mu, schedule, frames_per_batch)
         return tapped(model, technique, cls, ["spatial"], layers, start_percent, end_percent)
 

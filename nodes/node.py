@@ -11,8 +11,14 @@ from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from typing import Any, ClassVar
 
+from comfy.model_patcher import ModelPatcher
+from comfy.samplers import Sampler
 from comfy_api.latest import io
 from torch import Tensor
+
+from ..attention.forms import InflationWeights
+from ..attention.register import AttentionRegistry
+from ..training.ge_adapter import GEAdapter
 
 
 class InputError(ValueError):
@@ -142,6 +148,8 @@ def _require_conditioning(name: str, conditioning: Any) -> None:
 def _require_sigmas(name: str, sigmas: Any) -> None:
     if not isinstance(sigmas, Tensor) or sigmas.ndim != 1:
         raise InputError(f"{name} has {_shape(sigmas)}, expected a list of noise levels. Connect a scheduler node.")
+    if not sigmas.is_floating_point():
+        raise InputError(f"{name} is {sigmas.dtype}, expected floating point numbers. Connect a scheduler node.")
     require_finite(name, sigmas, "Connect a scheduler node of this model.")
     if (sigmas < 0).any():
         raise InputError(
@@ -177,6 +185,19 @@ def _require_vision(name: str, output: Any) -> None:
     require_finite(name, hidden, "Encode the pictures again, in fp32.")
 
 
+def _require_clip(name: str, clip: Any) -> None:
+    if not hasattr(clip, "tokenize") or not hasattr(clip, "encode_from_tokens_scheduled"):
+        raise InputError(f"{name} is {type(clip).__name__}, expected CLIP, from a checkpoint loader or CLIPLoader.")
+
+
+def _require_a(kind: type, source: str) -> Callable[[str, Any], None]:
+    def require(name: str, value: Any) -> None:
+        if not isinstance(value, kind):
+            raise InputError(f"{name} is {type(value).__name__}, expected what {source} gives. Connect that.")
+
+    return require
+
+
 _TYPED: dict[str, Callable[[str, Any], None]] = {
     "LATENT": _require_latent,
     "CONDITIONING": _require_conditioning,
@@ -185,4 +206,10 @@ _TYPED: dict[str, Callable[[str, Any], None]] = {
     "MASK": _require_mask,
     "NOISE": _require_noise,
     "CLIP_VISION_OUTPUT": _require_vision,
+    "CLIP": _require_clip,
+    "MODEL": _require_a(ModelPatcher, "a model loader"),
+    "SAMPLER": _require_a(Sampler, "KSamplerSelect"),
+    "ATTENTION_REGISTRY": _require_a(AttentionRegistry, "EntropyRegister or SelectAttentionLayers"),
+    "STAM_WEIGHTS": _require_a(InflationWeights, "OneShotTune or LoadSTAM"),
+    "GE_ADAPTER": _require_a(GEAdapter, "GEAdapterTrain or LoadGEAdapter"),
 }

@@ -11,11 +11,11 @@ from torch import Tensor
 from ..noise.dependency import SEARCHED_FRAMES, SOLVERS, dependency_noise
 from ..noise.divergence import DIVERGENCES
 from ..noise.priors import PRIORS, iid, mixed, progressive
-from ..noise.schedule import frame_schedule, parse_schedule, schedule_text
+from ..noise.schedule import frame_schedule
 from ..noise.streams import Carried, Draw, NoiseModel, clip_noise, generator, plain_noise
 from ..samplers.latents import noise_for
 from .node import Node
-from .schedule_input import schedule_input
+from .schedule_input import schedule_input, schedule_of
 
 CATEGORY = "coherence/noise"
 MAX_KL = 1.65
@@ -167,8 +167,7 @@ class DependencyNoise(Node):
         line_iterations: int,
         previous: dict | None = None,
     ) -> io.NodeOutput:
-        schedule = schedule_text(kl_schedule)
-        parse_schedule(schedule, 0.0, MAX_KL)  # a slip in it shows at this node, not at the sampler
+        schedule = schedule_of("kl_schedule", kl_schedule, 0.0, MAX_KL)
         carried = None if previous is None else _carried(previous)
         # The model's frame 0, in the clip's numbers, from which schedule and search count.
         start = 0 if carried is None else carried.number

@@ -51,7 +51,7 @@ class NoiseCorrelation(Node):
         frames = clip_frames(clip_of(noise_for(noise, latent_image))).float()
         if len(frames) < 2:
             raise ValueError(
-                "Expected a clip of two frames or more, but the latent holds one. Raise the batch size of a "
+                "latent_image holds one frame, expected a clip of two or more. Raise the batch size of a "
                 "picture latent, or the length of a video latent."
             )
         correlations = correlation(frames)

@@ -48,7 +48,7 @@ class Carried:
         if frame.shape != torch.Size(shape):
             raise ValueError(
                 f"The frames to be made are {tuple(shape)}, channels, height and width, but those of the earlier noise "
-                f"are {tuple(frame.shape)}. Give NoiseFrames a latent of the same model and size."
+                f"in previous are {tuple(frame.shape)}. Give NoiseFrames a latent of the same model and size."
             )
         return frame.to("cpu", torch.float32)
 

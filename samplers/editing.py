@@ -30,7 +30,7 @@ from ..attention.register import SELECTABLE
 from ..attention.replacement import Replacement, UnpairedBranchError
 from ..attention.tap import tap
 from .branches import StepBranches
-from .latents import input_scale, noise_for, require_levels, samples_for
+from .latents import input_scale, noise_for, require_falling, require_levels, samples_for
 from .pairing import PairSampler
 from .unfit import told_if_unfit
 
@@ -86,8 +86,7 @@ def sample_edit(
         UnpairedBranchError: ComfyUI cannot put the branches of source and target into one call.
         UnknownModelError, NoSuchSiteError: as in :mod:`..attention`.
     """
-    if len(sigmas) < 2:
-        raise ValueError("sigmas holds no step, expected two values or more. Raise steps or denoise.")
+    require_falling(sigmas)
     if latent["samples"].is_nested:
         raise ValueError("latent_image holds a clip and something else, such as sound; expected a clip alone.")
     require_levels(model, sigmas)

@@ -43,6 +43,17 @@ def require_levels(model: ModelPatcher, sigmas: Tensor) -> None:
         )
 
 
+def require_falling(sigmas: Tensor) -> None:
+    """ValueError where SIGMAS have no step, or do not go from noise towards a picture."""
+    if len(sigmas) < 2:
+        raise ValueError("sigmas holds no step, expected two values or more. Raise steps or denoise.")
+    if (sigmas.diff() > 0).any() or sigmas[0] == sigmas[-1]:
+        raise ValueError(
+            f"sigmas go from {float(sigmas[0]):.5g} to {float(sigmas[-1]):.5g}, expected noise levels that fall. "
+            "Connect a scheduler, without FlipSigmas behind it."
+        )
+
+
 def _parts(samples: Any) -> list[Tensor]:
     return samples.unbind() if getattr(samples, "is_nested", False) else [samples]
 

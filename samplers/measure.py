@@ -44,15 +44,18 @@ def parse_steps(text: str, total: int) -> tuple[int, ...]:
         return tuple(range(total))
     steps: set[int] = set()
     for piece in text.split(","):
-        span = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", piece, re.ASCII)
+        span = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", piece, re.ASCII)
         first, last = (int(span[1]), int(span[2] or span[1])) if span else (0, -1)
         if first > last:
             raise ValueError(
-                f"measure_steps: {piece.strip()!r} is no step. Write step numbers and ranges from 0, such as '0' or "
-                "'0, 5-8', or 'all'."
+                f"measure_steps: {piece.strip()[:20]!r} is no step. Write step numbers and ranges from 0, such as '0' "
+                "or '0, 5-8', or 'all'."
             )
         if last >= total:
-            raise ValueError(f"measure_steps: step {last} does not exist, the run has {total} steps: 0 to {total - 1}.")
+            raise ValueError(
+                f"measure_steps: step {last} does not exist, the run has {total} steps: 0 to "
+                f"{total - 1}. Use one of these."
+            )
         steps.update(range(first, last + 1))
     return tuple(sorted(steps))
 
@@ -97,7 +100,9 @@ def record_maps(
         NoSuchSiteError, UnknownModelError, MapTooLargeError: as in :mod:`..attention`.
     """
     if step >= start.steps:
-        raise ValueError(f"step: {step} does not exist, the run has {start.steps} steps: 0 to {start.steps - 1}.")
+        raise ValueError(
+            f"step: {step} does not exist, the run has {start.steps} steps: 0 to {start.steps - 1}. Use one of these."
+        )
     site = _one_site(sites_of(model), layer)
     recorder = MapRecorder(threshold, get_free_memory)
     _look_on(model, start, recorder, [step], layers=site.name, kinds=[site.kind], asked_by=asked_by)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..noise.motion_field import displacement, renoised, translated
 from ..noise.streams import generator, plain_noise
-from .latents import require_levels, samples_for
+from .latents import require_falling, require_levels, samples_for
 from .unfit import told_if_unfit
 
 
@@ -37,8 +37,8 @@ class MotionField:
         at_t1, at_t0 = (min(max(steps - 1 - round(t * steps), 0), steps - 1) for t in (self.t1, self.t0))
         if at_t1 >= at_t0:
             raise ValueError(
-                f"t0 is {self.t0:g} and t1 {self.t1:g}: with {steps} steps both are step {at_t0}, or t0 is the noisier "
-                "one. t0 must be at least one step below t1: lower t0, raise t1, or take more steps."
+                f"t0 is {self.t0:g} and t1 {self.t1:g}: of the {steps} steps in sigmas both are step {at_t0}, or t0 is "
+                "the noisier one. t0 must be at least one step below t1: lower t0, raise t1, or take more steps."
             )
         return at_t1, at_t0
 
@@ -59,6 +59,7 @@ def motion_latents(
     the others start. Every frame has noise of its own, which depends on its number alone; ``batch_index`` tells it.
     """
     _refuse(latent["samples"], model)
+    require_falling(sigmas)
     require_levels(model, sigmas)
     at_t1, at_t0 = field.levels(sigmas)
     samples = samples_for(model, latent)

@@ -191,7 +191,7 @@ def test_clips_that_cannot_be_measured_are_refused() -> None:
     clip = panned(3, 1, 0)
     with pytest.raises(ValueError, match=r"\(1, 96, 96, 3\), expected \(F, H, W, 3\) of two frames"):
         temporal_consistency(clip[:1])
-    with pytest.raises(ValueError, match=r"reference has shape \(2, 96, 96, 3\) and the clip \(3, 96, 96, 3\)"):
+    with pytest.raises(ValueError, match=r"reference has shape \(2, 96, 96, 3\) and images \(3, 96, 96, 3\)"):
         agreement(clip, clip[:2])
 
 

@@ -31,8 +31,8 @@ def video() -> Any:
 
 @pytest.fixture(scope="module")
 def results(video: Any, artefacts: Path) -> video_evaluation.ClipsEvaluation:
-    """A hundred clips of 16 frames, sampled in 10 steps at cfg 5 and read."""
-    results = video_evaluation.evaluate_clips(*video, count=100, seed=1, steps=10)
+    """Fifty clips of 16 frames, sampled in 10 steps at cfg 5 and read; the model's card has figures of more."""
+    results = video_evaluation.evaluate_clips(*video, count=50, seed=1, steps=10)
     (artefacts / "demo_video.md").write_text(video_evaluation.table(results) + "\n", "utf-8")
     sheet = torch.cat([torch.cat([*clip[::3]], dim=1) for clip in results.clips[:40]])
     Image.fromarray((sheet * 255).round().byte().numpy()).save(artefacts / "demo_video.png")
@@ -70,7 +70,7 @@ def test_the_bank_of_clips_holds_the_latents_of_drawn_ones(monkeypatch):
 def test_clips_move_as_their_captions_say(results):
     """Measured: 98% of the directions, 86% of all motions; the second has the room that other processors' sums need."""
     directed = torch.tensor([scene.motion in motion.MOVES for scene in results.scenes])
-    assert len(results.scenes) == 100
+    assert len(results.scenes) == 50
     assert results.moves_right[directed].float().mean() >= 0.85, video_evaluation.table(results)
     assert results.moves_right.float().mean() >= 0.8, video_evaluation.table(results)
 
@@ -83,13 +83,13 @@ def test_clips_show_what_their_captions_say(results, attribute):
 def test_clips_are_steadier_than_the_picture_models_with_momentum_attention(results):
     picture, _ = tap(model.load_model(), TemporalMomentum(0.98, ""), layers="*", kinds=["spatial"], asked_by="test")
     clip, vae = model.load_clip(), model.load_vae()
-    still = [n for n, scene in enumerate(results.scenes) if scene.motion == "standing still"][:6]
+    still = [n for n, scene in enumerate(results.scenes) if scene.motion == "standing still"][:4]
     theirs = []
     for n in still:
         caption = results.captions[n].removesuffix(", standing still")
         theirs.append(neighbours(video_evaluation.sample_clip(picture, clip, vae, caption, 100 + n, steps=10)))
     ours = [neighbours(results.clips[n]) for n in still]
-    assert len(still) == 6
+    assert len(still) == 4
     assert sum(ours) / len(ours) > sum(theirs) / len(theirs) + 0.02
 
 

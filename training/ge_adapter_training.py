@@ -103,7 +103,7 @@ def train_adapter(
         ValueError: the model has no UNet, or not the layers of ``adapter``.
     """
     projections = attention_projections(model.model, settings.layers)
-    _require_clips(clips)
+    _require_clips(clips, model.get_model_object("latent_format").latent_channels)
     dtype = dtype_of("auto")
     done: dict[str, Any] = {}
     with grown_up_tensors():
@@ -281,13 +281,17 @@ def _start(model: ModelPatcher, clips: Clips, settings: Settings, adapter: GEAda
     return adapter
 
 
-def _require_clips(clips: Clips) -> None:
+def _require_clips(clips: Clips, channels: int) -> None:
     samples = clips.latent["samples"]
     if samples.ndim != 4 or clips.frames < MIN_FRAMES or len(samples) % clips.frames:
         raise TrainingError(
             f"clips: expected (frames, channels, height, width) with whole clips of frames_per_clip = {clips.frames} "
             f"frames on the batch, {MIN_FRAMES} or more each, got {' × '.join(map(str, samples.shape))}. Join clips of "
-            "one length with ImageBatch, then encode them by VAEEncode."
+            "one length with BatchImagesNode, then encode them by VAEEncode."
+        )
+    if samples.shape[1] != channels:
+        raise TrainingError(
+            f"clips: expected {channels} channels for this model, got {samples.shape[1]}. Encode them with its own VAE."
         )
     number = len(samples) // clips.frames
     if clips.number != number:
