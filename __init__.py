@@ -3,7 +3,7 @@
 import re
 
 WEB_DIRECTORY = "./web"
-OLDEST_COMFYUI = "0.30.0"
+OLDEST_COMFYUI = "0.27.0"
 
 
 async def comfy_entrypoint():

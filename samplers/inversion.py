@@ -212,6 +212,12 @@ class InversionSampler(Sampler):
         return sampling.inverse_noise_scaling(sigmas[-1], x)
 
 
+NO_PICTURES = (
+    "latent_image holds no pictures, or sound beside them; expected the latent of a clip or of pictures alone. "
+    "Leave the sound out."
+)
+
+
 def _refuse(mode: Mode, sampling: Any, sigmas: Tensor, latent: Tensor, denoise_mask: Tensor | None) -> None:
     if len(sigmas) < 2 or (sigmas.diff() <= 0).any():
         raise ValueError(
@@ -219,10 +225,7 @@ def _refuse(mode: Mode, sampling: Any, sigmas: Tensor, latent: Tensor, denoise_m
             "scheduler and SamplerBilateralDDIMInvert; BilateralDDIMInvert takes them as the scheduler gives them."
         )
     if latent.ndim < 4:
-        raise ValueError(
-            "latent_image holds no pictures, or sound beside them; expected the latent of a clip or of pictures alone. "
-            "Leave the sound out."
-        )
+        raise ValueError(NO_PICTURES)
     if denoise_mask is not None:
         raise ValueError(
             "latent_image has a noise mask, but inversion needs the noise of the whole picture. Remove the mask here, "
@@ -266,6 +269,8 @@ def invert_latent(
     sampler = InversionSampler(inversion, features, report := Report())
     require_levels(model, sigmas)
     samples = samples_for(model, latent)
+    if samples.is_nested:
+        raise ValueError(NO_PICTURES)
     with told_if_unfit(model, {"samples": samples}, positive=positive, negative=negative):
         inverted = guider.sample(
             samples.cpu() * 0,

@@ -26,14 +26,14 @@ print("result:", loaded, len(nodes.NODE_CLASS_MAPPINGS) - known, len(ours))
 """ComfyUI's own loader of packs, in a ComfyUI that takes itself for another version."""
 
 
-@pytest.mark.parametrize("version", ["0.30.0", "0.30.2", "0.31.0", "0.100.0", "1.0.0", "v0.30.1-4-gabc"])
+@pytest.mark.parametrize("version", ["0.27.0", "0.30.2", "0.31.0", "0.100.0", "1.0.0", "v0.27.1-4-gabc"])
 def test_a_comfyui_that_is_new_enough_is_taken(version):
     coherence.require_comfyui(version)
 
 
-@pytest.mark.parametrize("version", ["0.3.75", "0.18.2", "0.27.0", "0.30", "v0.9.2-12-gabc"])
+@pytest.mark.parametrize("version", ["0.3.75", "0.18.2", "0.26.9", "0.27", "v0.9.2-12-gabc"])
 def test_an_older_comfyui_is_told_both_versions_and_what_to_do(version):
-    with pytest.raises(RuntimeError, match=rf"needs ComfyUI >= 0\.30\.0, this is {version}: update ComfyUI"):
+    with pytest.raises(RuntimeError, match=rf"needs ComfyUI >= 0\.27\.0, this is {version}: update ComfyUI"):
         coherence.require_comfyui(version)
 
 
@@ -44,7 +44,7 @@ def test_an_older_comfyui_logs_that_message_in_place_of_an_import_error(comfyui_
     assert "result: False 0 1" in done.stdout, "a node, or a module beside the pack's first, was loaded"
     told = [line for line in done.stderr.splitlines() if str(PACK) in line]
     assert len(told) == 1
-    assert told[0].endswith(": ComfyUI-Coherence needs ComfyUI >= 0.30.0, this is 0.18.2: update ComfyUI")
+    assert told[0].endswith(": ComfyUI-Coherence needs ComfyUI >= 0.27.0, this is 0.18.2: update ComfyUI")
 
 
 def test_the_oldest_comfyui_is_the_same_wherever_it_is_told():
