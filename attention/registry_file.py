@@ -63,9 +63,9 @@ def from_json(text: str) -> AttentionRegistry:
         raise RegistryFileError(str(error)) from error
     root = _Entry(content, "the file")
     if root.get("format", str) != FORMAT:
-        raise RegistryFileError(f"format: expected {FORMAT!r}, got {root.get('format', str)!r}")
+        raise RegistryFileError(f"format: expected {FORMAT!r}, got {shown(root.get('format', str))}")
     if (version := root.get("version", int)) != VERSION:
-        raise RegistryFileError(f"version: expected {VERSION}, got {version}; update the pack, or measure again")
+        raise RegistryFileError(f"version: expected {VERSION}, got {shown(version)}; update the pack, or measure again")
     layers = tuple(_read_layer(_Entry(entry, f"sites[{i}]"), i) for i, entry in enumerate(root.get("sites", list)))
     if len({layer.name for layer in layers}) < len(layers):
         raise RegistryFileError("sites: a name occurs twice")

@@ -151,6 +151,7 @@ def test_any_other_text_is_refused(text):
     ("change", "reason"),
     [
         ({"version": 2}, "version: expected 1, got 2"),
+        ({"version": 10**3000}, r"version: expected 1, got 1000\d*\.+0+; update"),
         ({"format": "x"}, "format: expected 'coherence attention registry', got 'x'"),
         ({"sites": {}}, r"sites: expected list, got \{\}"),
         (
