@@ -9,6 +9,7 @@ import pytest
 from coherence.client.errors import ComfyError
 from coherence.client.workflow import to_prompt
 from coherence.hosting.provision import PACK
+from comfyui_version import __version__
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -67,6 +68,10 @@ WANTED = {
 TO_PROMPT = "async workflow => { await app.loadGraphData(workflow); return (await app.graphToPrompt()).output }"
 
 
+@pytest.mark.skipif(
+    __version__.startswith(("0.27.", "0.28.", "0.29.")),
+    reason="older pages count an audio player as an input, and number nodes of nested subgraphs otherwise",
+)
 def test_comfyuis_own_workflows_convert_as_in_the_browser(page, server):
     object_info = server.object_info()
     seen = dict.fromkeys(WANTED, 0)
