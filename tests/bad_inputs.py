@@ -20,11 +20,10 @@ def given(kind: str, **what: Any) -> Node:
     return node("GivenValue", what=json.dumps({"kind": kind, **what}))
 
 
-LATENT = given("LATENT", shape=[FRAMES, 4, SIDE, SIDE])
 SOURCES: Prompt = {
     "demo": node("CoherenceDemoModel", kind="image"),
     "text": node("CLIPTextEncode", clip=["demo", 1], text="a red star"),
-    "latent": LATENT,
+    "latent": given("LATENT", shape=[FRAMES, 4, SIDE, SIDE]),
     "noise": node("RandomNoise", noise_seed=1),
     "sigmas": node("BasicScheduler", model=["demo", 0], scheduler="simple", steps=3, denoise=1.0),
     "rising": node("FlipSigmas", sigmas=["sigmas", 0]),
@@ -78,7 +77,6 @@ OF_TYPE = {
 SMALL: dict[str, dict[str, Any]] = {
     "MotionFieldNoise": {"t0": 0.4, "t1": 0.7},
     "CoherenceDemoClip": {"frames": 2, "size": 64},
-    "EntropyRegister": {"measure_steps": "0"},
     "ReselectAttentionLayers": {"registry": ["measured", 0]},
     "BilateralDDIMInvert": {"cfg": 1.0, "negative": None},
     "OneShotTune": {"model": ["inflated", 0], "steps": 1, "precision": "fp32"},
@@ -166,7 +164,7 @@ def _with_sources(made: Prompt) -> Prompt:
     while open_ends:
         for value in open_ends.pop()["inputs"].values():
             if isinstance(value, list) and value and value[0] in SOURCES and value[0] not in made:
-                made[value[0]] = json.loads(json.dumps(SOURCES[value[0]]))
+                made[value[0]] = SOURCES[value[0]]
                 open_ends.append(made[value[0]])
     return made
 

@@ -62,6 +62,12 @@ def open_template(page, server, name: str) -> None:
     wait_for_template(page, name)
 
 
+def empty_canvas(page) -> None:
+    """Wait for the workflow that a new user finds, which else comes later, and take it away."""
+    page.wait_for_function("() => app.graph.nodes.length > 1")
+    page.evaluate("app.graph.clear()")
+
+
 def search_nodes(page, x: int, y: int):
     """Double-click the empty canvas until it offers its search for nodes; the search's field.
 

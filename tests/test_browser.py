@@ -4,7 +4,16 @@ import urllib.request
 
 import pytest
 from coherence.hosting.provision import PACK, PACK_NAME
-from pages import BLANK, SET, open_template, press_run, require_no_complaint, search_nodes, wait_for_template
+from pages import (
+    BLANK,
+    SET,
+    empty_canvas,
+    open_template,
+    press_run,
+    require_no_complaint,
+    search_nodes,
+    wait_for_template,
+)
 from shipped import WORKFLOWS
 
 BLUEPRINTS = sorted(path.stem for path in (PACK / "subgraphs").glob("*.json"))
@@ -90,8 +99,7 @@ def test_a_nodes_complaint_about_an_input_is_read_in_the_page(blank_page, server
 def test_a_blueprint_is_found_by_search_inserted_and_run(blank_page, server, artefacts, name):
     page = blank_page
     open_page(page, server)
-    page.wait_for_function("() => app.graph.nodes.length > 1")  # the workflow that a new user finds
-    page.evaluate("app.graph.clear()")
+    empty_canvas(page)
     search_nodes(page, 900, 300).fill(name)
     page.get_by_text("Subgraph Blueprints / Coherence").first.wait_for()
     page.screenshot(path=artefacts / f"blueprint_{SHORT[name]}_found.png")

@@ -56,13 +56,8 @@ Patch = Callable[[Stack], Stack]
 
 
 def on_model(node: Callable[[Any], Any]) -> Patch:
-    """Of what gives a MODEL, by itself or first in a node's output."""
-
-    def patch(stack: Stack) -> Stack:
-        out = node(stack.model)
-        return Stack(getattr(out, "result", out if isinstance(out, tuple) else (out,))[0], stack.prompts)
-
-    return patch
+    """Of what gives a MODEL first."""
+    return lambda stack: Stack(node(stack.model)[0], stack.prompts)
 
 
 def registered(model: Any) -> Any:

@@ -8,11 +8,11 @@ import torch
 from comfy.clip_vision import Output
 from comfy_api.latest import ComfyExtension, io
 
-FILLS = {"nan": math.nan, "infinite": math.inf, "zeros": 0.0, "twos": 2.0, "halves": 0.5}
+FILLS = {"nan": math.nan, "infinite": math.inf, "zeros": 0.0, "twos": 2.0}
 
 
 def tensor(what: dict[str, Any]) -> torch.Tensor:
-    """``shape`` full of ``fill``; by itself noise, of which a ``nan`` may be one value alone."""
+    """``values``; or ``shape`` full of ``fill``, and without one of noise, in which a single value may be NaN."""
     if "values" in what:
         return torch.tensor(what["values"])
     x = torch.rand(what["shape"], generator=torch.Generator().manual_seed(0))
