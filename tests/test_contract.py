@@ -105,7 +105,7 @@ def test_the_help_page_explains_every_input(schema):
     missing = [item.id for item in every_input(schema.inputs) if f"`{item.id}`" not in page]
     assert not missing
     assert page.startswith(f"# {schema.display_name}\n")
-    assert "## Errors and cures" in page
+    assert "## Troubleshooting" in page
 
 
 @every_node
