@@ -40,7 +40,7 @@ class Divergence:
     def __init__(self, kind: str, previous: Tensor) -> None:
         self._combine = _COMBINE[kind]
         self._previous = previous
-        self._weight = _exp(previous).double() / previous.numel()
+        self._weight = exponential(previous).double() / previous.numel()
         self._mass = self._weight.sum().item()
         self._level = self._weighted_mean(previous)
 
@@ -74,10 +74,10 @@ def blend(previous: Tensor, other: Tensor, alpha: float) -> Tensor:
 
 
 def _mean_exp(frame: Tensor) -> float:
-    return _exp(frame).mean(dtype=torch.float64).item()
+    return exponential(frame).mean(dtype=torch.float64).item()
 
 
-def _exp(x: Tensor) -> Tensor:
+def exponential(x: Tensor) -> Tensor:
     """e^x as 2^(x log₂ e): torch's exp shares even small tensors out to threads, and on a machine with busy
     cores their meeting takes a thousand times as long as the work.
     """
