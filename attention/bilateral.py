@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ..noise.bilateral import bilateral_temporal
 from .sites import NoSuchSiteError, Site
-from .technique import AttentionCall, Proceed
+from .technique import AttentionCall, Proceed, Stage, Technique
 
 
 @dataclass(eq=False)
-class TemporalBilateral:
+class TemporalBilateral(Technique):
     """The technique: filters over the frames while ``active``; for sites whose frames lie in the rows.
 
     It stands first on the tap, around the other techniques: it filters what they make of the layer.
@@ -28,7 +28,7 @@ class TemporalBilateral:
     sigma_spatial: float
     sigma_intensity: float
     active: bool = True
-    stage = -100
+    stage = Stage.OUTPUT
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         out = proceed(call.q, call.k, call.v)

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .technique import AttentionCall, Proceed, require_own_keys
+from .technique import AttentionCall, Proceed, Stage, Technique, require_own_keys
 
 Keys = Literal["first", "previous", "first_and_previous"]
 
@@ -31,12 +31,12 @@ def take_from_frames(x: Tensor, sources: list[list[int]]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CrossFrame:
+class CrossFrame(Technique):
     """The technique. Of a clip in chunks it keeps the keys and values of the first frame and of the last before."""
 
     keys: Keys
-    stage: int = 0
-    in_chunks = True
+    stage: Stage = Stage.KEYS
+    supports_chunks = True
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         if self.keys == "first_and_previous":

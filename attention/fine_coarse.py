@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .technique import AttentionCall, Proceed, require_own_keys
+from .technique import AttentionCall, Proceed, Stage, Technique, require_own_keys
 
 
 class GridError(ValueError):
@@ -38,12 +38,11 @@ def fine_and_coarse(x: Tensor, frames: int, grid: tuple[int, int], pool: int) ->
 
 
 @dataclass(frozen=True)
-class FineCoarse:
+class FineCoarse(Technique):
     """The technique. ``pool``: height and width in tokens of a coarse patch."""
 
     pool: int = 2
-    stage = 10
-    """After what other nodes make of keys and values frame by frame, whichever node comes first."""
+    stage = Stage.FURTHER_KEYS
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         if call.frames == 1:

@@ -30,7 +30,7 @@ from .inflation import (
 )
 from .stam import STAM, Norm
 from .tap import tap
-from .technique import Technique
+from .technique import Stage, Technique
 from .temporal import TemporalAttention
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Form:
             return None
         if self.frame_attention == "fine_coarse":
             return FineCoarse(self.pool)
-        return CrossFrame("first" if self.frame_attention == "first" else "first_and_previous", FineCoarse.stage)
+        return CrossFrame("first" if self.frame_attention == "first" else "first_and_previous", Stage.FURTHER_KEYS)
 
 
 TUNE_A_VIDEO = Form("temporal", "after_feed_forward", "sparse_causal")

@@ -21,9 +21,11 @@ from torch import Tensor, nn
 
 from .branches import branches_of
 from .frames import Clip
+from .keys import INFLATED_BLOCKS, INFLATED_FEATURES, INFLATED_PLACE, INSERTED
 from .run import undone_after
-from .sites import INSERTED, Site, list_sites, select_sites, sites_of
+from .sites import Site, list_sites, select_sites, sites_of
 from .uncompiled import uncompiled, uncompiled_if_unguarded
+from .wrappers import put_wrappers
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -32,7 +34,6 @@ Position = Literal["before_cross", "after_cross", "after_feed_forward"]
 """Where in a transformer layer: before its cross-attention, after it, or after its feed-forward."""
 QUERIES = ("attn1", "attn2")
 """The attentions whose W_q may be tuned."""
-_PLACE, _CAUGHT, _BLOCKS = "coherence_inflated_place", "coherence_inflated_features", "coherence_inflated_blocks"
 _WRAPPER = "coherence.inflation"
 
 
@@ -144,12 +145,8 @@ def inflate(model: ModelPatcher, inflation: Inflation) -> ModelPatcher:
     device, offload_device = management.get_torch_device(), management.unet_offload_device()
     patcher = comfy.model_patcher.CoreModelPatcher(inflation.modules, device, offload_device)
     clone.set_additional_models(beside(inflation), [patcher])
-    for kind, wrapper in (
-        (WrappersMP.OUTER_SAMPLE, _around_run),
-        (WrappersMP.APPLY_MODEL, _around_model_call),
-    ):
-        clone.remove_wrappers_with_key(kind, _WRAPPER)
-        clone.add_wrapper_with_key(kind, _WRAPPER, wrapper)
+    wrappers = {WrappersMP.OUTER_SAMPLE: _around_run, WrappersMP.APPLY_MODEL: _around_model_call}
+    put_wrappers(clone, _WRAPPER, wrappers)
     return clone
 
 
@@ -180,12 +177,12 @@ def _around_run(executor, *args, **kwargs):
     """OUTER_SAMPLE: what is found of a model is found once a run."""
     model_options = executor.class_obj.model_options
     options = model_options["transformer_options"]
-    options[_BLOCKS] = _Blocks()
+    options[INFLATED_BLOCKS] = _Blocks()
     try:
         with uncompiled_if_unguarded(model_options):
             return executor(*args, **kwargs)
     finally:
-        del options[_BLOCKS]
+        del options[INFLATED_BLOCKS]
 
 
 def _around_model_call(
@@ -194,7 +191,7 @@ def _around_model_call(
     """APPLY_MODEL: leads the features through the modules for the length of one call."""
     given: dict[str, Any] = transformer_options or {}
     options = {**given, "patches": {**given.get("patches", {})}}
-    blocks = (options.get(_BLOCKS) or _Blocks()).of(executor.class_obj.diffusion_model)
+    blocks = (options.get(INFLATED_BLOCKS) or _Blocks()).of(executor.class_obj.diffusion_model)
     frames = Clip.of(x, len(branches_of(options)), (1, 1, 1), options).frame_indices
     with uncompiled(), undone_after(options) as stack:
         for place in {name.rsplit(".", 1)[0] for each in inflations_of(options) for name, _ in each.modules.items()}:
@@ -207,7 +204,7 @@ def _around_model_call(
 
 def _note(place: str, _block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """Forward pre-hook: a block's patches are told where they are."""
-    return args, {**kwargs, "transformer_options": {**kwargs.get("transformer_options", {}), _PLACE: place}}
+    return args, {**kwargs, "transformer_options": {**kwargs.get("transformer_options", {}), INFLATED_PLACE: place}}
 
 
 def _lead_through(
@@ -226,16 +223,16 @@ def _lead_through(
         return inflation.strength * temporal[place](z, frames, transformer_options=options)
 
     def catch(x: Tensor, options: dict[str, Any]) -> Tensor:
-        options[_CAUGHT] = x
+        options[INFLATED_FEATURES] = x
         return x
 
     def before_cross(x: Tensor, options: dict[str, Any]) -> Tensor:
-        place = options.get(_PLACE)
+        place = options.get(INFLATED_PLACE)
         return x + added(place, x, options) if place in temporal else x
 
     def after_cross(n: Tensor, options: dict[str, Any]) -> Tensor:
-        place = options.get(_PLACE)
-        return n + added(place, options[_CAUGHT] + n, options) if place in temporal else n
+        place = options.get(INFLATED_PLACE)
+        return n + added(place, options[INFLATED_FEATURES] + n, options) if place in temporal else n
 
     def after_feed_forward(place: str, _block: nn.Module, _args: tuple, kwargs: dict[str, Any], z: Tensor) -> Tensor:
         return z + added(place, z, kwargs["transformer_options"])

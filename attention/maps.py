@@ -12,7 +12,7 @@ from torch import Tensor
 from .entropy import CHUNK_BYTES
 from .register import four_dimensional
 from .sites import Site
-from .technique import AttentionCall, Proceed
+from .technique import AttentionCall, Proceed, Stage, Technique
 
 MAX_MAPS = 16
 MAX_CELLS = 1024
@@ -39,7 +39,7 @@ class AttentionMap:
 
 
 @dataclass(eq=False)
-class MapRecorder:
+class MapRecorder(Technique):
     """The technique that keeps the maps of the layer it is put on, while ``recording``, and lets it run unchanged.
 
     One map for each frame (or clip, where attention spans it), ``MAX_MAPS`` at most; of temporal attention, which has
@@ -51,8 +51,8 @@ class MapRecorder:
     free_memory: Callable[[torch.device], float]
     on_layer: Callable[[Site], None] = lambda site: None
     recording: bool = False
-    stage = 100
-    in_chunks = True
+    stage = Stage.LOOK
+    supports_chunks = True
 
     maps: list[AttentionMap] = field(default_factory=list, init=False)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..noise.schedule import frame_schedule
-from .technique import AttentionCall, Proceed
+from .technique import AttentionCall, Proceed, Technique
 
 
 def momentum_matrix(mu: Tensor) -> Tensor:
@@ -58,14 +58,13 @@ def _averages(x: Tensor, weights: Tensor, before: Tensor | None = None) -> Tenso
 
 
 @dataclass(frozen=True)
-class TemporalMomentum:
+class TemporalMomentum(Technique):
     """The technique: ``mu`` for every frame, or ``schedule`` (``0:0.98, 8:0.5``) where it is not empty."""
 
     mu: float
     schedule: str = ""
     frames_per_batch: int = 0
-    stage = 0
-    in_chunks = True
+    supports_chunks = True
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         if call.frames == 1 and call.memory is None:

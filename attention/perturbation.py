@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .branches import Copy
-from .technique import AttentionCall, Proceed
+from .technique import AttentionCall, Proceed, Stage, Technique
 
 UNIFORM, IDENTITY = 0.0, 1.0
 
@@ -28,7 +28,7 @@ def attend_uniformly(call: AttentionCall, proceed: Proceed) -> Tensor:
     Accumulates in at least float32.
     """
     if call.mask is not None:
-        return proceed(torch.zeros_like(call.q), call.k, call.v, call.branches)
+        return proceed(torch.zeros_like(call.q), call.k, call.v, branches=call.branches)
     mean = call.v.mean(dim=-2, keepdim=True, dtype=torch.promote_types(call.v.dtype, torch.float32)).to(call.v.dtype)
     tiles = len(call.q) // len(call.v)  # HyperTile cuts the queries of a frame into several rows, and no keys
     mean = mean if tiles == 1 else mean.repeat_interleave(tiles, dim=0)
@@ -56,27 +56,27 @@ def perturbed(call: AttentionCall, proceed: Proceed, alpha: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Perturbation:
+class Perturbation(Technique):
     """The technique that perturbs every branch."""
 
     alpha: float
-    stage = 50
-    in_chunks = True
+    stage = Stage.MAPS
+    supports_chunks = True
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         return perturbed(call, proceed, self.alpha)
 
 
 @dataclass(frozen=True, eq=False)
-class CopyPerturbation:
+class CopyPerturbation(Technique):
     """The technique that perturbs the copies of branches made for it: a copy's role is its α, or None for A.
 
     No attention is computed for perturbed rows, and no other branch's row is touched.
     """
 
-    stage = 40  # before Perturbation: what a copy is made for counts, whichever node came first
-    in_chunks = True
-    parts_copies = True
+    stage = Stage.COPIES
+    supports_chunks = True
+    splits_copies = True
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         alphas = [tag.role if isinstance(tag, Copy) and tag.owner is self else None for _, tag in call.branches]
@@ -86,6 +86,9 @@ class CopyPerturbation:
         for alpha in dict.fromkeys(alphas):
             positions = [position for position, each in enumerate(alphas) if each == alpha]
             here = call.only(positions)
-            out = proceed(here.q, here.k, here.v, here.branches) if alpha is None else perturbed(here, proceed, alpha)
+            if alpha is None:
+                out = proceed(here.q, here.k, here.v, branches=here.branches)
+            else:
+                out = perturbed(here, proceed, alpha)
             parts.update(zip(positions, out.chunk(len(positions)), strict=True))
         return torch.cat([parts[position] for position in range(len(alphas))])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .entropy import Energy, measure
 from .sites import Kind, Site
-from .technique import AttentionCall, Proceed
+from .technique import AttentionCall, Proceed, Stage, Technique
 
 Choice = Literal["all", "spatial", "temporal", "joint"]
 Order = Literal["highest", "lowest"]
@@ -193,7 +193,7 @@ class _Sums:
 
 
 @dataclass(eq=False)
-class EntropyRecorder:
+class EntropyRecorder(Technique):
     """The technique that measures every layer it is put on, while ``recording``, and lets it run unchanged.
 
     It stands last on the tap: it sees the map that the other techniques make. The energy is of what the layer returns,
@@ -205,8 +205,8 @@ class EntropyRecorder:
     precision: Precision = "exact"
     on_layer: Callable[[Site], None] = lambda site: None
     recording: bool = False
-    stage = 100
-    in_chunks = True
+    stage = Stage.LOOK
+    supports_chunks = True
 
     _sums: dict[str, _Sums] = field(default_factory=dict, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)

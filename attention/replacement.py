@@ -19,7 +19,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from .branches import Branch, rows_of
-from .technique import AttentionCall, Proceed
+from .technique import AttentionCall, Proceed, Stage, Technique
 
 Taken = Literal["map", "key_value", "value"]
 _FROM_SOURCE: dict[Taken, tuple[bool, bool, bool]] = {
@@ -35,13 +35,13 @@ class UnpairedBranchError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Replacement:
+class Replacement(Technique):
     """The technique: every branch whose uuid is in ``source_of`` takes from the branch with the uuid found there."""
 
     taken: Taken
     source_of: MutableMapping[Any, Any]
-    stage = 50
-    in_chunks = True
+    stage = Stage.MAPS
+    supports_chunks = True
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         branches, donors = len(call.branches), self.donors(call.branches)
@@ -53,7 +53,7 @@ class Replacement:
             for x, taken in ((call.q, query), (call.k, key), (call.v, value))
         )
         if key and call.mask is not None:  # which of the source's keys are seen, the source's mask says
-            return proceed(q, k, v, tuple(call.branches[donor] for donor in donors))
+            return proceed(q, k, v, branches=tuple(call.branches[donor] for donor in donors))
         return proceed(q, k, v)
 
     def donors(self, branches: Sequence[Branch]) -> list[int]:

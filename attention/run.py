@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from .keys import HOLD
 from .prefix import layers_before
 from .sites import Inserts, NoSuchSiteError, Site, layers_of, list_sites
 from .technique import Technique
@@ -20,10 +21,6 @@ def is_between(sigma: float, start_percent: float, end_percent: float, model_sam
     """Whether the noise level lies between two percentages of sampling, both included."""
     start, end = (model_sampling.percent_to_sigma(percent) for percent in (start_percent, end_percent))
     return end <= sigma <= start
-
-
-HOLD = "coherence_hold"
-"""In transformer_options: an ExitStack that takes over what a model call would undo at its end."""
 
 
 @contextmanager
@@ -50,18 +47,6 @@ class Tapped:
 
     def is_active(self, sigma: float, model_sampling: Any) -> bool:
         return is_between(sigma, self.start_percent, self.end_percent, model_sampling)
-
-    @property
-    def parts_copies(self) -> bool:
-        return getattr(self.technique, "parts_copies", False)
-
-    @property
-    def runs_in_chunks(self) -> bool:
-        return getattr(self.technique, "in_chunks", False)
-
-    @property
-    def frames_per_batch(self) -> int:
-        return getattr(self.technique, "frames_per_batch", 0)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Protocol
 from torch import nn
 
 from .families import FAMILIES, Family, Kind, Site
+from .keys import INSERTED
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 __all__ = [
-    "INSERTED",
     "Kind",
     "NoSuchSiteError",
     "Site",
@@ -29,10 +29,6 @@ __all__ = [
     "select_sites",
     "sites_of",
 ]
-
-
-INSERTED = "coherence_inserted"
-"""In transformer_options: what :mod:`.inflation` puts between a model's layers."""
 
 
 class Inserts(Protocol):

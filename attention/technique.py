@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum, auto
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
@@ -24,7 +26,7 @@ class Proceed(Protocol):
     ``branches``: those whose rows ``q``, ``k`` and ``v`` hold, where they are not all of the call's.
     """
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, branches: tuple[Branch, ...] = ...) -> Tensor: ...
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, branches: tuple[Branch, ...] = ...) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -131,18 +133,40 @@ def _split_heads(x: Tensor, channels: int) -> Tensor:
     return x if x.ndim == 4 else x.unflatten(-1, (-1, channels)).transpose(1, 2)
 
 
-class Technique(Protocol):
-    """What can be put on the tap. ``stage`` orders techniques on one model; within a stage the nodes' order holds.
+class Stage(IntEnum):
+    """Where a technique stands among those on one model, the outermost first; within a stage the nodes' order holds."""
 
-    One that treats copies of a branch differently says so by ``parts_copies = True``: up to its first layer they are
-    computed once (:mod:`.prefix`). One that treats every frame for itself, or keeps what it needs of earlier ones in
-    the call's memory, says so by ``in_chunks = True``. ``frames_per_batch`` asks for chunks of that many frames, if it
-    is not 0.
+    OUTPUT = auto()
+    """Works on what all others make of the layer."""
+    KEYS = auto()
+    """Makes other keys and values of a frame's, as many as before."""
+    FURTHER_KEYS = auto()
+    """Gives a frame more keys: after what is made of its own, whichever node came first."""
+    COPIES = auto()
+    """Perturbs copies of branches: before what perturbs all, as what a copy is made for counts."""
+    MAPS = auto()
+    """Perturbs or exchanges the map itself."""
+    LOOK = auto()
+    """Sees the map that the others made, and changes nothing."""
+
+
+class Technique(ABC):
+    """What can be put on the tap, with what holds where it says nothing else.
+
+    Where more goes, once a method needs it: the layer's input is a field of :class:`AttentionCall`, written by the
+    hook that writes the site (:mod:`.open_tap`); convolutional and residual blocks are a :class:`.families.Kind` of
+    site, with a method of their own beside :meth:`attend`; another number of rows is told to
+    :class:`.host_attention.HostAttention`; rows of other frames are gathered before :func:`.chunks.in_chunks` begins.
     """
 
-    @property
-    def stage(self) -> int: ...
+    stage: Stage = Stage.KEYS
+    supports_chunks: bool = False
+    """Treats every frame for itself, or keeps what it needs of earlier ones in the call's memory."""
+    splits_copies: bool = False
+    """Treats copies of a branch differently: up to its first layer they are computed once (:mod:`.prefix`)."""
+    frames_per_batch: int = 0
+    """Asks for chunks of that many frames; 0 for none."""
 
+    @abstractmethod
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         """The layer's output, shaped as ``proceed(call.q, call.k, call.v)`` returns it."""
-        ...

@@ -12,13 +12,15 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ..attention.branches import Branch, branches_of, originals
+from ..attention.keys import COST_RUN, COST_STEP
 from ..attention.prefix import layers_before
 from ..attention.sites import Site, layers_of
+from ..attention.wrappers import put_wrappers
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
-_RUN, _STEP, _WRAPPER = "coherence_cost_run", "coherence_cost_step", "coherence.cost"
+_WRAPPER = "coherence.cost"
 
 
 def watch_cost(model: ModelPatcher) -> ModelPatcher:
@@ -27,9 +29,8 @@ def watch_cost(model: ModelPatcher) -> ModelPatcher:
     What is tapped afterwards stays inside: a call that the tap runs in chunks of frames is one call here.
     """
     clone = model.clone()
-    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _around_run), (WrappersMP.APPLY_MODEL, _around_model_call)):
-        clone.remove_wrappers_with_key(kind, _WRAPPER)
-        clone.add_wrapper_with_key(kind, _WRAPPER, wrapper)
+    wrappers = {WrappersMP.OUTER_SAMPLE: _around_run, WrappersMP.APPLY_MODEL: _around_model_call}
+    put_wrappers(clone, _WRAPPER, wrappers)
     return clone
 
 
@@ -40,25 +41,25 @@ def cost_of_step(model_options: dict[str, Any], sites: Sequence[Site], guided_by
     ``sites``: the perturbed layers.
     """
     options = model_options["transformer_options"]
-    said: set[tuple] | None = options.get(_RUN)
+    said: set[tuple] | None = options.get(COST_RUN)
     guidance = (guided_by, *(site.name for site in sites))
     if said is None or guidance in said:
         yield model_options
         return
     said.add(guidance)
     step = _Step(sites)
-    yield {**model_options, "transformer_options": {**options, _STEP: step}}
+    yield {**model_options, "transformer_options": {**options, COST_STEP: step}}
     logging.info("%s: %s", guided_by, step)
 
 
 def _around_run(executor, *args, **kwargs):
     """OUTER_SAMPLE: a new run, of which nothing has been said."""
     options = executor.class_obj.model_options["transformer_options"]
-    options[_RUN] = set()
+    options[COST_RUN] = set()
     try:
         return executor(*args, **kwargs)
     finally:
-        del options[_RUN]
+        del options[COST_RUN]
 
 
 def _around_model_call(
@@ -66,9 +67,9 @@ def _around_model_call(
 ):
     """APPLY_MODEL: one more call of the step that is looked at."""
     options = transformer_options or {}
-    if _STEP not in options:
+    if COST_STEP not in options:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    with options[_STEP].call(executor.class_obj.diffusion_model, branches_of(options)):
+    with options[COST_STEP].call(executor.class_obj.diffusion_model, branches_of(options)):
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 

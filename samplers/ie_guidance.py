@@ -28,6 +28,7 @@ from ..attention.register import SELECTABLE, AttentionRegistry, selector_of
 from ..attention.run import is_between
 from ..attention.sites import Site
 from ..attention.tap import tap
+from ..attention.wrappers import put_wrappers
 from .branches import Combination, StepBranches, Variant, combined
 from .cost import cost_of_step, watch_cost
 
@@ -107,8 +108,7 @@ def guide(
     formula = FORMULAS[guidance]
     guided = _Guided(technique, formula, scale, rescale, start_percent, end_percent, f"{asked_by} ({guidance})", sites)
     clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, _WRAPPER, guided.predict)
-    clone.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, _WRAPPER)
-    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _WRAPPER, _innermost)
+    put_wrappers(clone, _WRAPPER, {WrappersMP.OUTER_SAMPLE: _innermost})
     return clone
 
 

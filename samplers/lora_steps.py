@@ -21,14 +21,14 @@ from comfy.patcher_extension import WrappersMP
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
+from ..attention.keys import LORAS
 from ..attention.run import is_between, undone_after
 from ..attention.uncompiled import uncompiled, uncompiled_if_unguarded
+from ..attention.wrappers import put_wrappers
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
-# A key in transformer_options: an identifier, as some models splat these as keyword arguments.
-_LORAS = "coherence_loras"
 _WRAPPER = "coherence.lora_steps"
 
 
@@ -80,10 +80,9 @@ def with_lora(
     clone = model.clone()
     options = clone.model_options["transformer_options"]
     step_lora = StepLora(adapters, strength, start_percent, end_percent, asked_by)
-    options[_LORAS] = (*options.get(_LORAS, ()), step_lora)
-    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, _around_run), (WrappersMP.APPLY_MODEL, _around_model_call)):
-        clone.remove_wrappers_with_key(kind, _WRAPPER)
-        clone.add_wrapper_with_key(kind, _WRAPPER, wrapper)
+    options[LORAS] = (*options.get(LORAS, ()), step_lora)
+    wrappers: dict[str, Callable] = {WrappersMP.OUTER_SAMPLE: _around_run, WrappersMP.APPLY_MODEL: _around_model_call}
+    put_wrappers(clone, _WRAPPER, wrappers)
     return clone
 
 
@@ -128,7 +127,7 @@ def _adding(adapter: LoRAAdapter, strength: float) -> Callable:
 def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
     """OUTER_SAMPLE: says where a run has no step for a LoRA, and frees what lies on devices when it ends."""
     patcher = executor.class_obj.model_patcher
-    loras = executor.class_obj.model_options["transformer_options"].get(_LORAS, ())
+    loras = executor.class_obj.model_options["transformer_options"].get(LORAS, ())
     sampling = patcher.get_model_object("model_sampling")
     for each in loras:
         if each.strength and not any(each.is_active(float(sigma), sampling) for sigma in sigmas[:-1]):
@@ -153,7 +152,7 @@ def _around_model_call(
     """APPLY_MODEL: puts the hooks on for one model call."""
     base_model, options = executor.class_obj, transformer_options or {}
     sigma = float(t.flatten()[0])
-    active = [each for each in options.get(_LORAS, ()) if each.is_active(sigma, base_model.model_sampling)]
+    active = [each for each in options.get(LORAS, ()) if each.is_active(sigma, base_model.model_sampling)]
     with undone_after(options) as stack:
         if active:
             stack.enter_context(uncompiled())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from coherence.attention.replacement import Replacement
 from coherence.attention.tap import tap
+from coherence.attention.technique import Stage, Technique
 from coherence.demo.model import load_model
 from coherence.samplers.editing import REPLACES, Edit, EditGuider, Prompts
 from coherence.samplers.pairing import PairSampler
@@ -87,10 +88,10 @@ def test_without_layers_both_clips_are_plain_generation(run_of, name, source_cfg
     assert difference(source, plain.plain(run.source, source_cfg)) < 1e-3
 
 
-class Algorithm1:
+class Algorithm1(Technique):
     """The paper's: keep the source's maps, then hand them to the target, with every map in memory."""
 
-    stage = 50
+    stage = Stage.MAPS
 
     def __init__(self):
         self.maps, self.keeping = {}, False

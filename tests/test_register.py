@@ -25,7 +25,7 @@ from coherence.attention.register import (
 )
 from coherence.attention.sites import Site, select_sites, sites_of
 from coherence.attention.tap import tap
-from coherence.attention.technique import AttentionCall
+from coherence.attention.technique import AttentionCall, Technique
 from coherence.demo.model import load_model
 from coherence.samplers.measure import Start, measure_layers, parse_steps, run_to_step
 from hypothesis import given
@@ -70,9 +70,7 @@ def values(energy: Energy) -> tuple[float, float, float]:
 def test_figures_are_those_of_the_maps_in_float64(unet):
     calls = {}
 
-    class Watch:
-        stage = 0
-
+    class Watch(Technique):
         def attend(self, call, proceed):
             calls[call.site.name] = [x.double() for x in call.per_head()]
             return proceed(call.q, call.k, call.v)
@@ -255,9 +253,7 @@ def test_sampling_after_a_measuring_run_is_bit_identical(unet):
 def test_a_cancel_stops_the_run_at_the_next_layer_and_leaves_no_trace(unet):
     before, seen = sample(unet, Demo), []
 
-    class CancelAtMiddle:
-        stage = 0
-
+    class CancelAtMiddle(Technique):
         def attend(self, call, proceed):
             seen.append(call.site.name)
             if call.site.name == "middle.0.attn1":

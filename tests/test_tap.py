@@ -8,6 +8,7 @@ from coherence.attention.cross_frame import CrossFrame
 from coherence.attention.momentum import TemporalMomentum, average_over_frames, momentum_matrix
 from coherence.attention.sites import NoSuchSiteError, list_sites
 from coherence.attention.tap import tap
+from coherence.attention.technique import Stage, Technique
 from coherence.demo.model import load_model
 from tiny_models import FAMILIES, sample
 from watching import DEMO, Watch, difference
@@ -79,9 +80,7 @@ def test_after_a_run_the_users_model_is_bit_identical(unet, plain):
 
 
 def test_after_an_error_inside_attention_the_users_model_is_bit_identical(unet, plain):
-    class Fail:
-        stage = 0
-
+    class Fail(Technique):
         def attend(self, call, proceed):
             raise RuntimeError("boom")
 
@@ -117,7 +116,7 @@ def test_two_techniques_stack_in_the_order_of_the_nodes_within_a_stage(unet):
 
 def test_stages_order_techniques_whatever_the_nodes_order(unet):
     early, late = Watch(), Watch()
-    early.stage, late.stage = 1, 2
+    early.stage, late.stage = Stage.KEYS, Stage.FURTHER_KEYS
     where = {"layers": "middle", "kinds": ["spatial"], "asked_by": "test"}
     seen = []
     early.attend = lambda call, proceed: seen.append("early") or proceed(call.q, call.k, call.v)

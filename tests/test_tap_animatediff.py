@@ -9,6 +9,7 @@ import torch
 from animatediff_layout import AnimateDiffModel, find_packs
 from coherence.attention.sites import NoSuchSiteError, list_sites, sites_of
 from coherence.attention.tap import tap
+from coherence.attention.technique import Technique
 from coherence.demo.model import load_model
 from tiny_models import sample
 from watching import DEMO, Watch, difference, watched
@@ -86,9 +87,7 @@ def test_rows_are_branches_and_places_and_tokens_are_frames(animated):
 
 
 def test_a_technique_acts_on_the_temporal_layers(animated, plain):
-    class OwnFrameOnly:
-        stage = 0
-
+    class OwnFrameOnly(Technique):
         def attend(self, call, proceed):
             return call.v
 

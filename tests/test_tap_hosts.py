@@ -9,8 +9,9 @@ import pytest
 import torch
 from coherence.attention.cross_frame import CrossFrame
 from coherence.attention.momentum import TemporalMomentum
+from coherence.attention.open_tap import _writing
 from coherence.attention.sites import sites_of
-from coherence.attention.tap import _writing, tap
+from coherence.attention.tap import tap
 from coherence.demo.model import load_model
 from coherence.nodes.inflation import TuneAVideoInflate
 from coherence.samplers.lora_steps import with_lora
@@ -70,8 +71,6 @@ def call_model(model):
 
 class Meet(Watch):
     """Looks, when as many others do so too."""
-
-    stage = 0
 
     def __init__(self, barrier):
         super().__init__()

@@ -4,15 +4,16 @@ from types import SimpleNamespace
 
 import torch
 from coherence.attention.tap import tap
+from coherence.attention.technique import Stage, Technique
 
 ALL_KINDS = ("spatial", "temporal", "joint", "cross", "text")
 
 
-class Watch:
+class Watch(Technique):
     """``calls``: every AttentionCall, in order."""
 
-    stage = 9
-    in_chunks = True
+    stage = Stage.KEYS
+    supports_chunks = True
 
     def __init__(self):
         self.calls = []

@@ -19,7 +19,7 @@ from comfy.samplers import CFGGuider, Sampler
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..attention.run import HOLD
+from ..attention.keys import HOLD
 from ..samplers.latents import samples_for
 from ..samplers.measure import GUIDANCE
 from ..samplers.unfit import told_if_unfit

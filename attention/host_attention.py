@@ -1,0 +1,56 @@
+"""What attends behind the techniques: other packs' patches, and ComfyUI's attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .branches import Branch, with_branches
+from .technique import FurtherKeysError, rows_of_mask
+
+
+@dataclass(frozen=True, eq=False)
+class HostAttention:
+    """The host's call of one attention: ``function(q, k, v, *args, **kwargs)`` for ``branches``, in ``rows`` rows.
+
+    Techniques may hand on some of the branches alone. Then the mask and the transformer options, which lie at
+    ``mask_at`` and ``options_at`` among the arguments (None: nowhere), become theirs. Nothing else here knows which
+    rows are whose: a technique that attends with another number of rows would have its change told here.
+    """
+
+    function: Callable[..., Tensor]
+    args: tuple
+    kwargs: dict[str, Any]
+    rows: int
+    branches: tuple[Branch, ...]
+    mask_at: int | str | None = None
+    options_at: int | str | None = None
+    own_keys_at: str | None = None
+    """The site, where ``function`` needs as many keys as queries."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, branches: tuple[Branch, ...]) -> Tensor:
+        if self.own_keys_at is not None and q.shape[-2] != k.shape[-2]:
+            raise FurtherKeysError(
+                f"Another node replaces the attention of {self.own_keys_at} and needs as many keys as queries there, "
+                f"as PerturbedAttentionGuidance and SelfAttentionGuidance do, but there are {q.shape[-2]} queries and "
+                f"{k.shape[-2]} keys. Remove it, leave the layer out of 'layers', or set CrossFrameAttention's keys "
+                "to 'first' or 'previous', STAMInflate's frame_attention to 'first' or 'self'."
+            )
+        if branches == self.branches:
+            return self.function(q, k, v, *self.args, **self.kwargs)
+        args, kwargs = self._arguments_of(branches)
+        return self.function(q, k, v, *args, **kwargs)
+
+    def _arguments_of(self, branches: tuple[Branch, ...]) -> tuple[list, dict[str, Any]]:
+        arguments: dict[Any, Any] = {**dict(enumerate(self.args)), **self.kwargs}
+        if self.mask_at is not None:
+            kept = [self.branches.index(branch) for branch in branches]
+            mask = arguments.get(self.mask_at)
+            arguments[self.mask_at] = rows_of_mask(mask, self.rows, len(self.branches), kept)
+        if self.options_at is not None:
+            arguments[self.options_at] = with_branches(arguments[self.options_at], branches)
+        args = [arguments.pop(place) for place in range(len(self.args))]
+        return args, arguments

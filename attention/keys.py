@@ -1,0 +1,27 @@
+"""Keys of this pack in ``transformer_options``: identifiers, as some models splat these as keyword arguments."""
+
+from typing import Final
+
+TECHNIQUES: Final = "coherence_techniques"
+"""What :func:`.tap.tap` put on a model: a tuple of :class:`.run.Tapped`."""
+RUN: Final = "coherence_run"
+"""The :class:`.run.Run`, during it."""
+OPEN_TAP: Final = "coherence_open_tap"
+"""The :class:`.open_tap.OpenTap`, during a model call."""
+SITES: Final = "coherence_sites"
+"""In an attention module's copy: the names of its sites that are still to come."""
+REPLACED: Final = "coherence_replaced_"
+"""In a transformer block's copy, followed by ``attn1`` or ``attn2``: the name of that attention's site."""
+HOLD: Final = "coherence_hold"
+"""An ExitStack that takes over what a model call would undo at its end."""
+
+INSERTED: Final = "coherence_inserted"
+"""What :mod:`.inflation` puts between a model's layers."""
+INFLATED_BLOCKS: Final = "coherence_inflated_blocks"
+INFLATED_PLACE: Final = "coherence_inflated_place"
+INFLATED_FEATURES: Final = "coherence_inflated_features"
+
+LORAS: Final = "coherence_loras"
+"""What :mod:`..samplers.lora_steps` puts on a model."""
+COST_RUN: Final = "coherence_cost_run"
+COST_STEP: Final = "coherence_cost_step"

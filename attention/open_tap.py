@@ -1,0 +1,213 @@
+"""The tap during one model call: how it reaches every attention, and the way through the techniques there.
+
+A copy of ``transformer_options`` leads the attention here: forward pre-hooks write on the attention modules' own copy
+which site they are, and an attention override reads it. At a site q, k and v walk through the techniques to the host's
+attention and back: each technique is one frame of the stack, and so is what leads to it. Hooks are gone and modules as
+they were when the call is over.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .branches import Branch, branches_of, with_branches
+from .chunks import Chunk, require_frame_by_frame
+from .frames import Clip
+from .host_attention import HostAttention
+from .keys import INSERTED, OPEN_TAP, REPLACED, RUN, SITES
+from .prefix import shared
+from .run import Run, Tapped
+from .sites import Site, patch_of
+from .technique import AttentionCall
+
+
+class OpenTap:
+    """``active``: the techniques that act in this call, in their order. ``chunk``: of the clip, if it comes in some."""
+
+    def __init__(
+        self,
+        active: list[Tapped],
+        diffusion_model: nn.Module,
+        options: dict,
+        latents: Tensor,
+        sigma: float,
+        chunk: Chunk | None,
+    ) -> None:
+        self._active = active
+        self._sigma = sigma
+        self._run: Run = options.get(RUN) or Run()
+        self._run.ask(active)
+        self._anatomy = self._run.anatomy_of(diffusion_model, options.get(INSERTED, ()))
+        self._sites = self._anatomy.sites
+        self._rows, self._branches = len(latents), branches_of(options)
+        self._chunk = chunk
+        if chunk is None:
+            self._clip = Clip.of(latents, len(self._branches), patch_of(diffusion_model), options)
+        else:
+            needing = [each.asked_by for each in active if not each.technique.supports_chunks]
+            require_frame_by_frame(self._sites.values(), needing)
+            self._clip = Clip(chunk.frame_indices, 1)
+        self._override = options.get("optimized_attention_override")
+
+    def leading_here(self, options: dict) -> dict:
+        """Transformer options that lead the attention here."""
+        return {
+            **with_branches(options, self._branches),
+            OPEN_TAP: self,
+            "optimized_attention_override": _override(),
+            "patches_replace": {
+                name: {place: partial(self.attend_replaced, name, each) for place, each in replacements.items()}
+                if name in ("attn1", "attn2")
+                else replacements
+                for name, replacements in options.get("patches_replace", {}).items()
+            },
+        }
+
+    def on_modules(self, stack: ExitStack) -> None:
+        """Lets every attention tell its site until ``stack`` is closed: also those that nobody asked for, as code that
+        torch.compile made once keeps the hooks it was made with."""
+        notes: dict[nn.Module, dict[str, Any]] = {}
+        for site in self._sites.values():
+            if site.attends_by:
+                stack.enter_context(_replaced(site.module, site.attends_by, partial(self.attend_own, site)))
+            else:
+                notes.setdefault(site.module, {}).setdefault(SITES, []).append(site.name)
+            if site.replaced_in:
+                block, name = site.replaced_in
+                notes.setdefault(block, {})[REPLACED + name] = site.name
+        for module, note in notes.items():
+            hook = module.register_forward_pre_hook(_writing(note), with_kwargs=True)
+            stack.callback(hook.remove)
+        parting = frozenset(name for tapped in self._active if tapped.technique.splits_copies for name in tapped.sites)
+        if parting:
+            stack.enter_context(shared(self._anatomy.before(parting), self._branches, self._rows))
+
+    def attend(self, func: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
+        """Instead of ComfyUI's attention ``func``; an override of another pack runs inside."""
+        options = kwargs["transformer_options"]
+        pending = options.get(SITES)
+        behind = func if self._override is None else partial(self._override, func)
+        mask_at = 1 if args else "mask"
+        here = branches_of(options)
+        host = HostAttention(behind, (heads, *args), kwargs, len(q), here, mask_at, options_at="transformer_options")
+        if not pending:
+            return host(q, k, v, branches=here)
+        site = self._sites[pending.pop(0) if len(pending) > 1 else pending[0]]
+        facts = {
+            "mask": args[0] if args else kwargs.get("mask"),
+            "scale": kwargs.get("scale"),
+            "heads_joined": q.ndim == 3 or not kwargs.get("skip_output_reshape", False),
+            "grid": _grid(options, q.shape[-2]),
+        }
+        return self._way(site, q.shape[-2], heads, facts, host)(q, k, v, branches=here)
+
+    def attend_own(self, site: Site, func: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, mask=None) -> Tensor:
+        """Instead of an attention of the module's own."""
+        host = HostAttention(func, (heads, mask), {}, len(q), self._branches, mask_at=1)
+        return self._way(site, q.shape[-2], heads, {"mask": mask}, host)(q, k, v, branches=self._branches)
+
+    def attend_replaced(
+        self, name: str, replacement: Callable, q: Tensor, k: Tensor, v: Tensor, extra_options: dict, *args, **kwargs
+    ) -> Tensor:
+        """Another pack's ``replacement`` of a block's attention ``name``, with the techniques around it."""
+        here, site = branches_of(extra_options), extra_options.get(REPLACED + name)
+        arguments = (replacement, (extra_options, *args), kwargs, len(q), here)
+        host = HostAttention(*arguments, options_at=0, own_keys_at=site if name == "attn1" else None)
+        if site is None:
+            return host(q, k, v, branches=here)
+        facts = {"grid": _grid(extra_options, q.shape[-2])}
+        heads = extra_options["n_heads"]
+        return self._way(self._sites[site], q.shape[-2], heads, facts, host)(q, k, v, branches=here)
+
+    def _way(
+        self, site: Site, tokens: int, heads: int, facts: dict[str, Any], host: HostAttention
+    ) -> Callable[..., Tensor]:
+        """From the first technique at ``site`` to the ``host``."""
+        told = {
+            "site": site,
+            "heads": heads,
+            "frame_indices": self._clip.frame_indices,
+            "sigma": self._sigma,
+            **facts,
+            **self._clip.inside(site, tokens),
+        }
+        way: Callable[..., Tensor] = host
+        for tapped in reversed(self._active):
+            if site.name in tapped.sites:
+                self._run.reached.add((tapped, site.name))
+                way = _Step(tapped, told, self._chunk, way)
+        return way
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """A technique at one site, and what comes behind it. ``told``: what it is told beside q, k, v and branches."""
+
+    tapped: Tapped
+    told: dict[str, Any]
+    chunk: Chunk | None
+    following: Callable[..., Tensor]
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, branches: tuple[Branch, ...]) -> Tensor:
+        memory = None if self.chunk is None else self.chunk.memory_of(self.tapped, self.told["site"].name, branches)
+        call = AttentionCall(q, k, v, branches=branches, memory=memory, **self.told)
+        return self.tapped.technique.attend(call, partial(self.following, branches=branches))
+
+
+def _grid(options: dict, tokens: int) -> tuple[int, int] | None:
+    """Height and width of the pictures that a UNet's layer turned into ``tokens``."""
+    *_, height, width = options.get("activations_shape", (0, 0))
+    return (height, width) if height * width == tokens else None
+
+
+def _attend(func, q, k, v, heads, *args, **kwargs) -> Tensor:
+    """ComfyUI's ``optimized_attention_override``: one function for all calls, else torch.compile starts anew."""
+    return kwargs["transformer_options"][OPEN_TAP].attend(func, q, k, v, heads, *args, **kwargs)
+
+
+def _override() -> Callable:
+    """Compiled code must leave itself to attend: the sites and the techniques are ordinary Python.
+
+    Whoever compiles has imported torch._dynamo; else that import is seconds saved.
+    """
+    return _uncompiled_attend() if "torch._dynamo" in sys.modules else _attend
+
+
+@lru_cache(maxsize=1)
+def _uncompiled_attend() -> Callable:
+    return torch.compiler.disable(_attend)
+
+
+def _writing(note: dict[str, Any]) -> Callable:
+    """A forward pre-hook that adds ``note`` to the module's copy of transformer_options; its lists fresh every time.
+
+    A note is plain text: torch.compile would look into anything more. The module's input passes here, too: a technique
+    that is to see it would get it from here.
+    """
+
+    def write(_module, args, kwargs=None):
+        if kwargs is None:  # torch drops them from a hook that another thread just removed
+            return None
+        fresh = {key: [*value] if isinstance(value, list) else value for key, value in note.items()}
+        return args, {**kwargs, "transformer_options": {**kwargs.get("transformer_options", {}), **fresh}}
+
+    return write
+
+
+@contextmanager
+def _replaced(module: nn.Module, name: str, instead: Callable) -> Iterator[None]:
+    """``module.name`` calls ``instead(original, …)`` meanwhile."""
+    original = getattr(module, name)
+    setattr(module, name, partial(instead, original))
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
