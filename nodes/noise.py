@@ -12,7 +12,7 @@ from ..noise.dependency import SEARCHED_FRAMES, SOLVERS, dependency_noise
 from ..noise.divergence import DIVERGENCES
 from ..noise.priors import PRIORS, iid, mixed, progressive
 from ..noise.schedule import frame_schedule
-from ..noise.streams import Carried, Draw, NoiseModel, clip_noise, generator, plain_noise
+from ..noise.streams import Carried, Draw, NoiseModel, clip_noise, frames_axis, generator, plain_noise
 from ..samplers.latents import noise_for
 from .node import Node
 from .schedule_input import schedule_input, schedule_of
@@ -34,7 +34,7 @@ class ClipNoise:
     def generate_noise(self, input_latent: dict) -> Tensor | NestedTensor:
         """CPU noise in the shape and dtype of ``input_latent["samples"]``; honours its ``batch_index``.
 
-        Of a latent of several modalities the 5-D parts are clips; the others get plain noise.
+        Of a latent of several modalities the 5-D parts are clips, of one frame, too; the others get plain noise.
         """
         samples = input_latent["samples"]
         indices = input_latent.get("batch_index")
@@ -43,7 +43,7 @@ class ClipNoise:
             return clip_noise(samples.shape, self.model, self.seed, source, indices, self.carried).to(samples.dtype)
         return NestedTensor(
             (
-                clip_noise(part.shape, self.model, self.seed, source, indices, self.carried)
+                clip_noise(part.shape, self.model, self.seed, source, indices, self.carried, axis=2)
                 if part.ndim == 5
                 else plain_noise(part.shape, source, indices)
             ).to(part.dtype)
@@ -265,11 +265,11 @@ class NoiseFrames(Node):
 
     @classmethod
     def execute(cls, noise, latent_image: dict) -> io.NodeOutput:
-        frames = clip_of(noise_for(noise, _in_float32(latent_image)))
-        start = first_frame(noise)
+        made = noise_for(noise, _in_float32(latent_image))
+        frames, start = clip_of(made), first_frame(noise)
         latent: dict = {"samples": frames}
         indices = latent_image.get("batch_index")
-        if frames.ndim == 4:
+        if frames_axis_of(noise, made) == 0:
             latent["batch_index"] = [start + number for number in (range(len(frames)) if indices is None else indices)]
             return io.NodeOutput(latent)
         latent[_LAST_FRAME] = start + frames.shape[2] - 1
@@ -292,6 +292,14 @@ def first_frame(noise) -> int:
     """The number of the first frame that a NOISE makes: not 0 where it goes on from an earlier clip."""
     carried = getattr(noise, "carried", None)
     return 0 if carried is None else carried.number + 1
+
+
+def frames_axis_of(noise, made: Tensor | NestedTensor) -> int:
+    """Where the frames lie in what a NOISE ``made``: 0, the batch, or 2; see :func:`..noise.streams.frames_axis`."""
+    clips = clip_of(made)
+    if made.is_nested and clips.ndim == 5:
+        return 2
+    return frames_axis(clips.shape, getattr(noise, "carried", None))
 
 
 def clip_of(noise: Tensor | NestedTensor) -> Tensor:

@@ -13,7 +13,7 @@ from ..noise.streams import clip_frames
 from ..samplers.latents import noise_for
 from .charts import COLOURS, RULE, draw_heat_map, new_figure, render, style_axes
 from .node import Node
-from .noise import CATEGORY, DependencyClipNoise, clip_of, first_frame
+from .noise import CATEGORY, DependencyClipNoise, clip_of, first_frame, frames_axis_of
 
 
 class NoiseCorrelation(Node):
@@ -48,7 +48,9 @@ class NoiseCorrelation(Node):
 
     @classmethod
     def execute(cls, noise, latent_image: dict) -> io.NodeOutput:
-        frames = clip_frames(clip_of(noise_for(noise, latent_image))).float()
+        made = noise_for(noise, latent_image)
+        axis = frames_axis_of(noise, made)
+        frames = clip_frames(clip_of(made), axis).float()
         if len(frames) < 2:
             raise ValueError(
                 "latent_image holds one frame, expected a clip of two or more. Raise the batch size of a "
@@ -69,7 +71,8 @@ class NoiseCorrelation(Node):
             "correlation": correlations.tolist(),
         }
         sought = None
-        if isinstance(noise, DependencyClipNoise) and (sought := _schedule(noise, latent_image, len(frames))):
+        shown = latent_image.get("batch_index") if axis == 0 else None
+        if isinstance(noise, DependencyClipNoise) and (sought := _schedule(noise, shown, len(frames))):
             independent = INDEPENDENT[noise.divergence]
             report["schedule"] = {
                 "divergence": noise.divergence,
@@ -81,9 +84,8 @@ class NoiseCorrelation(Node):
         return io.NodeOutput(_chart(correlations, kl, alpha, sought), json.dumps(report, indent=2))
 
 
-def _schedule(noise: DependencyClipNoise, latent: dict, frames: int) -> list[float] | None:
-    """λ of all frames but the first; None where ``batch_index`` shows frames that do not follow one another."""
-    shown = latent.get("batch_index") if latent["samples"].ndim == 4 else None
+def _schedule(noise: DependencyClipNoise, shown: list[int] | None, frames: int) -> list[float] | None:
+    """λ of all frames but the first; None where those ``shown``, a batch_index, do not follow one another."""
     first = first_frame(noise) + (0 if shown is None else shown[0])
     if shown is not None and shown != list(range(shown[0], shown[0] + frames)):
         return None

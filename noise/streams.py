@@ -30,12 +30,17 @@ class Carried:
 
     @classmethod
     def of(cls, samples: Tensor, indices: Indices = None, number: int | None = None) -> "Carried":
-        """From noise laid out as in :func:`clip_noise`; ``number``, where it is known, for 5-D noise."""
-        if samples.ndim == 4:
-            return cls({0: samples[-1]}, len(samples) - 1 if indices is None else indices[-1])
+        """From noise laid out as in :func:`clip_noise`; ``number``, where it is known, for frames on axis 2."""
+        if number is None and frames_axis(samples.shape) == 0:
+            return cls({0: clip_frames(samples)[-1]}, len(samples) - 1 if indices is None else indices[-1])
         clips = range(len(samples)) if indices is None else indices
         last = samples.shape[2] - 1 if number is None else number
         return cls({clip: frames[:, -1] for clip, frames in zip(clips, samples, strict=True)}, last)
+
+    @property
+    def is_one_clip(self) -> bool:
+        """Whether frames on a batch's axis can go on from it."""
+        return [*self.frames] == [0]
 
     def last_of(self, clip: int, shape: Sequence[int]) -> Tensor:
         """The last frame of a clip, float32 on the CPU. ValueError where there is none, or not of ``shape``."""
@@ -68,6 +73,23 @@ def plain_noise(shape: Sequence[int], source: torch.Generator, indices: Indices 
     return torch.cat([drawn[index] for index in indices])
 
 
+def frames_axis(shape: Sequence[int], carried: Carried | None = None) -> int:
+    """The axis of a latent that holds a clip's frames: 0, its batch, or 2. ValueError for what is no clip's latent.
+
+    (F, C, 1, H, W) is one clip on the batch's axis: ComfyUI's sampler makes that of a picture latent (F, C, H, W)
+    for Qwen-Image and others whose latents have three dimensions. Only where several clips are ``carried`` each goes on
+    by one frame.
+    """
+    if len(shape) == 4:
+        return 0
+    if len(shape) == 5:
+        return 0 if shape[2] == 1 and (carried is None or carried.is_one_clip) else 2
+    raise ValueError(
+        f"Expected the latent of a clip, (frames, channels, height, width) or (batch, channels, frames, "
+        f"height, width), but it has shape {tuple(shape)}. Use RandomNoise for other latents."
+    )
+
+
 def clip_noise(
     shape: Sequence[int],
     model: NoiseModel,
@@ -75,11 +97,13 @@ def clip_noise(
     source: torch.Generator,
     indices: Indices = None,
     carried: Carried | None = None,
+    axis: int | None = None,
 ) -> Tensor:
-    """Noise by ``model`` for a latent of ``shape``, float32.
+    """Noise by ``model`` for a latent of ``shape``, float32. ``axis``: of the frames, if not what :func:`frames_axis`
+    says.
 
-    - (F, C, H, W): one clip of F frames; frame k is frame ``indices[k]`` of the clip.
-    - (B, C, F, H, W): B clips of F frames; clip k is clip ``indices[k]`` of those the seed gives.
+    - (F, C, H, W) or (F, C, 1, H, W), axis 0: one clip of F frames; frame k is frame ``indices[k]`` of the clip.
+    - (B, C, F, H, W), axis 2: B clips of F frames; clip k is clip ``indices[k]`` of those the seed gives.
 
     First frames are drawn from ``source`` exactly as RandomNoise draws single frames, all others from streams
     of their own. Only the frames asked for are kept in memory. ValueError for any other number of dimensions.
@@ -87,28 +111,26 @@ def clip_noise(
     With ``carried`` the clips go on: the model starts from a clip's last frame, which stays out of the result, and
     streams are counted on from its number.
     """
-    if len(shape) == 4:
-        wanted = range(shape[0]) if indices is None else indices
-        first = plain_noise((1, *shape[1:]), source)[0]
-        return torch.stack(_frames(model, first, seed, 0, wanted, carried))
-    if len(shape) == 5:
-        batch, channels, frames, *size = shape
-        first_frames = plain_noise((batch, channels, 1, *size), source, indices).squeeze(2)
-        numbers = range(batch) if indices is None else indices
-        clips = [
-            torch.stack(_frames(model, first, seed, number, range(frames), carried), dim=1)
-            for number, first in zip(numbers, first_frames, strict=True)
-        ]
-        return torch.stack(clips)
-    raise ValueError(
-        f"Expected the latent of a clip, (frames, channels, height, width) or (batch, channels, frames, "
-        f"height, width), but it has shape {tuple(shape)}. Use RandomNoise for other latents."
-    )
+    axis = frames_axis(shape, carried) if axis is None else axis
+    batch, channels, *_, height, width = shape
+    if axis == 0:
+        wanted = range(batch) if indices is None else indices
+        first = plain_noise((channels, height, width), source)
+        return torch.stack(_frames(model, first, seed, 0, wanted, carried)).reshape(-1, *shape[1:])
+    first_frames = plain_noise((batch, channels, height, width), source, indices)
+    numbers = range(batch) if indices is None else indices
+    clips = [
+        torch.stack(_frames(model, first, seed, number, range(shape[2]), carried), dim=1)
+        for number, first in zip(numbers, first_frames, strict=True)
+    ]
+    return torch.stack(clips)
 
 
-def clip_frames(samples: Tensor) -> Tensor:
+def clip_frames(samples: Tensor, axis: int | None = None) -> Tensor:
     """The frames (F, C, H, W) of noise laid out as in :func:`clip_noise`; of several clips, the first."""
-    return samples if samples.ndim == 4 else samples[0].movedim(1, 0)
+    if samples.ndim == 4:
+        return samples
+    return samples[:, :, 0] if (frames_axis(samples.shape) if axis is None else axis) == 0 else samples[0].movedim(1, 0)
 
 
 def _frames(

@@ -1,5 +1,7 @@
 """A clip rendered in runs: noise that goes on from an earlier clip's is the noise of one run, bit for bit."""
 
+from functools import partial
+
 import pytest
 import torch
 from coherence.nodes.noise import DependencyNoise, NoiseFrames
@@ -34,6 +36,11 @@ def video(frames: int, clips: int = 2, **entries) -> dict:
     return {"samples": torch.zeros(clips, 4, frames, 9, 7), **entries}
 
 
+def one_frame_each(frames: int) -> dict:
+    """Pictures as Qwen-Image's sampler has them."""
+    return {"samples": torch.zeros(frames, 4, 1, 9, 7)}
+
+
 def in_runs(latent, axis: int, lengths: list[int], **settings) -> torch.Tensor:
     """The noise of a clip made of one run after the other, each from the frames of the run before."""
     previous, parts = None, []
@@ -45,12 +52,25 @@ def in_runs(latent, axis: int, lengths: list[int], **settings) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize(("latent", "axis"), [(pictures, 0), (video, 2)])
-@pytest.mark.parametrize("lengths", [[1, 5], [7, 2, 1], [15, 5], [18, 4]])
+@pytest.mark.parametrize(("latent", "axis"), [(pictures, 0), (video, 2), (one_frame_each, 0)])
+@pytest.mark.parametrize("lengths", [[2, 5], [7, 2, 1, 1], [15, 5], [18, 4]])
 def test_runs_with_carried_frames_are_one_runs_noise_bitwise(latent, axis, lengths, solver):
     """Beyond frame 16, where the search ends, and with a schedule that goes on, too."""
     whole = dependency_noise(solver=solver).generate_noise(latent(sum(lengths)))
     assert torch.equal(in_runs(latent, axis, lengths, solver=solver), whole)
+
+
+@pytest.mark.parametrize(("latent", "axis"), [(pictures, 0), (partial(video, clips=1), 2), (one_frame_each, 0)])
+def test_a_clip_goes_on_from_a_run_of_one_frame(latent, axis):
+    whole = dependency_noise().generate_noise(latent(6))
+    assert torch.equal(in_runs(latent, axis, [1, 1, 4]), whole)
+
+
+def test_pictures_go_on_with_or_without_the_axis_that_the_sampler_adds():
+    whole = dependency_noise().generate_noise(pictures(12))
+    four, five = (frames_of(dependency_noise(), latent(8)) for latent in (pictures, one_frame_each))
+    assert torch.equal(dependency_noise(four).generate_noise(one_frame_each(4))[:, :, 0], whole[8:])
+    assert torch.equal(dependency_noise(five).generate_noise(pictures(4)), whole[8:])
 
 
 def test_the_last_frame_of_a_picture_clip_is_enough():

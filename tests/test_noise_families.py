@@ -1,20 +1,22 @@
-"""The noise of clips as video models get it: measured inside the run, at the network's own input."""
+"""The noise of clips as models with video latents get it: measured inside the run, at the network's own input."""
 
+import json
 import math
 
 import comfy.samplers
 import pytest
 import torch
 from coherence.nodes.noise import DependencyNoise, VideoNoisePrior
+from coherence.nodes.noise_chart import NoiseCorrelation
 from coherence.noise.measure import correlation
 from comfy.nested_tensor import NestedTensor
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import BasicGuider, Noise_RandomNoise, SamplerCustomAdvanced
 from tiny_models import FAMILIES
+from tiny_models.pictures import PICTURES, load_picture_model, picture_conditioning
 
 VIDEO = ["cogvideox", "wan21", "wan22", "ltxv", "hunyuan_video"]
 FRAMES = 4
-DISTANCE = (torch.arange(FRAMES)[:, None] - torch.arange(FRAMES)).abs()
 
 
 def dependency(kl):
@@ -27,11 +29,16 @@ def prior(name, alpha):
 
 
 ASKED = {
-    "dependency": (dependency(0.1), (1 - 0.1 / math.sqrt(math.e)) ** DISTANCE),
-    "mixed": (prior("mixed", 0.6), 0.6 ** (DISTANCE > 0)),
-    "progressive": (prior("progressive", 0.6), 0.6 ** (DISTANCE / 2)),
+    "dependency": (dependency(0.1), lambda distance: (1 - 0.1 / math.sqrt(math.e)) ** distance),
+    "mixed": (prior("mixed", 0.6), lambda distance: 0.6 ** (distance > 0)),
+    "progressive": (prior("progressive", 0.6), lambda distance: 0.6 ** (distance / 2)),
 }
-"""A NOISE, and the correlation of the frames that was asked for."""
+"""A NOISE, and the correlation that was asked for between frames at a distance."""
+
+
+def asked_of(expected, frames):
+    frame = torch.arange(frames)
+    return expected((frame[:, None] - frame).abs()).double()
 
 
 def network_input(model, positive, noise, latent):
@@ -51,6 +58,25 @@ def network_input(model, positive, noise, latent):
     return seen[0]
 
 
+@pytest.fixture(scope="module", params=PICTURES)
+def picture_model(request):
+    return load_picture_model(request.param), picture_conditioning(request.param)
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("shape", [(8, 16, 16, 16), (8, 16, 1, 16, 16)])
+def test_a_picture_model_with_video_latents_gets_the_noise_that_the_chart_shows(picture_model, shape, asked):
+    """The sampler gives the frames of (8, 16, 16, 16) an axis of one frame each: still 8 frames of a clip."""
+    model, positive = picture_model
+    (noise, expected), latent = ASKED[asked], torch.zeros(shape)
+    x = network_input(model, positive, noise, latent)
+    assert tuple(x.shape) == (8, 16, 1, 16, 16)
+    shown = json.loads(NoiseCorrelation.execute(noise, {"samples": latent})[1])
+    got = correlation(x.flatten(1).float())
+    torch.testing.assert_close(got, torch.tensor(shown["correlation"], dtype=torch.float64), atol=0.002, rtol=0)
+    torch.testing.assert_close(got, asked_of(expected, 8), atol=0.08, rtol=0)
+
+
 def frames_correlation(x):
     return correlation(x[0].movedim(1, 0).float())
 
@@ -65,7 +91,7 @@ def test_frames_reach_a_video_model_correlated_as_asked(tiny_models, name, asked
     assert list(x.shape) == shape
     made = noise.generate_noise({"samples": latent})
     assert (x / x.std() - made / made.std()).abs().max() < 0.02, "the noise itself, but for scale and precision"
-    torch.testing.assert_close(frames_correlation(x), expected.double(), atol=0.05, rtol=0)
+    torch.testing.assert_close(frames_correlation(x), asked_of(expected, FRAMES), atol=0.05, rtol=0)
 
 
 def test_of_video_with_sound_the_pictures_get_it_and_the_sound_plain_noise(tiny_models):
@@ -74,7 +100,7 @@ def test_of_video_with_sound_the_pictures_get_it_and_the_sound_plain_noise(tiny_
     latent = NestedTensor((torch.zeros(1, 128, FRAMES, 8, 8), torch.zeros(1, 8, 12, 16)))
     text = torch.randn(1, 20, 512, generator=torch.Generator().manual_seed(1))
     pictures, sound = network_input(model, [[text, {"frame_rate": 25}]], noise, latent)
-    torch.testing.assert_close(frames_correlation(pictures), expected.double(), atol=0.05, rtol=0)
+    torch.testing.assert_close(frames_correlation(pictures), asked_of(expected, FRAMES), atol=0.05, rtol=0)
     first_alone = NestedTensor((torch.zeros(1, 128, 1, 8, 8), torch.zeros(1, 8, 12, 16)))
     with torch.random.fork_rng(devices=[]):
         plain = Noise_RandomNoise(3).generate_noise({"samples": first_alone}).unbind()

@@ -10,6 +10,7 @@ from coherence.nodes.momentum import TemporalMomentumAttention
 from coherence.nodes.noise import NODES, ClipNoise, DependencyNoise, NoiseFrames, VideoNoisePrior
 from coherence.nodes.noise_chart import NoiseCorrelation
 from coherence.noise.divergence import DIVERGENCES
+from coherence.noise.measure import neighbour_kl
 from tiny_models import FAMILIES, TinyModels
 
 FACES = {
@@ -188,6 +189,15 @@ def test_schedule_of_a_continuing_clip_is_that_of_its_frames() -> None:
     _, rest = chart_and_report(dependency_noise(**settings, previous=previous), 5, 4, 32, 32)
     assert rest["schedule"]["kl"] == whole["schedule"]["kl"][7:]
     assert rest["kl"] == whole["kl"][7:]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (1, 16, 16)])
+def test_pictures_of_one_frame_each_are_shown_as_a_clip(size: tuple[int, ...]) -> None:
+    noise, whole = dependency_noise(kl=0.1), dependency_noise(kl=0.1).generate_noise(latent(8, 16, 16, 16))
+    report = json.loads(NoiseCorrelation.execute(noise, latent(3, 16, *size, batch_index=[5, 6, 7]))[1])
+    assert report["frames"] == 3
+    assert report["kl"] == pytest.approx(neighbour_kl(whole[5:]).tolist())
+    assert len(report["schedule"]["kl"]) == 2
 
 
 def test_schedule_is_shown_where_frames_follow_one_another() -> None:
