@@ -8,7 +8,7 @@ from comfy.nested_tensor import NestedTensor
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..noise.dependency import SEARCHED_FRAMES, SOLVERS, dependency_noise
+from ..noise.dependency import MOST_ITERATIONS, SEARCHED_FRAMES, SOLVERS, dependency_noise, require_reached
 from ..noise.divergence import DIVERGENCES
 from ..noise.priors import PRIORS, iid, mixed, progressive
 from ..noise.schedule import frame_schedule
@@ -140,7 +140,7 @@ class DependencyNoise(Node):
                     "line_iterations",
                     default=15,
                     min=1,
-                    max=100,
+                    max=MOST_ITERATIONS,
                     tooltip="Steps of the line_search solver, 1 to 100; the others do not use it. The "
                     "paper's 15 leave the divergence up to 0.01 above kl; with 30 it is within 0.0001.",
                     advanced=True,
@@ -168,6 +168,8 @@ class DependencyNoise(Node):
         previous: dict | None = None,
     ) -> io.NodeOutput:
         schedule = schedule_of("kl_schedule", kl_schedule, 0.0, MAX_KL)
+        if solver == "line_search" and not schedule:
+            require_reached(kl, divergence, line_iterations)
         carried = None if previous is None else _carried(previous)
         # The model's frame 0, in the clip's numbers, from which schedule and search count.
         start = 0 if carried is None else carried.number

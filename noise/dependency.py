@@ -4,6 +4,7 @@ Zero-shot video sampling (arXiv 2407.21475), §3.1 and Algorithm 1.
 """
 
 from collections.abc import Iterator, Sequence
+from math import sqrt
 
 from torch import Tensor
 
@@ -12,6 +13,9 @@ from .solvers import bisection, closed_form, line_search
 from .streams import Draw
 
 SOLVERS = ("bisection", "line_search", "closed_form")
+
+MOST_ITERATIONS = 100
+"""Of the line search, which needs 2 for every halving of its error."""
 
 SEARCHED_FRAMES = 16
 """Random search prefers candidates that resemble the previous frame, and over many frames that adds up: with
@@ -33,12 +37,16 @@ def dependency_noise(
 
     ``first`` is frame 0, standard normal, of shape S; ``draw(i, n)`` n candidates ε̃ for frame i, (n, *S).
     ``kl`` holds λ_i in nats for every frame, that of frame 0 unused: 0 repeats the previous frame, and
-    ``INDEPENDENT[divergence]`` or more is i.i.d. noise. Each frame is made from those before it alone.
+    ``INDEPENDENT[divergence]`` or more is i.i.d. noise. Each frame is made from those before it alone. ValueError for
+    unknown names, and where :func:`require_reached` says so.
     """
     if divergence not in DIVERGENCES:
         raise ValueError(f"Unknown divergence {divergence!r}: choose one of {', '.join(DIVERGENCES)}.")
     if solver not in SOLVERS:
         raise ValueError(f"Unknown solver {solver!r}: choose one of {', '.join(SOLVERS)}.")
+    if solver == "line_search":
+        for target in dict.fromkeys(kl[1:]):
+            require_reached(target, divergence, line_iterations)
     independent = INDEPENDENT[divergence]
     frame = first
     yield frame
@@ -58,3 +66,24 @@ def dependency_noise(
                 alpha = closed_form(target, independent)
             frame = blend(frame, candidate, alpha)
         yield frame
+
+
+def require_reached(kl: float, divergence: str, line_iterations: int) -> None:
+    """ValueError where ``line_search`` would end at more than twice ``kl``, in expectation."""
+    independent = INDEPENDENT[divergence]
+    if not 0 < kl < independent:
+        return
+
+    def expected(alpha: float) -> float:
+        return independent * (1 - sqrt(alpha))
+
+    def reached(iterations: int) -> float:
+        return expected(line_search(expected, kl, iterations))
+
+    if (end := reached(line_iterations)) > 2 * kl:
+        enough = next((count for count in range(line_iterations, MOST_ITERATIONS) if reached(count) <= 1.1 * kl), None)
+        more = "" if enough is None else f"set line_iterations to {enough} or more, or "
+        raise ValueError(
+            f"kl is {kl:.4g}, but line_search gets no lower than about {end:.3g} in {line_iterations} "
+            f"line_iterations. To follow kl, {more}use the solver bisection."
+        )

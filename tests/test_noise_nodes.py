@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -89,6 +90,24 @@ def test_schedule_takes_text_and_links_of_numbers(node, name: str) -> None:
 def test_wrong_schedule_is_refused_at_its_node() -> None:
     with pytest.raises(ValueError, match=r"'8:2'.*between 0 and 1.65"):
         dependency_noise(kl_schedule="0:0.1, 8:2")
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("kl", [0.0001, 0.001, 0.003])
+def test_line_search_follows_kl_or_says_how_many_steps_it_takes(kl: float, divergence: str) -> None:
+    options = {"kl": kl, "solver": "line_search", "divergence": divergence}
+    with pytest.raises(ValueError, match=r"gets no lower than about 0\.0\d+ in 15 .*bisection") as refused:
+        dependency_noise(**options)
+    enough = int(re.search(r"line_iterations to (\d+) or more", str(refused.value))[1])
+    frames = dependency_noise(**options, line_iterations=enough).generate_noise(latent(4, 4, 64, 64))
+    assert neighbour_kl(frames, divergence).tolist() == pytest.approx([kl] * 3, rel=0.25)
+
+
+def test_line_search_refuses_a_schedule_that_it_cannot_follow() -> None:
+    options = {"kl_schedule": "0:0.001, 1:0.1, 4:0.002", "solver": "line_search"}
+    dependency_noise(**options).generate_noise(latent(4, 4, 8, 8))  # frame 0 has no frame before it
+    with pytest.raises(ValueError, match=r"kl is 0\.002.*line_iterations to \d+ or more"):
+        dependency_noise(**options).generate_noise(latent(5, 4, 8, 8))
 
 
 @pytest.mark.parametrize("prior", ["iid", "mixed", "progressive"])
