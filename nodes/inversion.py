@@ -11,12 +11,15 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..samplers.inversion import MODES, Inversion, InversionSampler, Mode, invert_latent
-from ..samplers.latents import with_samples
+from ..samplers.latents import samples_for, with_samples
 from ..samplers.unfit import told_if_unfit
 from .cfg_input import cfg_input
-from .node import Node
+from .node import InputError, Node
 
 CATEGORY = "coherence/inversion"
+
+LEAST_SPREAD = 0.1
+"""Of a latent taken for noise. Inversions of the demo clips have 0.17 to 0.96, by steps and filter; the clips 0.04."""
 
 
 def filter_inputs(modes: tuple[Mode, ...]) -> list[io.Input]:
@@ -209,6 +212,15 @@ class GivenNoise:
     noise: Tensor
     seed: int = 0
 
+    @classmethod
+    def of(cls, model: ModelPatcher, latent: dict) -> GivenNoise:
+        """The noise with which ``model`` starts at ``latent``, at its highest noise level."""
+        sampling = model.get_model_object("model_sampling")
+        with told_if_unfit(model, latent):
+            x = model.get_model_object("process_latent_in")(samples_for(model, latent))
+        scale = sampling.noise_scaling(sampling.sigma_max, torch.ones(()), torch.zeros(()), max_denoise=True)
+        return cls((x / scale).cpu())
+
     def generate_noise(self, input_latent: dict) -> Tensor:
         wanted = input_latent["samples"].shape
         if self.noise.shape != wanted:
@@ -244,11 +256,15 @@ class NoiseFromLatent(Node):
 
     @classmethod
     def execute(cls, latent: dict, model: ModelPatcher) -> io.NodeOutput:
-        sampling = model.get_model_object("model_sampling")
-        with told_if_unfit(model, latent):
-            x = model.get_model_object("process_latent_in")(latent["samples"])
-        scale = sampling.noise_scaling(sampling.sigma_max, torch.ones(()), torch.zeros(()), max_denoise=True)
-        return io.NodeOutput(GivenNoise((x / scale).cpu()))
+        given = GivenNoise.of(model, latent)
+        spread = given.noise.float().std(correction=0).item()
+        if not LEAST_SPREAD <= spread <= 1 / LEAST_SPREAD:
+            raise InputError(
+                f"latent is not at the model's highest noise level: as noise its standard deviation is {spread:.2g}, "
+                "expected about 1. It is probably empty, or a clip from VAE Encode or a sampler. Connect the latent of "
+                "an inversion that goes up to the highest noise level."
+            )
+        return io.NodeOutput(given)
 
 
 NODES = [BilateralDDIMInvert, SamplerBilateralDDIMInvert, NoiseFromLatent]

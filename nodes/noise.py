@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ..noise.dependency import MOST_ITERATIONS, SEARCHED_FRAMES, SOLVERS, dependency_noise, require_reached
 from ..noise.divergence import DIVERGENCES
+from ..noise.measure import Moments
 from ..noise.priors import PRIORS, iid, mixed, progressive
 from ..noise.schedule import frame_schedule
 from ..noise.streams import Carried, Draw, NoiseModel, clip_noise, frames_axis, generator, plain_noise
 from ..samplers.latents import noise_for
-from .node import Node
+from .node import InputError, Node
 from .schedule_input import schedule_input, schedule_of
 
 CATEGORY = "coherence/noise"
@@ -287,7 +288,17 @@ def _in_float32(latent: dict) -> dict:
 
 
 def _carried(latent: dict) -> Carried:
-    return Carried.of(clip_of(latent["samples"]), latent.get("batch_index"), latent.get(_LAST_FRAME))
+    """Of ``previous``. InputError where a clip's last frame is no noise."""
+    carried = Carried.of(clip_of(latent["samples"]), latent.get("batch_index"), latent.get(_LAST_FRAME))
+    for frame in carried.frames.values():
+        moments = Moments.of(frame)
+        if not moments.are_of_noise(frame.numel()):
+            raise InputError(
+                f"previous is no noise: its last frame has mean {moments.mean:.2f}, standard deviation "
+                f"{moments.std:.2f} and correlation {moments.neighbours:.2f} of adjacent cells, expected about 0, 1 "
+                "and 0. It is probably a sampler's output. Connect the latent of Noise Frames."
+            )
+    return carried
 
 
 def first_frame(noise) -> int:

@@ -227,7 +227,10 @@ class Zero:
 
 
 def noise_from_latent(s: Subject) -> tuple[Any, float]:
-    out = s.drawn(s.model, noise=NoiseFromLatent.execute(s.latent, s.model)[0], sigmas=s.late)
+    sampling, noise = s.model.get_model_object("model_sampling"), 2 * s.latent["samples"]
+    x = sampling.noise_scaling(sampling.sigma_max, noise, torch.zeros_like(noise), max_denoise=True)
+    noisy = {"samples": s.model.get_model_object("process_latent_out")(x)}
+    out = s.drawn(s.model, noise=NoiseFromLatent.execute(noisy, s.model)[0], sigmas=s.late)
     return out, difference(out, s.plain)
 
 

@@ -12,7 +12,7 @@ from coherence.attention.technique import AttentionCall
 from coherence.demo.clips import render_clip
 from coherence.demo.model import load_clip, load_model, load_vae
 from coherence.metrics.similarity import psnr
-from coherence.nodes.inversion import BilateralDDIMInvert, NoiseFromLatent, SamplerBilateralDDIMInvert
+from coherence.nodes.inversion import BilateralDDIMInvert, GivenNoise, NoiseFromLatent, SamplerBilateralDDIMInvert
 from coherence.noise.bilateral import bilateral_spatial, bilateral_temporal
 from coherence.samplers.latents import input_scale
 from comfy.model_management import InterruptProcessingException, interrupt_current_processing
@@ -95,7 +95,7 @@ def restarted(model, positive, latent: dict, sigmas, way: str) -> torch.Tensor:
     """Sampling from an inverted latent, in the way that suits the family."""
     if way == "latent":
         return sampled(model, positive, latent, sigmas)
-    (noise,) = NoiseFromLatent.execute(latent, model).args
+    noise = GivenNoise.of(model, latent)  # a slowed walk goes too short a way for the node
     empty = {"samples": torch.zeros_like(latent["samples"])}
     return sampled(model, positive, empty, sigmas, noise, VOIDSampler.execute().args[0] if way == "void" else None)
 
@@ -165,6 +165,9 @@ def test_a_real_clip_comes_back_from_the_demo_model(demo, prompt, clip, vae):
     sigmas = schedule(demo, 10)
     noise, report = inverted(demo, prompt, clip, sigmas, refine_iterations=2)
     again = sampled(demo, prompt, noise, sigmas)
+    empty = {"samples": torch.zeros_like(noise["samples"])}
+    by_noise = sampled(demo, prompt, empty, sigmas, NoiseFromLatent.execute(noise, demo)[0])
+    assert difference(by_noise, again) < 1e-3
     with torch.inference_mode():
         assert psnr(vae.decode(again), vae.decode(clip["samples"])).min() > 30
     assert report["norm"][-1] == pytest.approx(1, abs=0.1), "the noise has the spread of noise"
@@ -321,7 +324,24 @@ def test_a_mode_that_the_model_cannot_have_is_refused(tiny_models, mode, error, 
         inverted(model, positive, family.latent(), schedule(model, 2), mode=mode)
 
 
-def test_noise_of_another_size_is_refused(demo, clip):
-    (noise,) = NoiseFromLatent.execute(clip, demo).args
+def normal(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_noise_of_another_size_is_refused(demo):
+    noise = NoiseFromLatent.execute({"samples": 80 * normal(3, 4, 16, 16)}, demo)[0]
     with pytest.raises(ValueError, match=r"shape \(3, 4, 16, 16\), but .* \(1, 4, 16, 16\)"):
         noise.generate_noise({"samples": torch.zeros(1, 4, 16, 16)})
+
+
+def test_a_latent_that_is_no_noise_is_refused(demo, clip):
+    empty = {"samples": torch.zeros(3, 4, 16, 16)}
+    for latent, spread in ((clip, "0.04"), (empty, "0")):
+        with pytest.raises(ValueError, match=rf"not at the model's highest .* is {spread},.*VAE Encode.*an inversion"):
+            NoiseFromLatent.execute(latent, demo)
+
+
+def test_pictures_for_a_model_with_video_latents_get_the_axis_that_the_sampler_adds(tiny_models):
+    pictures = {"samples": 2 * normal(3, 16, 8, 8)}
+    noise = NoiseFromLatent.execute(pictures, tiny_models.load("wan21"))[0]
+    assert noise.generate_noise({"samples": torch.zeros(3, 16, 1, 8, 8)}).shape == (3, 16, 1, 8, 8)
