@@ -69,6 +69,6 @@ class Replacement(Technique):
         except KeyError:
             raise UnpairedBranchError(
                 "Source and target must be in the same model call, but ComfyUI put them into different ones. Give "
-                "source, target and negative the same number of tokens, areas, step ranges, LoRA hooks, ControlNets; "
-                "if they have, memory is short: use fewer frames or a smaller size."
+                "source, target and negative the same number of tokens, areas, step ranges, LoRA hooks and "
+                "ControlNets, and no GLIGEN boxes. If that is so, memory is short: use fewer frames or a smaller size."
             ) from None

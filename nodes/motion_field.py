@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ..samplers.latents import with_samples
 from ..samplers.motion_field import MotionField, motion_latents
+from ..training.token_conditioning import frames_with_tokens
 from .cfg_input import cfg_input
-from .node import Node
+from .node import InputError, Node
 from .noise import CATEGORY, seed_input
 
 
@@ -105,6 +106,13 @@ class MotionFieldNoise(Node):
         t0: float,
         t1: float,
     ) -> io.NodeOutput:
+        for name, prompt in (("positive", positive), ("negative", negative)):
+            if frames := frames_with_tokens(prompt):
+                raise InputError(
+                    f"{name} has tokens of its own for each of {frames} frames, from GEAdapterTokens, but this node "
+                    "draws the first frame alone. Connect a conditioning whose frames share their tokens: one picture "
+                    "in clip_vision_output, or none. The sampler that follows can take the tokens of every frame."
+                )
         field = MotionField(delta_x, delta_y, t0, t1)
         samples, rest = motion_latents(model, positive, negative, cfg, latent_image, sigmas, field, noise_seed)
         return io.NodeOutput(with_samples(latent_image, samples), rest)

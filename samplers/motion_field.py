@@ -102,3 +102,8 @@ def _refuse(samples: Tensor, model: ModelPatcher) -> None:
         raise ValueError(
             "The model is a flow model (SD3, Flux, ...), expected one of eps or v prediction: SD1.5, SD2 or SDXL."
         )
+    if model.get_model_object("latent_format").latent_dimensions != 2:
+        raise ValueError(
+            "The model is a video model, which would take each frame for a clip of its own; expected an image model: "
+            "SD1.5, SD2 or SDXL. Video models move by themselves."
+        )

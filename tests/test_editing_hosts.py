@@ -14,8 +14,10 @@ from coherence.nodes.register import SelectAttentionLayers
 from coherence.samplers.editing import Edit, EditGuider, Prompts, sample_edit
 from coherence.samplers.ie_guidance import guide
 from coherence.samplers.pairing import PairSampler
+from comfy.gligen import GatedSelfAttentionDense, Gligen, PositionNet
 from comfy.k_diffusion.sampling import sample_euler
 from comfy.model_management import InterruptProcessingException
+from comfy.model_patcher import CoreModelPatcher
 from comfy.nested_tensor import NestedTensor
 from comfy.patcher_extension import WrappersMP
 from comfy.samplers import KSAMPLER, SAMPLER_NAMES, sampler_object
@@ -187,6 +189,16 @@ def test_a_prompt_that_cannot_share_the_call_is_refused_with_the_cause(tiny_mode
     longer = [[torch.cat([run.target[0][0]] * 2, dim=1), run.target[0][1]]]
     with pytest.raises(UnpairedBranchError, match="same number of tokens"):
         replace(run, target=longer).edit()
+
+
+def test_gligen_boxes_are_named_among_the_causes(run):
+    """ComfyUI makes a patch of its own for each conditioning with boxes, even where the boxes are the same."""
+    layers = [GatedSelfAttentionDense(width, 64, 2, 32) for width in (64, 128, 128, 128, 128, 64, 64)]
+    gligen = CoreModelPatcher(Gligen(layers, PositionNet(128, 64), 128), torch.device("cpu"), torch.device("cpu"))
+    boxes = {"gligen": ("position", gligen, [(torch.zeros(1, 128), 4, 4, 0, 0)])}
+    source, target = ([[text, {**extras, **boxes}] for text, extras in each] for each in (run.source, run.target))
+    with pytest.raises(UnpairedBranchError, match="no GLIGEN boxes"):
+        replace(run, source=source, target=target).edit()
 
 
 def test_prompts_of_different_masked_lengths_share_a_cross_attention_map(tiny_models):

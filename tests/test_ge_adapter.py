@@ -9,6 +9,7 @@ import torch
 from coherence.demo.model import load_model
 from coherence.nodes.ge_adapter import GEAdapterApply, GEAdapterTokens
 from coherence.nodes.momentum import TemporalMomentumAttention
+from coherence.nodes.motion_field import MotionFieldNoise
 from coherence.training.frame_tokens import (
     average_pairs,
     frame_tokens,
@@ -17,6 +18,7 @@ from coherence.training.frame_tokens import (
     join_tokens,
 )
 from coherence.training.ge_adapter import GEAdapter, Training, untrained
+from comfy.samplers import calculate_sigmas
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from editing_runs import demo_run
 from test_low_rank import lora_for
@@ -177,6 +179,17 @@ def test_a_latent_of_another_length_is_refused(unet, adapter, frames):
     conditioning = with_tokens(adapter, DEMO.conditioning(), vision())
     with pytest.raises(ValueError, match=rf"tokens of 3 frames, the latent's batch has {frames}"):
         sample(unet, family, conditioning=conditioning, steps=1)
+
+
+def test_a_node_that_draws_the_first_frame_alone_says_so(unet, adapter):
+    sigmas = calculate_sigmas(unet.get_model_object("model_sampling"), "normal", 5)
+    rest = {"latent_image": {"samples": torch.zeros(DEMO.latent_shape)}, "sigmas": sigmas, "noise_seed": 0}
+    rest |= {"delta_x": 8.0, "delta_y": 0.0, "t0": 0.4, "t1": 0.8}
+    own, shared = (with_tokens(adapter, DEMO.conditioning(), pictures) for pictures in (vision(), vision(1)))
+    for name, (positive, negative) in (("positive", (own[0], shared[1])), ("negative", (shared[0], own[1]))):
+        with pytest.raises(ValueError, match=f"^{name} has tokens of its own for each of 3 frames.*first frame alone"):
+            MotionFieldNoise.execute(unet, positive, negative, 2.0, **rest)
+    assert MotionFieldNoise.execute(unet, *shared, 2.0, **rest)[0]["samples"].isfinite().all()
 
 
 def test_what_does_not_fit_is_refused(unet, adapter):

@@ -165,3 +165,12 @@ def test_what_cannot_be_is_refused_with_a_cure(model, settings, complaint):
 def test_a_flow_model_is_refused(tiny_models):
     with pytest.raises(ValueError, match="flow model"):
         moving(tiny_models.load("wan21"), sigmas=torch.linspace(1, 0, STEPS + 1))
+
+
+def test_a_model_that_makes_videos_of_pictures_is_refused(tiny_models):
+    model, (positive, negative) = tiny_models.load("cogvideox"), FAMILIES["cogvideox"].conditioning()
+    latent = {"samples": torch.zeros(4, 16, 16, 16)}
+    with pytest.raises(ValueError, match=r"video model.*expected an image model"):
+        MotionFieldNoise.execute(
+            model, positive, negative, 1.0, 3, latent, sigmas_of(model), delta_x=8.0, delta_y=0.0, t0=0.6, t1=0.8
+        )

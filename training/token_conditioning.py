@@ -45,6 +45,14 @@ def with_tokens(conditioning: list, adapter: GEAdapter, hidden: Tensor | None) -
     return result
 
 
+def frames_with_tokens(conditioning: list) -> int | None:
+    """For how many frames a conditioning has tokens of each frame's own; None where all share theirs."""
+    for _, settings in conditioning:
+        if (frames := settings.get("model_conds", {}).get(_FRAMES)) is not None:
+            return len(frames.cond)
+    return None
+
+
 def _only_for(frames: int, settings: dict) -> dict:
     """``settings`` that refuse a latent of another length: ComfyUI would repeat or cut the rows to fit."""
     return {**settings, "model_conds": {**settings.get("model_conds", {}), _FRAMES: _Frames(torch.arange(frames))}}
