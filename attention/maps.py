@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .entropy import CHUNK_BYTES
-from .register import four_dimensional
+from .registry import four_dimensional
 from .sites import Site
 from .technique import AttentionCall, Proceed, Stage, Technique
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from .entropy import Energy
-from .register import CHOICES, ORDERS, PRECISIONS, AttentionRegistry, Figures, Layer, Measurement, Ranking
+from .registry import CHOICES, ORDERS, PRECISIONS, AttentionRegistry, Figures, Layer, Measurement, Ranking
 from .safe_files import read_bytes, read_json, shown, write_whole
 from .sites import Kind
 

@@ -131,7 +131,7 @@ class Bench:
 
     def ways(self, clip: Clip) -> Iterator[tuple[str, dict[str, str]]]:
         """Name, and which layers and what of them are replaced."""
-        register, measure = pack("attention.register"), pack("samplers.measure")
+        register, measure = pack("attention.registry"), pack("samplers.measure")
         start = measure.Start(self.encode(clip.prompts[0]), clip.noise, self.sigmas, clip.latent)
         sites, figures = measure.measure_layers(self.model, start, (0,), "exact", "study")
         measured = register.Measurement((0,), (self.sigmas[0].item(),), "exact", clip.seed, (1,))

@@ -95,7 +95,7 @@ class World:
 
     @property
     def layers(self) -> list[str]:
-        selectable = pack("attention.register").SELECTABLE
+        selectable = pack("attention.registry").SELECTABLE
         return [site.name for site in pack("attention.sites").sites_of(self.model) if site.kind in selectable]
 
     def draw(self, model: Any) -> Tensor:

@@ -7,7 +7,7 @@ from comfy.samplers import Sampler
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention.register import AttentionRegistry
+from ..attention.registry import AttentionRegistry
 from ..samplers.editing import REPLACES, Edit, Prompts, Replace, sample_edit
 from ..samplers.latents import with_samples
 from .attention_inputs import percent_inputs

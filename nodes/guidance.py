@@ -8,7 +8,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider
 from comfy_api.latest import io
 
-from ..attention.register import AttentionRegistry
+from ..attention.registry import AttentionRegistry
 from ..samplers.ie_guidance import GUIDANCES, Guidance, guide
 from .attention_inputs import percent_inputs
 from .cfg_input import cfg_input

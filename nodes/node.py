@@ -17,7 +17,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention.forms import InflationWeights
-from ..attention.register import AttentionRegistry
+from ..attention.registry import AttentionRegistry
 from ..training.ge_adapter import GEAdapter
 
 

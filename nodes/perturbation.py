@@ -6,7 +6,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..attention.perturbation import IDENTITY, UNIFORM, Perturbation
-from ..attention.register import SELECTABLE, AttentionRegistry, selector_of
+from ..attention.registry import SELECTABLE, AttentionRegistry, selector_of
 from .attention_inputs import CATEGORY, percent_inputs, tapped
 from .node import Node
 from .register_inputs import perturbed_layers_input

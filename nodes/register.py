@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention import registry_file
-from ..attention.register import (
+from ..attention.registry import (
     PRECISIONS,
     SELECTABLE,
     AttentionRegistry,

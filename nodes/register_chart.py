@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..attention.register import SELECTABLE, AttentionRegistry, Layer, Ranking
+from ..attention.registry import SELECTABLE, AttentionRegistry, Layer, Ranking
 from .charts import COLOURS, INK, MUTED, new_figure, render, style_axes
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..attention.register import CHOICES, ORDERS
+from ..attention.registry import CHOICES, ORDERS
 
 Registry = io.Custom("ATTENTION_REGISTRY")
 

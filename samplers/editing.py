@@ -26,7 +26,7 @@ from comfy.utils import PROGRESS_BAR_ENABLED
 from latent_preview import prepare_callback
 from torch import Tensor
 
-from ..attention.register import SELECTABLE
+from ..attention.registry import SELECTABLE
 from ..attention.replacement import Replacement, UnpairedBranchError
 from ..attention.tap import tap
 from .branches import StepBranches

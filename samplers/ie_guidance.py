@@ -24,7 +24,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..attention.perturbation import IDENTITY, UNIFORM, CopyPerturbation
-from ..attention.register import SELECTABLE, AttentionRegistry, selector_of
+from ..attention.registry import SELECTABLE, AttentionRegistry, selector_of
 from ..attention.run import is_between
 from ..attention.sites import Site
 from ..attention.tap import tap

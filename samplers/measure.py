@@ -19,7 +19,7 @@ from comfy.utils import ProgressBar
 from torch import Tensor
 
 from ..attention.maps import AttentionMap, MapRecorder
-from ..attention.register import SELECTABLE, EntropyRecorder, Figures, Precision
+from ..attention.registry import SELECTABLE, EntropyRecorder, Figures, Precision
 from ..attention.sites import Kind, Site, select_sites, sites_of
 from ..attention.tap import tap
 from .latents import input_scale, noise_for, require_levels, samples_for

@@ -8,7 +8,7 @@ from coherence.attention.bilateral import TemporalBilateral
 from coherence.attention.chunks import ChunkError, in_chunks, of_frames, spans
 from coherence.attention.cross_frame import CrossFrame
 from coherence.attention.momentum import TemporalMomentum
-from coherence.attention.register import named_registry
+from coherence.attention.registry import named_registry
 from coherence.attention.sites import select_sites, sites_of
 from coherence.attention.tap import tap
 from coherence.demo.model import load_model

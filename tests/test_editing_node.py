@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from coherence.attention.register import AttentionRegistry
+from coherence.attention.registry import AttentionRegistry
 from coherence.client.errors import PromptError
 from coherence.client.workflow import to_prompt
 from coherence.demo.model import load_model

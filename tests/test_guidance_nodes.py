@@ -4,7 +4,7 @@ import comfy.samplers
 import pytest
 import torch
 from coherence.attention.perturbation import NoIdentityError
-from coherence.attention.register import RegistryError, named_registry
+from coherence.attention.registry import RegistryError, named_registry
 from coherence.attention.sites import select_sites, sites_of
 from coherence.demo.model import load_model
 from coherence.nodes.cross_frame import CrossFrameAttention

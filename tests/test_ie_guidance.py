@@ -9,7 +9,7 @@ import pytest
 import torch
 from animatediff_layout import find_packs
 from coherence.attention.perturbation import IDENTITY, UNIFORM, Perturbation
-from coherence.attention.register import RegistryError, named_registry
+from coherence.attention.registry import RegistryError, named_registry
 from coherence.attention.sites import select_sites, sites_of
 from coherence.attention.tap import tap
 from coherence.demo.model import load_model

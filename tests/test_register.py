@@ -13,7 +13,7 @@ import torch
 from animatediff_layout import find_packs
 from coherence.attention.entropy import Energy
 from coherence.attention.momentum import TemporalMomentum
-from coherence.attention.register import (
+from coherence.attention.registry import (
     SELECTABLE,
     EntropyRecorder,
     Ranking,

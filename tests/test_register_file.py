@@ -7,7 +7,7 @@ import os
 import folder_paths
 import pytest
 from coherence.attention.entropy import Energy
-from coherence.attention.register import (
+from coherence.attention.registry import (
     CHOICES,
     ORDERS,
     PRECISIONS,

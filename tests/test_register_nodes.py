@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from coherence.attention.register import AttentionRegistry, RegistryError
+from coherence.attention.registry import AttentionRegistry, RegistryError
 from coherence.attention.registry_file import SUFFIX, from_json, to_json
 from coherence.attention.sites import NoSuchSiteError
 from coherence.client.errors import PromptError
