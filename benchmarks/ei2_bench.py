@@ -108,7 +108,7 @@ class Bench:
 
     def tuned(self, name: str, clip: Clip) -> Any:
         """The weights of the form ``name`` tuned on ``clip``; from the folder, where they are there."""
-        file = pack("attention.weights_file")
+        file = pack("files.weights_file")
         path = self.folder / "weights" / f"{clip.number:02} {name}{file.SUFFIX}"
         if path.exists():
             return file.load(path)

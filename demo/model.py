@@ -23,7 +23,7 @@ import torch
 from comfy.clip_model import CLIPTextModel
 
 from ..attention.forms import Form, inflated
-from ..attention.weights_file import load
+from ..files.weights_file import load
 
 FOLDER = Path(__file__).parent
 UNET_FILE, TEXT_ENCODER_FILE, VAE_FILE, VIDEO_FILE, VIDEO_TEXT_ENCODER_FILE = (

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..attention.forms import InflationWeights
 from ..attention.sites import list_sites
 from ..attention.temporal import TemporalAttention
-from ..attention.weights_file import save
+from ..files.weights_file import save
 from .checkpoints import Trained, ship, write_curve
 from .model import (
     CONTEXT_WIDTH,

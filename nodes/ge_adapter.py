@@ -9,8 +9,8 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from ..files import ge_adapter_file
 from ..samplers.lora_steps import with_lora
-from ..training import ge_adapter_file
 from ..training.ge_adapter import GEAdapter
 from ..training.token_conditioning import with_tokens
 from .inflation import CATEGORY

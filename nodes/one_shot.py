@@ -7,8 +7,8 @@ from functools import partial
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..attention import weights_file
 from ..attention.forms import NAMES, InflationWeights
+from ..files import weights_file
 from ..training.memory import gibibytes
 from ..training.one_shot import Settings, Tuned, tune
 from ..training.sampler import Precision

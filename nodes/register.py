@@ -9,7 +9,6 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention import registry_file
 from ..attention.registry import (
     PRECISIONS,
     SELECTABLE,
@@ -24,6 +23,7 @@ from ..attention.registry import (
     reselect,
 )
 from ..attention.sites import select_sites, sites_of
+from ..files import registry_file
 from ..samplers.measure import Start, measure_layers, parse_steps
 from .attention_inputs import CATEGORY
 from .node import Node

@@ -6,9 +6,9 @@ import os
 import pytest
 import torch
 from coherence.demo.model import load_model
+from coherence.files.ge_adapter_file import SUFFIX, GEAdapterFileError, load, save
 from coherence.nodes.ge_adapter import GEAdapterApply, LoadGEAdapter, SaveGEAdapter
 from coherence.training.ge_adapter import GEAdapter, Training, untrained
-from coherence.training.ge_adapter_file import SUFFIX, GEAdapterFileError, load, save
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_models import sample
@@ -113,13 +113,16 @@ SHARED, WEIGHT = "ge_adapter.shared_tokens", "ge_adapter.projection.weight"
         ({"metadata": {"version": "2"}}, "got 'coherence ge-adapter', version '2'"),
         ({"metadata": {"training": "["}}, "training: no JSON"),
         ({"metadata": {"training": "[" * 100_000}}, "training: no JSON"),
-        ({"metadata": training(steps="left out")}, "expected an object with base, layers, frames, steps, options"),
-        ({"metadata": training(layers="up")}, "training: layers: got 'up'"),
-        ({"metadata": training(frames=True)}, "training: frames: got True"),
-        ({"metadata": training(steps=-1)}, "training: steps: got -1"),
-        ({"metadata": training(options={"a": [1]})}, "training: options"),
+        ({"metadata": training(steps="left out")}, "training: 'steps' is missing"),
+        ({"metadata": training(layers="up")}, "training: layers: expected one of 'down' or 'all', got 'up'"),
+        ({"metadata": training(frames=True)}, "training: frames: expected a whole number, got True"),
+        ({"metadata": training(steps=-1)}, "training: steps: expected at least 0, got -1"),
+        (
+            {"metadata": training(options={"a": [1]})},
+            "training: options: a: expected .* or a text or true or false, got",
+        ),
         ({"tensors": {SHARED: torch.full((8, 128), torch.nan)}}, "shared_tokens: expected finite numbers"),
-        ({"tensors": {SHARED: torch.zeros(8, 128, dtype=torch.int32)}}, "expected floating-point numbers .*got 'I32'"),
+        ({"tensors": {SHARED: torch.zeros(8, 128, dtype=torch.int32)}}, "dtype: expected one of .*got 'I32'"),
         ({"tensors": {SHARED: torch.zeros(8, 64)}}, r"projection: expected a weight \(64, vision width\)"),
         ({"without": [SHARED]}, "expected ge_adapter.shared_tokens"),
         ({"without": [WEIGHT]}, "both or none"),

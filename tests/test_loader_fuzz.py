@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from coherence.attention import registry_file, weights_file
 from coherence.attention.forms import Form, InflationWeights
-from coherence.training import ge_adapter_file
+from coherence.files import ge_adapter_file, registry_file, weights_file
 from coherence.training.ge_adapter import GEAdapter, Training
 from hypothesis import given
 from hypothesis import strategies as st

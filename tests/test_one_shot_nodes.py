@@ -4,9 +4,9 @@ import time
 
 import pytest
 import torch
-from coherence.attention.weights_file import SUFFIX, load
 from coherence.client.errors import PromptError
 from coherence.client.server import outputs
+from coherence.files.weights_file import SUFFIX, load
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -161,7 +161,7 @@ def broken_files(server, file):
         ("foreign", "expected the format 'coherence inflation weights'"),
         ("nan", "expected finite numbers, got NaN"),
         ("shape", r"\(3, 3\), this model \(DemoConfig\) expects"),
-        ("form", "form: expected an object with module"),
+        ("form", "form: 'module' is missing"),
         ("steps", "steps: expected a whole number, got '-1'"),
     ],
 )

@@ -8,7 +8,19 @@ import pytest
 from coherence.hosting.provision import PACK
 from coherence.hosting.workspace import link_folder
 
-FAMILIES = ("attention", "batching", "client", "demo", "hosting", "metrics", "nodes", "noise", "samplers", "training")
+FAMILIES = (
+    "attention",
+    "batching",
+    "client",
+    "demo",
+    "files",
+    "hosting",
+    "metrics",
+    "nodes",
+    "noise",
+    "samplers",
+    "training",
+)
 
 
 def run(*command: str, cwd=PACK, **env: str) -> None:

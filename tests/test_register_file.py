@@ -17,7 +17,7 @@ from coherence.attention.registry import (
     Measurement,
     Ranking,
 )
-from coherence.attention.registry_file import SUFFIX, RegistryFileError, from_json, load, save, to_json
+from coherence.files.registry_file import SUFFIX, RegistryFileError, from_json, load, save, to_json
 from coherence.nodes.register import LoadAttentionRegistry, SaveAttentionRegistry
 from hypothesis import given
 from hypothesis import strategies as st
@@ -153,19 +153,22 @@ def test_any_other_text_is_refused(text):
         ({"version": 2}, "version: expected 1, got 2"),
         ({"version": 10**3000}, r"version: expected 1, got 1000\d*\.+0+; update"),
         ({"format": "x"}, "format: expected 'coherence attention registry', got 'x'"),
-        ({"sites": {}}, r"sites: expected list, got \{\}"),
+        ({"sites": {}}, r"sites: expected a list, got \{\}"),
         (
             {"sites": [CONTENT["sites"][0] | {"entropy": 1.5}]},
-            r"sites\[0\]: entropy: expected a number from 0.0 to 1.0",
+            r"sites\[0\]: entropy: expected at most 1.0, got 1.5",
         ),
         ({"sites": [CONTENT["sites"][0] | {"heads": True}]}, r"sites\[0\]: heads: .*got True"),
-        ({"sites": [CONTENT["sites"][0] | {"kind": "global"}]}, r"sites\[0\]: kind: expected one of spatial"),
+        (
+            {"sites": [CONTENT["sites"][0] | {"kind": "global"}]},
+            r"sites\[0\]: kind: expected one of 'spatial', .*got 'global'",
+        ),
         ({"sites": [CONTENT["sites"][0], CONTENT["sites"][0] | {"order": 1}]}, "a name occurs twice"),
         ({"sites": [CONTENT["sites"][1]]}, r"sites\[0\]: order: expected 0, its place"),
         ({"measurement": None}, "figures at all of them if there is a measurement"),
-        ({"measurement": CONTENT["measurement"] | {"steps": []}}, "got 0 steps, 1 sigmas"),
-        ({"selection": {"kind": "cross"}}, "selection: kind: expected one of all"),
-        ({"selection": 3}, "selection: expected dict | str, got 3"),
+        ({"measurement": CONTENT["measurement"] | {"steps": []}}, "measurement: steps: expected at least 1"),
+        ({"selection": {"kind": "cross"}}, "selection: kind: expected one of 'all'"),
+        ({"selection": 3}, "selection: expected an object or a text, got 3"),
     ],
 )
 def test_the_reason_says_where_and_what(change, reason):

@@ -6,12 +6,12 @@ import json
 import pytest
 import torch
 from coherence.attention.registry import AttentionRegistry, RegistryError
-from coherence.attention.registry_file import SUFFIX, from_json, to_json
 from coherence.attention.sites import NoSuchSiteError
 from coherence.client.errors import PromptError
 from coherence.client.server import outputs
 from coherence.client.workflow import to_prompt
 from coherence.demo.model import load_model
+from coherence.files.registry_file import SUFFIX, from_json, to_json
 from coherence.hosting.provision import PACK
 from coherence.nodes.map_preview import AttentionMapPreview
 from coherence.nodes.register import NODES, EntropyRegister, ReselectAttentionLayers, SelectAttentionLayers

@@ -188,15 +188,15 @@ class Touch:
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [
-        ({"shape": [2**60]}, "expected a shape that fits"),
-        ({"shape": [0, 2**63], "data_offsets": [0, 0]}, "expected a shape that fits"),
-        ({"shape": [1] * 1000}, "expected a shape that fits"),
-        ({"shape": [True]}, "expected a shape that fits"),
-        ({"data_offsets": [0, 2**62]}, "expected begin and end within"),
-        ({"data_offsets": ["x" * 5000, 4]}, "expected begin and end within"),
-        ({"dtype": "I64"}, "expected floating-point numbers .*got 'I64'"),
-        ({"dtype": ["F32"]}, "expected floating-point numbers"),
-        ({"more": 1}, "expected dtype, shape and data_offsets"),
+        ({"shape": [2**60]}, rf"shape\[0\]: expected less than {2**31}, got {2**60}"),
+        ({"shape": [0, 2**63], "data_offsets": [0, 0]}, rf"shape\[1\]: expected less than {2**31}"),
+        ({"shape": [1] * 1000}, "shape: expected at most 8 of them"),
+        ({"shape": [True]}, r"shape\[0\]: expected a whole number, got True"),
+        ({"data_offsets": [0, 2**62]}, r"data_offsets\[1\]: expected less than"),
+        ({"data_offsets": ["x" * 5000, 4]}, r"data_offsets\[0\]: expected a whole number, got 'xxx"),
+        ({"dtype": "I64"}, "dtype: expected one of 'F32', 'F16' or 'BF16', got 'I64'"),
+        ({"dtype": ["F32"]}, "dtype: expected one of 'F32'"),
+        ({"more": 1}, "more: expected no such name"),
     ],
 )
 def test_a_tensor_that_claims_what_is_not_there_is_refused(name, entry, reason):
@@ -211,7 +211,7 @@ def test_a_tensor_that_claims_what_is_not_there_is_refused(name, entry, reason):
         (safetensors(b"{}", length=2**63), "expected a header of at most"),
         (safetensors(b'{"a":' * 3000), "header: no JSON"),
         (safetensors(b'{"a":1,"a":1}'), "a name occurs twice"),
-        (safetensors(b'{"__metadata__":{"format":1}}'), "metadata: expected texts"),
+        (safetensors(b'{"__metadata__":{"format":1}}'), "metadata: format: expected a text, got 1"),
         (safetensors(b"[]"), "header: expected an object"),
         (safetensors({"\ud800": 1}), "header: no JSON"),
         (safetensors({"a\n": 1}), "printable"),
@@ -261,7 +261,9 @@ def test_the_fingerprint_of_a_big_file_costs_little(output):
 @pytest.mark.parametrize("change", ['"heads": 1, "heads": 1', '"heads": NaN', '"heads": 1e999', f'"heads": {10**30}'])
 def test_a_registry_is_no_json_of_its_own_kind(change):
     text = with_heads(change)
-    with pytest.raises(LOADERS["LoadAttentionRegistry"].error, match=r"no JSON|whole number"):
+    with pytest.raises(
+        LOADERS["LoadAttentionRegistry"].error, match=r"no JSON|heads: expected at most 18446744073709551615"
+    ):
         LOADERS["LoadAttentionRegistry"].read(text.encode())
 
 

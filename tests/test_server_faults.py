@@ -13,11 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-from coherence.attention import registry_file, weights_file
+from coherence.files import ge_adapter_file, registry_file, weights_file
 from coherence.hosting.errors import HostError
 from coherence.hosting.provision import Host
 from coherence.hosting.server import PromptError, Server
-from coherence.training import ge_adapter_file
 from test_one_shot_nodes import graph, link
 
 SAVES = 100  # of each kind

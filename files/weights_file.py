@@ -3,47 +3,53 @@
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Annotated
 
-from .forms import Form, InflationWeights
-from .safe_files import read_json, read_safetensors, shown, write_safetensors
+from pydantic import Field
 
-FORMAT, VERSION = "coherence inflation weights", "1"
+from ..attention.forms import Form, FrameAttention, InflationWeights, Module
+from ..attention.inflation import Position
+from ..attention.stam import Norm
+from .json_forms import ExactForm, fitted, read_json, shown
+from .tensor_file import TensorFormat
+
 SUFFIX = ".stam.safetensors"
 MAX_BYTES = 4 * 2**30  # all layers of SDXL are 2.5 GB
+FORMAT = TensorFormat("coherence inflation weights", "1", MAX_BYTES)
 
 
 class WeightsFileError(ValueError):
     """A file holds no weights of an inflated model; the text says why."""
 
 
+class InflationForm(ExactForm):
+    """All that the weights were tuned with."""
+
+    module: Module
+    position: Position
+    frame_attention: FrameAttention
+    pool: Annotated[int, Field(ge=1, le=64)]
+    norm: Norm
+    ordered: bool
+
+
 def save(weights: InflationWeights, path: Path) -> None:
     """Write ``weights`` to ``path``, in their own type: a reader, or a crash, finds all of them or nothing."""
     metadata = {
-        "format": FORMAT,
-        "version": VERSION,
-        "pack_version": pack_version(),
         "base": weights.base,
         "form": json.dumps(asdict(weights.form)),
         "steps": str(weights.steps),
         "frames": str(weights.frames),
     }
-    write_safetensors(weights.tensors, metadata, path, MAX_BYTES)
-
-
-def pack_version() -> str:
-    text = (Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8")
-    found = re.search(r'^version = "(.+)"', text, re.MULTILINE)
-    return found[1] if found else "?"
+    FORMAT.write(weights.tensors, metadata, path)
 
 
 def load(path: Path) -> InflationWeights:
     """The weights in the file ``path``; WeightsFileError says what is wrong with it."""
     try:
-        metadata, tensors = read_safetensors(path, FORMAT, VERSION, MAX_BYTES)
+        metadata, tensors = FORMAT.read(path)
         if empty := [name for name, tensor in tensors.items() if not tensor.numel()]:
             raise WeightsFileError(f"{empty[0]}: expected numbers, got none")
         return InflationWeights(
@@ -69,18 +75,4 @@ def _read_form(text: str) -> Form:
         content = read_json(text)
     except ValueError as error:
         raise WeightsFileError(f"form: {error}") from error
-    names = [each.name for each in fields(Form)]
-    if not isinstance(content, dict) or sorted(content) != sorted(names):
-        raise WeightsFileError(f"form: expected an object with {', '.join(names)}, got {shown(content)}")
-    hints = get_type_hints(Form)
-    for name, value in content.items():
-        _require_type(name, value, hints[name])
-    return Form(**content)
-
-
-def _require_type(name: str, value: Any, hint: Any) -> None:
-    options = get_args(hint)
-    fits = value in options if options else type(value) is hint
-    if not fits or (hint is int and not 1 <= value <= 64):
-        expected = f"one of {', '.join(options)}" if options else f"{hint.__name__}"
-        raise WeightsFileError(f"form: {name}: expected {expected}, got {shown(value)}")
+    return Form(**dict(fitted(InflationForm, content, "form")))

@@ -7,22 +7,22 @@ tokens as unused keys and passes over them.
 from __future__ import annotations
 
 import json
-import math
 import re
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
 
-from ..attention.safe_files import read_json, read_safetensors, shown, write_safetensors
-from ..attention.weights_file import pack_version
-from .ge_adapter import GEAdapter, Training
-from .low_rank import LAYERS
+from ..training.ge_adapter import GEAdapter, Option, Training
+from ..training.low_rank import Layers
+from .json_forms import ExactForm, fitted, read_json
+from .tensor_file import TensorFormat
 
-FORMAT, VERSION = "coherence ge-adapter", "1"
 SUFFIX = ".ge_adapter.safetensors"
 MAX_BYTES, MAX_COUNT = 2**30, 10**9
+FORMAT = TensorFormat("coherence ge-adapter", "1", MAX_BYTES)
 _SHARED = "ge_adapter.shared_tokens"
 _WEIGHT, _BIAS = "ge_adapter.projection.weight", "ge_adapter.projection.bias"
 _LORA = re.compile(r"lora_unet_\w+\.(lora_down\.weight|lora_up\.weight|alpha)")
@@ -32,24 +32,27 @@ class GEAdapterFileError(ValueError):
     """A file holds no GE-Adapter; the text says why."""
 
 
+class TrainingForm(ExactForm):
+    base: str
+    layers: Layers
+    frames: Annotated[int, Field(ge=1, lt=MAX_COUNT)]
+    steps: Annotated[int, Field(ge=0, lt=MAX_COUNT)]
+    options: dict[str, Option]
+
+
 def save(adapter: GEAdapter, path: Path) -> None:
     """Write ``adapter`` to ``path``, in its own types: a reader, or a crash, finds all of it or nothing."""
     tensors = {**adapter.lora, _SHARED: adapter.shared_tokens}
     if adapter.projection is not None:
         tensors[_WEIGHT], tensors[_BIAS] = adapter.projection
-    metadata = {
-        "format": FORMAT,
-        "version": VERSION,
-        "pack_version": pack_version(),
-        "training": json.dumps(asdict(adapter.training), ensure_ascii=False, allow_nan=False),
-    }
-    write_safetensors(tensors, metadata, path, MAX_BYTES)
+    training = json.dumps(asdict(adapter.training), ensure_ascii=False, allow_nan=False)
+    FORMAT.write(tensors, {"training": training}, path)
 
 
 def load(path: Path) -> GEAdapter:
     """The adapter in the file ``path``; GEAdapterFileError says what is wrong with it."""
     try:
-        metadata, tensors = read_safetensors(path, FORMAT, VERSION, MAX_BYTES)
+        metadata, tensors = FORMAT.read(path)
         return _assembled(tensors, _read_training(metadata.get("training", "")))
     except (OSError, ValueError) as error:
         raise GEAdapterFileError(
@@ -75,21 +78,4 @@ def _read_training(text: str) -> Training:
         content = read_json(text)
     except ValueError as error:
         raise GEAdapterFileError(f"training: {error}") from error
-    names = [each.name for each in fields(Training)]
-    if not isinstance(content, dict) or sorted(content) != sorted(names):
-        raise GEAdapterFileError(f"training: expected an object with {', '.join(names)}, got {shown(content)}")
-    fits = {
-        "base": isinstance(content["base"], str),
-        "layers": content["layers"] in LAYERS,
-        "frames": type(content["frames"]) is int and 1 <= content["frames"] < MAX_COUNT,
-        "steps": type(content["steps"]) is int and 0 <= content["steps"] < MAX_COUNT,
-        "options": isinstance(content["options"], dict) and all(map(_is_option, content["options"].values())),
-    }
-    for name, fit in fits.items():
-        if not fit:
-            raise GEAdapterFileError(f"training: {name}: got {shown(content[name])}")
-    return Training(**content)
-
-
-def _is_option(value: Any) -> bool:
-    return isinstance(value, int | str) or (isinstance(value, float) and math.isfinite(value))
+    return Training(**dict(fitted(TrainingForm, content, "training")))
