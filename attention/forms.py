@@ -181,11 +181,13 @@ def _require_fit(form: Form, weights: InflationWeights, model: ModelPatcher, lay
             f"weights: expected {NAMES[form.module]}, got {NAMES[tuned.module]}. Use "
             f"{'STAMInflate' if tuned.module == 'stam' else 'TuneAVideoInflate'} for them."
         )
-    for name in ("position", "norm", "ordered"):
-        if getattr(tuned, name) != getattr(form, name):
+    settings = ("position", "frame_attention", "norm", "ordered")
+    for name in (*settings, "pool") if tuned.frame_attention == "fine_coarse" else settings:
+        theirs, ours = getattr(tuned, name), getattr(form, name)
+        if theirs != ours:
+            cure = "" if form == TUNE_A_VIDEO else f"Set it to {theirs}, or t"
             raise InflationError(
-                f"{name}: the weights were tuned with {getattr(tuned, name)}, the node is set to "
-                f"{getattr(form, name)}. Set it to {getattr(tuned, name)}, or tune anew."
+                f"{name}: the weights were tuned with {theirs}, the node is set to {ours}. {cure or 'T'}une anew."
             )
     for layer in layers:
         for name, shape in expected_shapes(form, layer).items():

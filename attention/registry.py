@@ -7,17 +7,21 @@ selected. It is immutable; :func:`reselect` makes another one from the same figu
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor
 
 from .entropy import Energy, measure
-from .sites import Kind, Site
+from .sites import Kind, Site, sites_of
 from .technique import AttentionCall, Proceed, Stage, Technique
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
 
 Choice = Literal["all", "spatial", "temporal", "joint"]
 Order = Literal["highest", "lowest"]
@@ -104,8 +108,62 @@ class AttentionRegistry:
         return ", ".join(self.selected)
 
 
-def selector_of(registry: AttentionRegistry, asked_by: str) -> str:
-    """The layers that ``registry`` selects, for :func:`.tap.tap`. RegistryError where it selects none."""
+def model_names(model: ModelPatcher) -> tuple[str, str]:
+    """A registry's ``model`` and ``network``."""
+    network = model.get_model_object("diffusion_model")
+    return type(model.model).__name__, type(getattr(network, "_orig_mod", network)).__name__  # of a compiled one too
+
+
+def require_model(registry: AttentionRegistry, model: ModelPatcher, asked_by: str) -> None:
+    """RegistryError where ``registry`` is of another model than ``model``, or selects layers that it does not have.
+
+    Other nodes add layers: where those that are more or fewer are not selected, a word in the log is enough.
+    UnknownModelError as in :mod:`.sites`.
+    """
+    sites = {site.name: site for site in sites_of(model)}
+    (kind, network), cure = model_names(model), "Measure this model with EntropyRegister, or name its layers."
+    # a compiled model's network was once written down as OptimizedModule
+    if registry.model != kind or registry.network not in (network, "OptimizedModule"):
+        raise RegistryError(
+            f"{asked_by}: the registry is of another model: {registry.model[:60]} ({registry.network[:60]}), this one "
+            f"is {kind} ({network}). {cure}"
+        )
+    for layer in registry.layers:
+        site = sites.get(layer.name)
+        if site is not None and (site.kind, site.heads) != (layer.kind, layer.heads):
+            raise RegistryError(
+                f"{asked_by}: the registry is of another {kind}: {layer.name} has {layer.heads} heads of {layer.kind} "
+                f"attention there, and {site.heads} of {site.kind} attention in this model. {cure}"
+            )
+    if missing := [name for name in registry.selected if name not in sites]:
+        raise RegistryError(
+            f"{asked_by}: this model does not have {_some(missing)}, which the registry selects. If another node adds "
+            f"them, such as AnimateDiff's loader or STAMInflate, put it before this one. Else: {cure}"
+        )
+    known = {layer.name for layer in registry.layers}
+    more, fewer = [name for name in sites if name not in known], [name for name in known if name not in sites]
+    if more or fewer:
+        logging.warning(
+            "%s: the registry was made on a %s with other layers. Here are more: %s; fewer: %s. The selected ones are "
+            "there.",
+            asked_by,
+            kind,
+            _some(more),
+            _some(sorted(fewer)),
+        )
+
+
+def _some(names: list[str]) -> str:
+    shown = [name[:60] for name in names[:3]]
+    return ", ".join(shown) + (f" and {len(names) - 3} others" if len(names) > 3 else "") or "none"
+
+
+def selector_for(model: ModelPatcher, registry: AttentionRegistry, asked_by: str) -> str:
+    """The layers of ``model`` that ``registry`` selects, for :func:`.tap.tap`.
+
+    RegistryError where it selects none, or as in :func:`require_model`.
+    """
+    require_model(registry, model, asked_by)
     if not registry.selected:
         raise RegistryError(
             f"{asked_by}: the registry selects no layer, expected at least one. Connect one of EntropyRegister or "

@@ -7,7 +7,7 @@ from comfy.samplers import Sampler
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention.registry import AttentionRegistry
+from ..attention.registry import AttentionRegistry, require_model
 from ..samplers.editing import REPLACES, Edit, Prompts, Replace, sample_edit
 from ..samplers.latents import with_samples
 from .attention_inputs import percent_inputs
@@ -124,6 +124,8 @@ class EntropyGuidedEdit(Node):
         end_percent: float = 1.0,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
+        if replace != "cross_map":  # which does not use it
+            require_model(registry, model, cls.node_name)
         edit = Edit(registry.selector, replace, cfg, source_cfg, start_percent, end_percent, mask)
         prompts = Prompts(source, target, negative)
         clips = sample_edit(model, prompts, edit, noise, sampler, sigmas, latent_image, cls.node_name)

@@ -6,7 +6,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..attention.perturbation import IDENTITY, UNIFORM, Perturbation
-from ..attention.registry import SELECTABLE, AttentionRegistry, selector_of
+from ..attention.registry import SELECTABLE, AttentionRegistry, selector_for
 from .attention_inputs import CATEGORY, percent_inputs, tapped
 from .node import Node
 from .register_inputs import perturbed_layers_input
@@ -59,7 +59,7 @@ class PerturbAttention(Node):
         end_percent: float = 1.0,
     ) -> io.NodeOutput:
         technique = Perturbation({"uniform": UNIFORM, "identity": IDENTITY}.get(matrix, alpha))
-        layers = selector_of(registry, cls.node_name)
+        layers = selector_for(model, registry, cls.node_name)
         return tapped(model, technique, cls, SELECTABLE, layers, start_percent, end_percent)
 
 

@@ -18,6 +18,7 @@ from ..attention.registry import (
     Order,
     Precision,
     Ranking,
+    model_names,
     named_registry,
     ranked_registry,
     reselect,
@@ -38,10 +39,6 @@ def _chart_output() -> io.Output:
     return io.Image.Output(
         "chart", tooltip="Energy, energy proportion and entropy of every self-attention layer; selected ones marked."
     )
-
-
-def _class_names(model: ModelPatcher) -> tuple[str, str]:
-    return type(model.model).__name__, type(model.get_model_object("diffusion_model")).__name__
 
 
 def _log_selected(node: str, registry: AttentionRegistry) -> None:
@@ -111,7 +108,7 @@ class EntropyRegister(Node):
             steps, tuple(sigmas[list(steps)].tolist()), precision, noise.seed, tuple(latent_image["samples"].shape)
         )
         ranking = Ranking(kind, select, count, percent)
-        registry = ranked_registry(*_class_names(model), sites, figures, ranking, measurement)
+        registry = ranked_registry(*model_names(model), sites, figures, ranking, measurement)
         _log_selected(cls.node_name, registry)
         return io.NodeOutput(registry, draw_registry(registry), registry_file.to_json(registry))
 
@@ -142,7 +139,7 @@ class SelectAttentionLayers(Node):
     def execute(cls, model: ModelPatcher, layers: str) -> io.NodeOutput:
         sites = sites_of(model)
         chosen = select_sites(sites, layers, SELECTABLE)
-        registry = named_registry(*_class_names(model), sites, chosen, layers)
+        registry = named_registry(*model_names(model), sites, chosen, layers)
         _log_selected(cls.node_name, registry)
         return io.NodeOutput(registry)
 

@@ -24,7 +24,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..attention.perturbation import IDENTITY, UNIFORM, CopyPerturbation
-from ..attention.registry import SELECTABLE, AttentionRegistry, selector_of
+from ..attention.registry import SELECTABLE, AttentionRegistry, selector_for
 from ..attention.run import is_between
 from ..attention.sites import Site
 from ..attention.tap import tap
@@ -90,14 +90,14 @@ def guide(
     """A clone of ``model`` that samples with ``guidance`` at the layers that ``registry`` selects.
 
     ``scale`` is λ; at 0 the clone is as it was, whichever the guidance. ``rescale``: see :func:`rescaled`.
-    Errors as of :func:`..attention.tap.tap`; RegistryError where no layer is selected. While sampling,
-    MissingBranchError where the guider leaves out a conditioning that the guidance needs.
+    Errors as of :func:`..attention.tap.tap`; RegistryError where no layer is selected, or the registry is of another
+    model. While sampling, MissingBranchError where the guider leaves out a conditioning that the guidance needs.
     """
     technique = CopyPerturbation()
     clone, sites = tap(
         watch_cost(model),
         technique,
-        layers=selector_of(registry, asked_by),
+        layers=selector_for(model, registry, asked_by),
         kinds=SELECTABLE,
         asked_by=asked_by,
         start_percent=start_percent,

@@ -8,7 +8,7 @@ from coherence.attention.bilateral import TemporalBilateral
 from coherence.attention.chunks import ChunkError, in_chunks, of_frames, spans
 from coherence.attention.cross_frame import CrossFrame
 from coherence.attention.momentum import TemporalMomentum
-from coherence.attention.registry import named_registry
+from coherence.attention.registry import model_names, named_registry
 from coherence.attention.sites import select_sites, sites_of
 from coherence.attention.tap import tap
 from coherence.demo.model import load_model
@@ -225,7 +225,7 @@ def test_every_context_window_starts_its_own_average(unet):
 @pytest.mark.parametrize("guidance", ["U-I", "strategy 1"])
 def test_guidances_copies_are_branches_like_others(unet, guidance, guided_first):
     sites = sites_of(unet)
-    registry = named_registry("a model", "its net", sites, select_sites(sites, "output.0", ["spatial"]), "output.0")
+    registry = named_registry(*model_names(unet), sites, select_sites(sites, "output.0", ["spatial"]), "output.0")
 
     def both(length):
         if guided_first:
@@ -240,7 +240,7 @@ def test_guidances_copies_are_branches_like_others(unet, guidance, guided_first)
 
 def test_a_step_in_chunks_costs_what_it_costs_at_once(unet, caplog):
     sites = sites_of(unet)
-    registry = named_registry("a model", "its net", sites, select_sites(sites, "output.0", ["spatial"]), "output.0")
+    registry = named_registry(*model_names(unet), sites, select_sites(sites, "output.0", ["spatial"]), "output.0")
     caplog.set_level("INFO")
     for length in (0, 2):
         sample(momentum(guide(unet, registry, "U-I", 2.0, asked_by="test"), length), frames(5), steps=1)

@@ -4,7 +4,7 @@ import comfy.samplers
 import pytest
 import torch
 from coherence.attention.perturbation import NoIdentityError
-from coherence.attention.registry import RegistryError, named_registry
+from coherence.attention.registry import RegistryError, model_names, named_registry
 from coherence.attention.sites import select_sites, sites_of
 from coherence.demo.model import load_model
 from coherence.nodes.cross_frame import CrossFrameAttention
@@ -23,7 +23,7 @@ KINDS = ["spatial", "temporal", "joint"]
 
 def registry_of(model, layers="output.0"):
     sites = sites_of(model)
-    return named_registry("a model", "its network", sites, select_sites(sites, layers, KINDS), layers)
+    return named_registry(*model_names(model), sites, select_sites(sites, layers, KINDS), layers)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_identity_maps_beside_attention_with_further_keys_are_refused(unet):
 
 @pytest.mark.parametrize("node", [PerturbAttention, IEGuidanceCFG])
 def test_an_empty_registry_is_refused_by_name_of_the_node(unet, node):
-    empty = named_registry("m", "n", sites_of(unet), [], "")
+    empty = named_registry(*model_names(unet), sites_of(unet), [], "")
     with pytest.raises(RegistryError, match=rf"{node.__name__}: the registry selects no layer"):
         node.execute(unet, empty, "uniform" if node is PerturbAttention else "U-I", 1.0)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from animatediff_layout import find_packs
 from coherence.attention.perturbation import IDENTITY, UNIFORM, Perturbation
-from coherence.attention.registry import RegistryError, named_registry
+from coherence.attention.registry import RegistryError, model_names, named_registry
 from coherence.attention.sites import select_sites, sites_of
 from coherence.attention.tap import tap
 from coherence.demo.model import load_model
@@ -33,7 +33,7 @@ PACKS = find_packs(Path(COMFYUI))
 
 def registry_of(model, layers):
     sites = sites_of(model)
-    return named_registry("a model", "its network", sites, select_sites(sites, layers, KINDS), layers)
+    return named_registry(*model_names(model), sites, select_sites(sites, layers, KINDS), layers)
 
 
 def guided(model, guidance="U-I", scale=2.0, layers="output.0", **more):
@@ -376,9 +376,9 @@ def test_rescaling_takes_contrast_back_while_sampling(unet):
 def test_a_registry_without_a_selected_layer_is_refused(unet):
     sites = sites_of(unet)
     with pytest.raises(RegistryError, match="selects no layer"):
-        guide(unet, named_registry("m", "n", sites, [], ""), "U-I", 2.0, asked_by="test")
+        guide(unet, named_registry(*model_names(unet), sites, [], ""), "U-I", 2.0, asked_by="test")
 
 
-def test_a_registry_of_another_model_is_refused_by_its_layers(tiny_models, unet):
-    with pytest.raises(ValueError, match=r"'blocks\.1\.self_attn' matches no"):
+def test_a_registry_of_another_model_is_refused_by_its_name(tiny_models, unet):
+    with pytest.raises(RegistryError, match=r"another model: WAN21 \(WanModel\), this one is BaseModel \(UNetModel\)"):
         guide(unet, registry_of(tiny_models.load("wan21"), "blocks.1"), "U-I", 2.0, asked_by="test")
