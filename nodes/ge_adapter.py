@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..files import ge_adapter_file
+from ..files.saved import SavedFiles
 from ..samplers.lora_steps import with_lora
 from ..training.ge_adapter import GEAdapter
 from ..training.token_conditioning import with_tokens
 from .inflation import CATEGORY
 from .node import Node
-from .saved_files import SavedFiles
+from .saved_files import LoadingNode, SavingNode
 
-ADAPTERS = SavedFiles(ge_adapter_file.SUFFIX, "a saved adapter", "SaveGEAdapter", ge_adapter_file.MAX_BYTES)
+ADAPTERS = SavedFiles(ge_adapter_file, "a saved adapter", "SaveGEAdapter")
 Adapter = io.Custom("GE_ADAPTER")
 
 
@@ -127,7 +127,9 @@ class GEAdapterTokens(Node):
         return io.NodeOutput(with_tokens(conditioning, adapter, hidden))
 
 
-class SaveGEAdapter(Node):
+class SaveGEAdapter(SavingNode):
+    files, listed_as = ADAPTERS, "adapters"
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -140,7 +142,7 @@ class SaveGEAdapter(Node):
             is_output_node=True,
             inputs=[
                 adapter_input(),
-                ADAPTERS.prefix_input(
+                cls.prefix_input(
                     "loras/ge_adapter",
                     "Keep 'loras/' for ComfyUI's LoRA loaders; name it after the model and the clips.",
                 ),
@@ -149,16 +151,13 @@ class SaveGEAdapter(Node):
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
-        return ADAPTERS.prefix_validity(filename_prefix)
-
-    @classmethod
     def execute(cls, adapter: GEAdapter, filename_prefix: str) -> io.NodeOutput:
-        told = ADAPTERS.save(filename_prefix, partial(ge_adapter_file.save, adapter))
-        return io.NodeOutput(ui={"adapters": [told]})
+        return cls.save(adapter, filename_prefix)
 
 
-class LoadGEAdapter(Node):
+class LoadGEAdapter(LoadingNode):
+    files = ADAPTERS
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -168,21 +167,13 @@ class LoadGEAdapter(Node):
             description="Loads a GE-Adapter that SaveGEAdapter wrote: its LoRA, its tokens, and what it was trained "
             "on.",
             search_aliases=["import adapter", "read lora", "ge-adapter"],
-            inputs=[ADAPTERS.file_input()],
+            inputs=[cls.file_input()],
             outputs=[Adapter.Output("adapter", tooltip="The adapter, for GEAdapterApply and GEAdapterTokens.")],
         )
 
     @classmethod
-    def validate_inputs(cls, file: str | None) -> bool | str:
-        return ADAPTERS.validity(file)
-
-    @classmethod
-    def fingerprint_inputs(cls, file: str) -> str:
-        return ADAPTERS.fingerprint(file)
-
-    @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        adapter = ge_adapter_file.load(ADAPTERS.path(file))
+        adapter = cls.files.load(file)
         parts = ", ".join(f"{count} parameters of {part}" for part, count in adapter.parameters().items())
         training = adapter.training
         logging.info("%s: %s; %s, %d steps", cls.node_name, parts, training.base, training.steps)

@@ -73,7 +73,8 @@ def require(asked: io.Input, value: Any, owner: type[io.ComfyNode]) -> None:
         _require_number(asked, value)
     elif isinstance(asked, io.Combo.Input):
         # files come and go: nodes that list them look themselves
-        if "validate_inputs" not in owner.__dict__ and value not in asked.options:
+        looks = owner.validate_inputs.__func__ is not io.ComfyNode.validate_inputs.__func__  # type: ignore[attr-defined]
+        if not looks and value not in asked.options:
             raise InputError(f"{name} is {value!r}, expected one of: {', '.join(map(str, asked.options))}.")
     elif isinstance(asked, io.String.Input | io.Boolean.Input):
         kind, words = (str, "a text") if isinstance(asked, io.String.Input) else (bool, "true or false")

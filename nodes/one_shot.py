@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..attention.forms import NAMES, InflationWeights
 from ..files import weights_file
+from ..files.saved import SavedFiles
 from ..training.memory import gibibytes
 from ..training.one_shot import Settings, Tuned, tune
 from ..training.sampler import Precision
 from .inflation import CATEGORY, Weights
 from .node import Node
-from .saved_files import SavedFiles
+from .saved_files import LoadingNode, SavingNode
 from .training import Progress, draw_losses, time_text
 
-SAVED = SavedFiles(weights_file.SUFFIX, "saved weights", "SaveSTAM", weights_file.MAX_BYTES)
+SAVED = SavedFiles(weights_file, "saved weights", "SaveSTAM")
 
 
 class OneShotTune(Node):
@@ -133,7 +132,9 @@ def _report(tuned: Tuned, settings: Settings) -> str:
     )
 
 
-class SaveSTAM(Node):
+class SaveSTAM(SavingNode):
+    files, listed_as = SAVED, "weights"
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -145,22 +146,19 @@ class SaveSTAM(Node):
             is_output_node=True,
             inputs=[
                 Weights.Input("weights", tooltip="What OneShotTune learned, in its own type and exactly."),
-                SAVED.prefix_input("stam/clip", "Name it after the clip."),
+                cls.prefix_input("stam/clip", "Name it after the clip."),
             ],
             outputs=[],
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
-        return SAVED.prefix_validity(filename_prefix)
-
-    @classmethod
     def execute(cls, weights: InflationWeights, filename_prefix: str) -> io.NodeOutput:
-        told = SAVED.save(filename_prefix, partial(weights_file.save, weights))
-        return io.NodeOutput(ui={"weights": [told]})
+        return cls.save(weights, filename_prefix)
 
 
-class LoadSTAM(Node):
+class LoadSTAM(LoadingNode):
+    files = SAVED
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -169,21 +167,13 @@ class LoadSTAM(Node):
             category=CATEGORY,
             description="Loads what SaveSTAM saved, for STAMInflate or TuneAVideoInflate.",
             search_aliases=["import weights", "one-shot tuning", "ei2"],
-            inputs=[SAVED.file_input()],
+            inputs=[cls.file_input()],
             outputs=[Weights.Output("weights", tooltip="The tuned weights, with the form they were tuned in.")],
         )
 
     @classmethod
-    def validate_inputs(cls, file: str | None) -> bool | str:
-        return SAVED.validity(file)
-
-    @classmethod
-    def fingerprint_inputs(cls, file: str) -> str:
-        return SAVED.fingerprint(file)
-
-    @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        return io.NodeOutput(weights_file.load(SAVED.path(file)))
+        return io.NodeOutput(cls.files.load(file))
 
 
 NODES = [OneShotTune, SaveSTAM, LoadSTAM]

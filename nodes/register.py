@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
@@ -25,14 +24,15 @@ from ..attention.registry import (
 )
 from ..attention.sites import select_sites, sites_of
 from ..files import registry_file
+from ..files.saved import SavedFiles
 from ..samplers.measure import Start, measure_layers, parse_steps
 from .attention_inputs import CATEGORY
 from .node import Node
 from .register_chart import draw_registry
 from .register_inputs import Registry, ranking_inputs, registry_input, start_inputs
-from .saved_files import SavedFiles
+from .saved_files import LoadingNode, SavingNode
 
-REGISTRIES = SavedFiles(registry_file.SUFFIX, "a saved registry", "SaveAttentionRegistry", registry_file.MAX_BYTES)
+REGISTRIES = SavedFiles(registry_file, "a saved registry", "SaveAttentionRegistry")
 
 
 def _chart_output() -> io.Output:
@@ -166,7 +166,9 @@ class ReselectAttentionLayers(Node):
         return io.NodeOutput(registry, draw_registry(registry))
 
 
-class SaveAttentionRegistry(Node):
+class SaveAttentionRegistry(SavingNode):
+    files, listed_as = REGISTRIES, "registries"
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -178,22 +180,19 @@ class SaveAttentionRegistry(Node):
             is_output_node=True,
             inputs=[
                 registry_input(),
-                REGISTRIES.prefix_input("attention/registry", "Name it after the model."),
+                cls.prefix_input("attention/registry", "Name it after the model."),
             ],
             outputs=[],
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
-        return REGISTRIES.prefix_validity(filename_prefix)
-
-    @classmethod
     def execute(cls, registry: AttentionRegistry, filename_prefix: str) -> io.NodeOutput:
-        told = REGISTRIES.save(filename_prefix, partial(registry_file.save, registry))
-        return io.NodeOutput(ui={"registries": [told]})
+        return cls.save(registry, filename_prefix)
 
 
-class LoadAttentionRegistry(Node):
+class LoadAttentionRegistry(LoadingNode):
+    files = REGISTRIES
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -202,21 +201,13 @@ class LoadAttentionRegistry(Node):
             category=CATEGORY,
             description="Loads layers, figures and selection that SaveAttentionRegistry wrote.",
             search_aliases=["import layers", "attention entropy", "read registry"],
-            inputs=[REGISTRIES.file_input()],
+            inputs=[cls.file_input()],
             outputs=[Registry.Output("registry", tooltip="The layers, their figures and the selection.")],
         )
 
     @classmethod
-    def validate_inputs(cls, file: str | None) -> bool | str:
-        return REGISTRIES.validity(file)
-
-    @classmethod
-    def fingerprint_inputs(cls, file: str) -> str:
-        return REGISTRIES.fingerprint(file)
-
-    @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        registry = registry_file.load(REGISTRIES.path(file))
+        registry = cls.files.load(file)
         _log_selected(cls.node_name, registry)
         return io.NodeOutput(registry)
 

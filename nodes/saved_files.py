@@ -1,123 +1,56 @@
-"""Files that nodes save into ComfyUI's output folder, and find there again; examples come with the pack."""
+"""What nodes that save into ComfyUI's output folder, and those that load from there, have in common."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, ClassVar
 
-import folder_paths
 from comfy_api.latest import io
 
-EXAMPLES = Path(__file__).parent.parent / "workflows" / "assets"
-EXAMPLE = "(example) "  # before the names of those
-_ODD = re.compile(r"[\0-\x1f\x7f]|%(2e|2f|5c|00)|^[/\\]|^[a-z]:|(^|[/\\])\.\.($|[/\\])", re.IGNORECASE)
-"""What no system's path within a folder has: control characters, percent codes for path characters, a root, a drive,
-the folder above."""
-_CHUNK = 2**20
+from ..files.saved import SavedFiles
+from .node import Node
 
 
-@dataclass(frozen=True)
-class SavedFiles:
-    """One kind of file. ``suffix`` ends its names; ``what`` it is: "a saved registry"; ``saver``: the node that
-    writes it; ``limit``: bytes that its loader reads at most."""
+class SavingNode(Node):
+    """Saves one input. ``files``: of which kind; ``listed_as``: its name in what the page is told."""
 
-    suffix: str
-    what: str
-    saver: str
-    limit: int
+    files: ClassVar[SavedFiles]
+    listed_as: ClassVar[str]
 
-    def prefix_input(self, default: str, advice: str) -> io.String.Input:
-        """The saving node's input."""
+    @staticmethod
+    def prefix_input(default: str, advice: str) -> io.String.Input:
         return io.String.Input(
             "filename_prefix",
             default=default,
             tooltip=f"Folder and beginning of the file's name, within the output folder; a number is added. {advice}",
         )
 
-    def file_input(self) -> io.Combo.Input:
-        """The loading node's input."""
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+        return cls.files.prefix_validity(filename_prefix)
+
+    @classmethod
+    def save(cls, value: Any, filename_prefix: str) -> io.NodeOutput:
+        return io.NodeOutput(ui={cls.listed_as: [cls.files.save(value, filename_prefix)]})
+
+
+class LoadingNode(Node):
+    """Loads a file of the kind ``files``."""
+
+    files: ClassVar[SavedFiles]
+
+    @classmethod
+    def file_input(cls) -> io.Combo.Input:
         return io.Combo.Input(
             "file",
-            options=self.names(),
+            options=cls.files.names(),
             tooltip="A file in the output folder, or an example that comes with the pack. Press R to see those saved "
             "since the page was loaded.",
         )
 
-    def save(self, filename_prefix: str, write: Callable[[Path], None]) -> dict[str, str]:
-        """Let ``write`` write to a path that is free, in the output folder; returns what the node tells the page of it.
+    @classmethod
+    def validate_inputs(cls, file: str | None) -> bool | str:
+        return cls.files.validity(file)
 
-        ValueError where the prefix leads elsewhere, OSError where there is no room or no right to write.
-        """
-        if (why := self.prefix_validity(filename_prefix)) is not True:
-            raise ValueError(why)
-        output = folder_paths.get_output_directory()
-        try:
-            folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output)
-            file = f"{name}_{counter:05}_{self.suffix}"
-            write(Path(folder, file))
-        except OSError as error:
-            raise OSError(
-                f"{self.saver} could not write {self.what} to {Path(output, filename_prefix)}: "
-                f"{error.strerror or error}. Nothing half-written is left, and no other file was touched. Make room, "
-                "make the folder writable, or choose another filename_prefix, and queue again: what was computed is "
-                "not computed again."
-            ) from error
-        return {"filename": file, "subfolder": subfolder, "type": "output"}
-
-    def prefix_validity(self, prefix: str | None) -> bool | str:
-        """True, or why nothing can be saved under ``prefix``; of an input that is linked, None, nothing is known yet.
-
-        ComfyUI refuses some of these by itself, but only once all before it has run.
-        """
-        if prefix is None or (not _ODD.search(prefix) and self._is_inside(Path(self._folder(), prefix).parent)):
-            return True
-        return (
-            f"filename_prefix: expected a folder and the beginning of a name, such as 'folder/name', got {prefix!r}, "
-            "which leads outside the output folder. Take out '..', drives, leading slashes, control characters and "
-            "percent codes, and use no links to other folders."
-        )
-
-    def names(self) -> list[str]:
-        """Those in the output folder, relative to it, and the examples; links out of it are left out."""
-        folder = self._folder()
-        found = (path for path in folder.rglob(f"*{self.suffix}") if os.path.isfile(path))  # Path's may raise
-        inside = [path for path in found if self._is_inside(path)]
-        examples = [EXAMPLE + path.name for path in sorted(EXAMPLES.glob(f"*{self.suffix}"))]
-        return sorted(path.relative_to(folder).as_posix() for path in inside) + examples
-
-    def path(self, name: str) -> Path:
-        """The path of one of ``names``; FileNotFoundError for any other."""
-        if name not in (names := self.names()):
-            raise FileNotFoundError(
-                f"file: expected {self.what} in the output folder, got {name!r}. "
-                f"There are: {', '.join(names) or f'none; save one with {self.saver}'}."
-            )
-        if name.startswith(EXAMPLE):
-            return EXAMPLES / name.removeprefix(EXAMPLE)
-        return Path(folder_paths.get_output_directory(), name)
-
-    def validity(self, name: str | None) -> bool | str:
-        """True, or why there is no such file; of an input that is linked, None, nothing is known yet."""
-        try:
-            return name is None or bool(self.path(name))
-        except FileNotFoundError as error:
-            return str(error)
-
-    def fingerprint(self, name: str) -> str:
-        """Changes with the file's bytes, as far as they are read."""
-        digest = hashlib.sha256()
-        with self.path(name).open("rb") as file:
-            for _ in range(0, self.limit, _CHUNK):
-                digest.update(file.read(_CHUNK))
-        return digest.hexdigest()
-
-    @staticmethod
-    def _folder() -> Path:
-        return Path(folder_paths.get_output_directory()).resolve()
-
-    def _is_inside(self, path: Path) -> bool:
-        return Path(os.path.realpath(path)).is_relative_to(self._folder())  # Path's may raise
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> str:
+        return cls.files.fingerprint(file)
