@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-T = TypeVar("T")
+T, M = TypeVar("T"), TypeVar("M", bound=BaseModel)
 
 
 class JsonForm(BaseModel):
@@ -45,14 +45,17 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def fitted(form: TypeAdapter[T] | type[T], content: Any, name: str = "") -> T:
+@overload
+def fitted(form: type[M], content: Any, name: str = "") -> M: ...
+@overload
+def fitted(form: TypeAdapter[T], content: Any, name: str = "") -> T: ...
+def fitted(form: Any, content: Any, name: str = "") -> Any:
     """``content``, which came from :func:`read_json`, as ``form``.
 
     ValueError says where it first differs, what was expected and what is there; ``name`` is that of the whole.
     """
-    adapter = form if isinstance(form, TypeAdapter) else TypeAdapter(form)
     try:
-        return adapter.validate_python(content)
+        return form.validate_python(content) if isinstance(form, TypeAdapter) else form.model_validate(content)
     except ValidationError as error:
         raise ValueError(_told(error.errors(include_url=False), content, name)) from None
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field
 
 from ..attention.entropy import Energy
 from ..attention.registry import (
@@ -91,29 +91,12 @@ class RankingForm(JsonForm):
         return Ranking(self.kind, self.select, self.count, self.percent)
 
 
-def _site_tag(value: Any) -> str:
-    return "measured" if isinstance(value, dict) and "entropy" in value else "named"
-
-
-def _selection_tag(value: Any) -> str | None:
-    return "text" if isinstance(value, str) else "ranking" if isinstance(value, dict) else None
-
-
-_Site = Annotated[
-    Annotated[MeasuredSite, Tag("measured")] | Annotated[NamedSite, Tag("named")], Discriminator(_site_tag)
-]
-_Selection = Annotated[
-    Annotated[RankingForm, Tag("ranking")] | Annotated[str, Tag("text")],
-    Discriminator(_selection_tag, "neither", "an object or a text"),
-]
-
-
 class RegistryForm(JsonForm):
     model: str
     network: str
     measurement: MeasurementForm | None
-    selection: _Selection
-    sites: list[_Site]
+    selection: dict[str, Any] | str
+    sites: list[dict[str, Any]]
 
 
 # Writing and reading --------------------------------------------------------------------------------------------
@@ -170,7 +153,13 @@ def _read(content: Any) -> AttentionRegistry:
         if type(content[name]) is not type(expected) or content[name] != expected:
             raise RegistryFileError(f"{name}: expected {expected!r}, got {shown(content[name])}{cure}")
     form = fitted(RegistryForm, content)
-    layers = tuple(site.layer() for site in form.sites)
+    layers = tuple(
+        fitted(MeasuredSite if "entropy" in site else NamedSite, site, f"sites[{place}]").layer()
+        for place, site in enumerate(form.sites)
+    )
+    selection = form.selection
+    if not isinstance(selection, str):
+        selection = fitted(RankingForm, selection, "selection").ranking()
     for place, layer in enumerate(layers):
         if layer.order != place:
             raise RegistryFileError(
@@ -189,7 +178,7 @@ def _read(content: Any) -> AttentionRegistry:
         model=form.model,
         network=form.network,
         layers=layers,
-        selection=form.selection if isinstance(form.selection, str) else form.selection.ranking(),
+        selection=selection,
         measurement=None if form.measurement is None else form.measurement.measurement(),
     )
 
