@@ -24,6 +24,7 @@ from .inflation import (
     Position,
     TransformerLayer,
     base_of,
+    computing_dtype,
     inflate,
     inflations_of,
     transformer_layers,
@@ -54,7 +55,7 @@ class Form:
     ordered: bool = False
 
     def make(self, layer: TransformerLayer, **how: Any) -> STAM | TemporalAttention:
-        """An empty module for ``layer``; ``how``: its operations, attention, dtype."""
+        """An empty module for ``layer``; ``how``: its operations, attention, dtype, device."""
         if self.module == "stam":
             return STAM(layer.width, layer.heads, **how)
         return TemporalAttention(layer.width, layer.heads, self.ordered, **how)
@@ -119,8 +120,9 @@ def inflated(
     there = transformer_layers(model, layers)
     if weights is not None:
         _require_fit(form, weights, model, there)
-    how = {"attention": optimized_attention, "operations": comfy.ops.manual_cast, "dtype": model.model_dtype()}
+    how = {"attention": optimized_attention, "operations": comfy.ops.manual_cast}
     modules = modules_for(form, there, weights, torch.Generator().manual_seed(0), weights is not None, how)
+    modules.to(computing_dtype(model))
     technique = form.technique()
     if technique is not None:
         names = ",".join(f"{layer.place}.attn1" for layer in there)
@@ -138,8 +140,9 @@ def modules_for(
     how: Mapping[str, Any],
 ) -> Inserted:
     """The modules for ``layers`` with ``weights``, or as they are before tuning; ``with_queries``: and what is added
-    to W_q. ``how``: their operations, attention, dtype."""
+    to W_q. In fp32, as torch draws weights in nothing less. ``how``: their operations, attention."""
     modules: dict[str, nn.Module] = {}
+    how = {**how, "dtype": torch.float32}
     linear = how.get("operations", nn).Linear
     for layer in layers:
         inserted = form.make(layer, **how)
@@ -148,7 +151,7 @@ def modules_for(
         modules[f"{layer.place}.{form.module}"] = inserted
         for name in QUERIES if with_queries else ():
             if (query := layer.query(name)) is not None:
-                added = linear(query.in_features, query.out_features, bias=False, dtype=how.get("dtype"))
+                added = linear(query.in_features, query.out_features, bias=False, dtype=how["dtype"])
                 nn.init.zeros_(added.weight)
                 modules[f"{layer.place}.{name}"] = added
     if weights is not None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import comfy.model_management as management
 import comfy.model_patcher
+import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
@@ -35,6 +36,7 @@ Position = Literal["before_cross", "after_cross", "after_feed_forward"]
 QUERIES = ("attn1", "attn2")
 """The attentions whose W_q may be tuned."""
 _WRAPPER = "coherence.inflation"
+_COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class InflationError(ValueError):
@@ -86,6 +88,13 @@ def _layer(site: Site) -> TransformerLayer:
 def base_of(model: ModelPatcher) -> str:
     """The class of a model, as ComfyUI names it: SD15, SDXL."""
     return type(model.model.model_config).__name__
+
+
+def computing_dtype(model: ModelPatcher) -> torch.dtype:
+    """What ``model`` computes in: modules of our own are kept in that. Its weights may be of a type that only stores
+    (fp8), in which small numbers vanish."""
+    dtype = model.get_model_object("manual_cast_dtype") or model.model_dtype()
+    return dtype if dtype in _COMPUTED else torch.float32
 
 
 class Inserted(nn.Module):

@@ -118,9 +118,12 @@ class DemoClip(comfy.sd1_clip.SD1ClipModel):
         super().__init__(device, dtype, model_options or {}, clip_model=DemoTextEncoder)
 
 
-def unet_module(dtype: torch.dtype, device: torch.device | str, operations=None) -> comfy.model_base.BaseModel:
-    """ComfyUI's BaseModel around its UNet, with weights still to be loaded."""
+def unet_module(
+    dtype: torch.dtype, device: torch.device | str, operations=None, computed_in: torch.dtype | None = None
+) -> comfy.model_base.BaseModel:
+    """ComfyUI's BaseModel around its UNet, with weights still to be loaded. ``computed_in``: where not ``dtype``."""
     config = DemoConfig({**UNET_CONFIG, "dtype": dtype})
+    config.manual_cast_dtype = computed_in
     config.custom_operations = operations
     return comfy.model_base.BaseModel(config, device=device)
 
@@ -132,7 +135,7 @@ def load_model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatche
     device = management.get_torch_device()
     offload = management.unet_offload_device()
     dtype = management.unet_dtype(model_params=comfy.utils.calculate_parameters(weights))
-    model = unet_module(dtype, offload)
+    model = unet_module(dtype, offload, computed_in=management.unet_manual_cast(dtype, device))
     model.diffusion_model.load_state_dict(weights)
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
     patcher.cached_patcher_init = (load_model, ())
