@@ -292,7 +292,8 @@ class EntropyRecorder(Technique):
         if not all(map(math.isfinite, figures)):
             raise RegistryError(
                 f"Attention layer {call.site.name} gives no finite figures (entropy {figures[0]}, energy {figures[1]}) "
-                f"in {q.dtype}: its numbers overflow. Run the model in bf16 or fp32."
+                f"in {q.dtype}, at the noise level {call.sigma:.5g}: its numbers overflow. Run the model in bf16 or "
+                "fp32."
             )
         with self._lock:
             sums = self._sums.setdefault(call.site.name, _Sums())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 
 import torch
@@ -15,6 +14,7 @@ from ..samplers.latents import samples_for, with_samples
 from ..samplers.unfit import told_if_unfit
 from .cfg_input import cfg_input
 from .node import InputError, Node
+from .reports import to_json
 
 CATEGORY = "coherence/inversion"
 
@@ -171,7 +171,7 @@ class BilateralDDIMInvert(Node):
         samples, report = invert_latent(
             model, positive, negative, cfg, latent_image, sigmas, inversion, seed, cls.node_name
         )
-        return io.NodeOutput(with_samples(latent_image, samples), json.dumps({**asdict(inversion), **asdict(report)}))
+        return io.NodeOutput(with_samples(latent_image, samples), to_json({**asdict(inversion), **asdict(report)}))
 
 
 class SamplerBilateralDDIMInvert(Node):

@@ -30,6 +30,7 @@ from ..attention.registry import SELECTABLE
 from ..attention.replacement import Replacement, UnpairedBranchError
 from ..attention.tap import tap
 from .branches import StepBranches
+from .finite import require_finite_prediction, step_at
 from .latents import input_scale, noise_for, require_falling, require_levels, samples_for
 from .pairing import PairSampler
 from .unfit import told_if_unfit
@@ -196,7 +197,11 @@ class EditGuider(CFGGuider):
             for source, target in (("source", "target"), (source_negative, target_negative))
         )
         scale = scales[1] if scales[0] == scales[1] else _rows_of(*scales, x)
-        return self._with_background(self._guided(cond, uncond, scale, x, timestep, options))
+        guided = self._guided(cond, uncond, scale, x, timestep, options)
+        sigmas = options.get("transformer_options", {}).get("sample_sigmas", timestep)
+        for clip, denoised_clip in zip(("source", "target"), guided.chunk(2), strict=True):
+            require_finite_prediction(denoised_clip, step_at(timestep[0], sigmas), sigmas, f"the {clip} clip")
+        return self._with_background(guided)
 
     def _denoised(
         self, groups: list[tuple[str, ...]], x: Tensor, timestep: Tensor, options: dict[str, Any]

@@ -30,6 +30,7 @@ from ..attention.sites import sites_of
 from ..attention.tap import tap
 from ..noise.bilateral import bilateral_spatial, restandardised
 from ..noise.streams import generator, plain_noise
+from .finite import require_finite_prediction
 from .latents import input_scale, require_levels, samples_for
 from .unfit import told_if_unfit
 
@@ -46,13 +47,14 @@ Smooth = Callable[[Tensor, int], Tensor]
 class Step:
     """A step that was taken, to ``level``: ``x`` is where the next one starts, ``slope`` is dx/dσ there.
 
-    ``drift``: by how much a sampling step back from there misses the latent that this step came from, relative to it.
+    ``drift``: by how much a sampling step back from there misses the latent that this step came from, relative to it;
+    None where that was zero.
     """
 
     level: int
     x: Tensor
     slope: Tensor
-    drift: float
+    drift: float | None
 
 
 def invert(
@@ -125,8 +127,9 @@ def walk_eq_12(
     return x
 
 
-def _miss(x: Tensor, start: Tensor) -> float:
-    return ((x - start).norm() / start.norm()).item()
+def _miss(x: Tensor, start: Tensor) -> float | None:
+    size = start.norm()
+    return ((x - start).norm() / size).item() if size else None
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ class Report:
 
     sigma: list[float] = field(default_factory=list)
     norm: list[float] = field(default_factory=list)
-    drift: list[float] = field(default_factory=list)
+    drift: list[float | None] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -182,6 +185,7 @@ class InversionSampler(Sampler):
                 self.features.active = level < filtered_levels
             sigma = sigmas[level].clamp(min=sigma_min)  # the cleanest level that the model knows, and no division by 0
             denoised = model_wrap(x * input_scale(sampling, sigma), sigma.expand(len(x)), **extra_args)
+            require_finite_prediction(denoised, level, sigmas)
             return (x - denoised) / sigma
 
         def smooth(x: Tensor, level: int) -> Tensor:

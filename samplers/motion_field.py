@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..noise.motion_field import displacement, renoised, translated
 from ..noise.streams import generator, plain_noise
+from .finite import require_finite_prediction, step_at
 from .latents import require_falling, require_levels, samples_for
 from .unfit import told_if_unfit
 
@@ -69,7 +70,12 @@ def motion_latents(
         guider = CFGGuider(model)
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
-        callback = prepare_callback(model, max(len(levels) - 1, 1))
+        preview = prepare_callback(model, max(len(levels) - 1, 1))
+
+        def callback(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
+            require_finite_prediction(denoised, step_at(levels[step], sigmas), sigmas)
+            preview(step, denoised, x, total)
+
         euler = sampler_object("euler")
         with told_if_unfit(model, {"samples": samples}, positive=positive, negative=negative):
             return guider.sample(noise, start, euler, levels, callback=callback, disable_pbar=True, seed=seed).cpu()

@@ -66,7 +66,7 @@ def fit(
     ``after_step`` may raise to stop: the parameters are then as the last whole step left them.
 
     Raises:
-        TrainingError: a loss is not finite. The step that would have used it is not taken.
+        TrainingError: a loss, or the gradient's norm, is not finite. The step that would have used it is not taken.
     """
     parameters = [p for group in groups for p in group["params"]]
     factors = [group.get("rate", 1.0) for group in groups]
@@ -82,9 +82,9 @@ def fit(
         total = 0.0
         for part in range(schedule.accumulation):
             loss = loss_of(step * schedule.accumulation + part)
-            total += _finite(loss, step)
+            total += _require_finite(loss.item(), "loss", step)
             (loss / schedule.accumulation).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        _require_finite(torch.nn.utils.clip_grad_norm_(parameters, 1.0).item(), "gradient", step)
         optimizer.step()
         history.losses.append(total / schedule.accumulation)
         history.seconds.append(time.perf_counter() - began)
@@ -92,11 +92,10 @@ def fit(
     return history
 
 
-def _finite(loss: Tensor, step: int) -> float:
-    value = loss.item()
+def _require_finite(value: float, what: str, step: int) -> float:
     if not math.isfinite(value):
         raise TrainingError(
-            f"The loss is {value} at step {step}, expected a number. Lower learning_rate, or set precision to fp32; "
+            f"The {what} is {value} at step {step}, expected a number. Lower learning_rate, or set precision to fp32; "
             "if it is so at step 0, look at the latents and the conditioning. Nothing was changed or written."
         )
     return value
