@@ -14,7 +14,7 @@ from typing import Any, get_args
 import torch
 from comfy.model_management import get_free_memory, throw_exception_if_processing_interrupted
 from comfy.model_patcher import ModelPatcher
-from comfy.samplers import KSAMPLER, CFGGuider
+from comfy.samplers import KSAMPLER
 from comfy.utils import ProgressBar
 from torch import Tensor
 
@@ -22,16 +22,10 @@ from ..attention.maps import AttentionMap, MapRecorder
 from ..attention.registry import SELECTABLE, EntropyRecorder, Figures, Precision
 from ..attention.sites import Kind, Site, select_sites, sites_of
 from ..attention.tap import tap
+from .finite import require_finite_prediction
 from .latents import input_scale, noise_for, require_levels, samples_for
 from .unfit import told_if_unfit
-
-GUIDANCE = (
-    "sampler_cfg_function",
-    "sampler_calc_cond_batch_function",
-    "sampler_pre_cfg_function",
-    "sampler_post_cfg_function",
-)
-"""Where other nodes hook guidance into a model: it calls the model again, or mixes what is not there."""
+from .unguided import UnguidedGuider
 
 
 def parse_steps(text: str, total: int) -> tuple[int, ...]:
@@ -134,7 +128,7 @@ def _look_on(
         progress.step = step
         recorder.recording = step in steps
 
-    run_to_step(tapped, start, max(steps), before_step)
+    run_to_step(tapped, start, max(steps), before_step, where["asked_by"])
     return sites
 
 
@@ -151,7 +145,9 @@ class LayerProgress:
         self._bar.update_absolute(self.step * len(self._place) + self._place[site.name])
 
 
-def run_to_step(model: ModelPatcher, start: Start, last_step: int, before_step: Callable[[int], None]) -> None:
+def run_to_step(
+    model: ModelPatcher, start: Start, last_step: int, before_step: Callable[[int], None], asked_by: str
+) -> None:
     """Sample ``model`` up to and with step ``last_step``; ``before_step`` gets the number of each step, from 0.
 
     The random state of torch is as before: core's RandomNoise seeds it.
@@ -163,14 +159,12 @@ def run_to_step(model: ModelPatcher, start: Start, last_step: int, before_step: 
             before_step(step)
             sigma = sigmas[step]
             denoised = model_wrap(x * input_scale(sampling, sigma), sigma.expand(len(x)), **extra_args)
+            require_finite_prediction(denoised, step, sigmas, asked_by)
             if step < last_step:
                 x = x + (x - denoised) * ((sigmas[step + 1] - sigma) / sigma)
         return x
 
-    model = model.clone()
-    for hook in GUIDANCE:
-        model.model_options.pop(hook, None)
-    guider = CFGGuider(model)
+    guider = UnguidedGuider(model, asked_by)
     guider.inner_set_conds({"positive": start.conditioning})
     latent = start.latent
     samples = samples_for(model, latent)

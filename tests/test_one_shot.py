@@ -323,7 +323,7 @@ def test_the_estimate_for_a_clip_is_what_a_step_keeps(model):
         copied.model.requires_grad_(True)
         (there,) = inflations_of(copied.model_options["transformer_options"])
         there.modules.requires_grad_(True)
-        train_in_run(copied, [prompt()], latent, torch.float32, train)
+        train_in_run(copied, [prompt()], latent, torch.float32, train, "test")
     assert estimated.needed - 16 * estimated.parameters == pytest.approx(kept["all"], rel=0.3)
 
 

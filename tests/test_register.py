@@ -143,7 +143,7 @@ def test_cogvideox_sees_latents_of_unit_variance_at_every_step(tiny_models):
     latent = torch.randn(family.latent_shape, generator=generator) / model.model.latent_format.scale_factor
     start = start_of(model, family.conditioning()[0], family.latent_shape, latent=latent)
     with torch.inference_mode():
-        run_to_step(model, start, 3, lambda step: None)
+        run_to_step(model, start, 3, lambda step: None, "test")
     assert len(seen) == 4
     assert seen[0] == pytest.approx(1, abs=0.05)
     assert all(0.5 < std < 1.5 for std in seen)

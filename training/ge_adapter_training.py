@@ -124,7 +124,7 @@ def train_adapter(
             done["history"] = fit([{"params": learned.parameters()}], loss_of, schedule, after_step)
             done["diffusion"], done["temporal"] = loss_of.diffusion, loss_of.temporal
 
-        train_in_run(copied, clips.captions, clips.latent, dtype, train)
+        train_in_run(copied, clips.captions, clips.latent, dtype, train, ASKED_BY)
     options = {name: value for name, value in asdict(settings).items() if name not in ("rank", "layers", "steps")}
     training = Training(
         type(model.model).__name__,

@@ -23,6 +23,7 @@ from .loop import Group, History, Schedule, TrainingError, count, fit
 from .memory import needed_for, require
 from .sampler import Denoiser, Precision, dtype_of, grown_up_tensors, train_in_run, trainable
 
+ASKED_BY = "OneShotTune"
 GATE_RATE = 100.0
 """The gates' learning rate over the others'. AdamW moves a weight by about the rate a step: 500 steps at 3e-5 would
 leave a scalar that starts at 0 at 0.015, and STAM closed."""
@@ -94,7 +95,7 @@ def tune(
             groups = [group for group in groups if group["params"]]
             done["history"] = fit(groups, loss_of, Schedule(settings.steps, settings.learning_rate), after_step)
 
-        train_in_run(copied, [positive], latent, dtype, train)
+        train_in_run(copied, [positive], latent, dtype, train, ASKED_BY)
     frames = len(latent["samples"])
     before = record.weights.steps if record.weights else 0
     weights = InflationWeights(record.form, base_of(model), _tensors(modules, record), before + settings.steps, frames)
@@ -130,7 +131,7 @@ def _trained_modules(record: Record, seed: int) -> Inserted:
     for _, module in modules.items():
         if isinstance(module, STAM):
             keep_unit(module, form.norm)
-    return modules.float().requires_grad_(True)
+    return modules.requires_grad_(True)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, transformer_options: Any = None) -> Tensor:

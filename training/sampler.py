@@ -15,18 +15,20 @@ from comfy.ldm.modules.attention import BasicTransformerBlock, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from comfy.samplers import CFGGuider, Sampler
+from comfy.samplers import Sampler
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..attention.keys import HOLD
 from ..samplers.latents import samples_for
-from ..samplers.measure import GUIDANCE
 from ..samplers.unfit import told_if_unfit
+from ..samplers.unguided import UnguidedGuider
 from .frame_tokens import join_tokens
 from .loop import TrainingError
 
 Precision = Literal["auto", "fp32", "bf16"]
+LEVELS = 1000
+"""Noise levels that a training run is said to go through."""
 
 
 def dtype_of(precision: Precision) -> torch.dtype:
@@ -42,8 +44,6 @@ def trainable(model: ModelPatcher, dtype: torch.dtype) -> ModelPatcher:
     To be called, and used, in :func:`grown_up_tensors`.
     """
     copied = _with_own_weights(model)
-    for hook in GUIDANCE:
-        copied.model_options.pop(hook, None)
     copied.set_model_compute_dtype(dtype)
     copied.model.requires_grad_(False)
     # ComfyUI's default on CPU writes into its own intermediate results
@@ -201,10 +201,15 @@ class _TrainingRun(Sampler):
 
 
 def train_in_run(
-    model: ModelPatcher, prompts: Sequence[list], latent: dict, dtype: torch.dtype, train: Callable[[Denoiser], None]
+    model: ModelPatcher,
+    prompts: Sequence[list],
+    latent: dict,
+    dtype: torch.dtype,
+    train: Callable[[Denoiser], None],
+    asked_by: str,
 ) -> None:
     """Call ``train`` within a sampling run of ``model`` (:func:`trainable`) on a LATENT and one or more CONDITIONINGs,
-    of which the model is told the first until :meth:`Denoiser.tell`.
+    of which the model is told the first until :meth:`Denoiser.tell`. ``asked_by``: the node, for the log.
 
     TrainingError where the latent is no clip, or a ControlNet is in the conditioning.
     """
@@ -220,10 +225,13 @@ def train_in_run(
             "height, width). Load a video, and encode its frames with VAEEncode."
         )
     management.load_models_gpu([model], memory_required=1e20, force_full_load=True)
-    guider = CFGGuider(model)
+    guider = UnguidedGuider(model, asked_by)
     names = ("positive", *(f"positive {number}" for number in range(1, len(prompts))))
     guider.inner_set_conds({name: _fresh(prompt) for name, prompt in zip(names, prompts, strict=True)})
-    sigmas = torch.tensor([float(model.get_model_object("model_sampling").sigma_max), 0.0])
+    sampling = model.get_model_object("model_sampling")
+    # a step may be at any level: what acts between two percentages of sampling finds some there
+    levels = torch.tensor([float(sampling.percent_to_sigma(percent / LEVELS)) for percent in range(LEVELS + 1)])
+    sigmas = levels.clamp(max=float(sampling.sigma_max))
     with torch.random.fork_rng(devices=[]), told_if_unfit(model, {"samples": samples}, positive=prompts[0]):
         guider.sample(torch.zeros_like(samples), samples, _TrainingRun(train, dtype), sigmas, disable_pbar=True, seed=0)
 
