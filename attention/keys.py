@@ -23,5 +23,7 @@ INFLATED_FEATURES: Final = "coherence_inflated_features"
 
 LORAS: Final = "coherence_loras"
 """What :mod:`..samplers.lora_steps` puts on a model."""
+LORA_RUN: Final = "coherence_lora_run"
+"""What that knows of the run, during it."""
 COST_RUN: Final = "coherence_cost_run"
 COST_STEP: Final = "coherence_cost_step"

@@ -7,11 +7,18 @@ import comfy.patcher_extension
 import comfy.supported_models
 import pytest
 import torch
+from coherence.attention.forms import TUNE_A_VIDEO
 from coherence.demo.model import load_model
+from coherence.samplers.inversion import Inversion, invert_latent
 from coherence.samplers.lora_steps import with_lora
 from coherence.training.low_rank import attention_projections, initial_lora, pairs_of, parameter_count
+from comfy.samplers import calculate_sigmas
 from comfy_api.torch_helpers import set_torch_compile_wrapper
+from register_runs import demo_start
 from safetensors.torch import save_file
+from test_inflation import put
+from test_one_shot import tuned
+from test_register import figures_of
 from tiny_models import FAMILIES, sample
 from watching import DEMO, difference
 
@@ -164,3 +171,29 @@ def test_a_model_of_another_kind_is_refused(unet, tiny_models):
         attention_projections(wan.model, "down")
     with pytest.raises(ValueError, match=r"start_percent is 0\.4 and end_percent 0\.2"):
         with_lora(unet, lora_for(unet), 1.0, 0.4, 0.2, "test")
+
+
+def test_in_an_inversion_it_is_told_whether_it_acted(unet, caplog):
+    """The last level of an inversion is a level of the model's, too: a LoRA may act there alone."""
+    sigmas = calculate_sigmas(unet.get_model_object("model_sampling"), "simple", 4)
+    latent = {"samples": torch.randn(DEMO.latent_shape, generator=torch.Generator().manual_seed(0))}
+    inversion = Inversion("none", refine_iterations=1)
+
+    def inverted(model):
+        with torch.inference_mode():
+            return invert_latent(model, DEMO.conditioning()[0], None, 1.0, latent, sigmas, inversion, 0, "test")[0]
+
+    before = inverted(unet)
+    assert difference(inverted(with_lora(unet, lora_for(unet), 1.0, 0.0, 0.1, "Apply")), before) > 1e-3
+    assert "Apply" not in caplog.text
+    idle = with_lora(unet, lora_for(unet), 1.0, 0.3, 0.4, "Apply")
+    assert torch.equal(inverted(idle), before)
+    assert "no step of this run lies between start_percent 0.3 and end_percent 0.4: it did nothing" in caplog.text
+    assert "The steps lie at 0.00, 0.25, 0.50, 0.75, 1.00." in caplog.text
+
+
+def test_a_pass_that_measures_or_trains_says_nothing_of_steps(unet, caplog):
+    late = with_lora(unet, lora_for(unet), 1.0, 0.6, 0.8, "Apply")
+    figures_of(late, demo_start(unet), [0])
+    tuned(put(late, TUNE_A_VIDEO))
+    assert "Apply" not in caplog.text
