@@ -1,11 +1,19 @@
-"""Charts as pictures: matplotlib figures without pyplot's global state, in one look for all nodes."""
+"""Charts as pictures: matplotlib figures without pyplot's global state, in one look for all nodes.
+
+What was computed is worth more than its picture, and it is drawn last: where it cannot be drawn, :func:`drawn` gives an
+empty chart that says so. A node that does nothing but draw asks :func:`require_matplotlib` first.
+"""
 
 from __future__ import annotations
 
+import logging
+import textwrap
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -17,9 +25,36 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's colours, told apart by colour-blind readers too."""
 
 DPI = 120
+WIDTH, HEIGHT = 1440, 768
+CURE = "Install what the pack's requirements.txt lists (pip install matplotlib) in ComfyUI's Python, and restart it."
 
 
-def new_figure(title: str, subtitle: str, width: int = 1440, height: int = 768) -> Figure:
+class ChartError(RuntimeError):
+    """Charts cannot be drawn here; the text says what to do."""
+
+
+def require_matplotlib() -> None:
+    """ChartError where matplotlib cannot be imported."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ChartError(f"matplotlib, which draws the charts, cannot be used: {error}. {CURE}") from error
+
+
+def drawn(draw: Callable[..., Tensor], *what: object) -> Tensor:
+    """The IMAGE that ``draw(*what)`` gives, or an empty chart that says why there is none: matplotlib is missing or
+    damaged, or has no fonts or folder of its own."""
+    try:
+        return draw(*what)
+    except (ImportError, OSError) as error:
+        reason = f"The chart could not be drawn, the other outputs are whole: {error}. {CURE}"
+        logging.warning("%s", reason)
+        picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
+        ImageDraw.Draw(picture).multiline_text((28, 26), textwrap.fill(reason, 100), fill=INK)
+        return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
+
+
+def new_figure(title: str, subtitle: str, width: int = WIDTH, height: int = HEIGHT) -> Figure:
     """A white figure of ``width`` × ``height`` pixels with a headline and one line in plain words below it.
 
     Axes belong below 0.84 of its height. Font sizes are points of 1/72 inch at 120 pixels an inch.

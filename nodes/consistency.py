@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -15,8 +13,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..metrics.consistency import Agreement, Consistency, agreement, means, temporal_consistency
-from .charts import COLOURS, INK, new_figure, render, style_axes
+from .charts import COLOURS, INK, drawn, new_figure, render, style_axes
 from .node import Node
+from .reports import to_json
 
 LINES: dict[str, tuple[str, dict[str, Any]]] = {
     "clip": ("this clip, frame to frame", {"color": COLOURS[0], "marker": "o"}),
@@ -72,16 +71,7 @@ class TemporalConsistency(Node):
         frames, height, width, _ = images.shape
         measured = {name: {"mean": means(each), **asdict(each)} for name, each in figures.items()}
         report = {"frames": frames, "height": height, "width": width, **measured}
-        return io.NodeOutput(json.dumps(_plain(report), indent=2), _chart(figures, frames))
-
-
-def _plain(value: Any) -> Any:
-    """``value`` in what JSON knows: lists for tensors, null for what could not be measured."""
-    if isinstance(value, Mapping):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, Tensor):
-        return [_plain(each) for each in value.tolist()]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return io.NodeOutput(to_json(report, indent=2), drawn(_chart, figures, frames))
 
 
 def _chart(figures: Mapping[str, Consistency | Agreement], frames: int) -> Tensor:

@@ -12,6 +12,7 @@ from ..training.ge_adapter_training import Clips, Settings, Trained, train_adapt
 from ..training.low_rank import LAYERS, Layers
 from ..training.memory import gibibytes
 from ..training.temporal_consistency import MIN_FRAMES
+from .charts import drawn
 from .ge_adapter import Adapter
 from .inflation import CATEGORY
 from .node import Node
@@ -81,7 +82,7 @@ class GEAdapterTrain(Node):
             None if clip_vision_output is None else clip_vision_output.last_hidden_state,
         )
         trained = train_adapter(model, given, settings, adapter, Progress(steps, cls.hidden.unique_id))
-        chart = draw_losses(trained.history, "Training of a GE-Adapter", "weighted sum of both losses")
+        chart = drawn(draw_losses, trained.history, "Training of a GE-Adapter", "weighted sum of both losses")
         return io.NodeOutput(trained.adapter, chart, _report(trained, given, settings))
 
 

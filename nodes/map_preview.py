@@ -11,11 +11,9 @@ from ..attention.maps import AttentionMap
 from ..attention.sites import Site
 from ..samplers.measure import Start, record_maps
 from .attention_inputs import CATEGORY
-from .charts import INK, MUTED, new_figure, render
+from .charts import HEIGHT, INK, MUTED, WIDTH, new_figure, render, require_matplotlib
 from .node import Node
 from .register_inputs import start_inputs
-
-WIDTH, HEIGHT = 1440, 768
 
 
 class AttentionMapPreview(Node):
@@ -69,6 +67,7 @@ class AttentionMapPreview(Node):
         step: int,
         threshold: float,
     ) -> io.NodeOutput:
+        require_matplotlib()
         start = Start(conditioning, noise, sigmas, latent_image)
         site, maps = record_maps(model, start, step, layer, threshold, cls.node_name)
         when = f"step {step} (σ = {sigmas[step]:.4g})"

@@ -1,6 +1,5 @@
 """NoiseCorrelation: what a clip's noise looks like, whatever made it (ZS², arXiv 2407.21475, §3)."""
 
-import json
 from typing import Any
 
 from comfy_api.latest import io
@@ -11,9 +10,10 @@ from ..noise.measure import correlation, neighbour_alpha, neighbour_kl
 from ..noise.solvers import closed_form
 from ..noise.streams import clip_frames
 from ..samplers.latents import noise_for
-from .charts import COLOURS, RULE, draw_heat_map, new_figure, render, style_axes
+from .charts import COLOURS, RULE, draw_heat_map, drawn, new_figure, render, style_axes
 from .node import Node
 from .noise import CATEGORY, DependencyClipNoise, clip_of, first_frame, frames_axis_of
+from .reports import to_json
 
 
 class NoiseCorrelation(Node):
@@ -81,7 +81,7 @@ class NoiseCorrelation(Node):
                 "expected_alpha": [closed_form(value, independent) for value in sought],
             }
             sought = [min(value / independent, 1) for value in sought]
-        return io.NodeOutput(_chart(correlations, kl, alpha, sought), json.dumps(report, indent=2))
+        return io.NodeOutput(drawn(_chart, correlations, kl, alpha, sought), to_json(report, indent=2))
 
 
 def _schedule(noise: DependencyClipNoise, shown: list[int] | None, frames: int) -> list[float] | None:
@@ -126,7 +126,7 @@ def _chart(correlations: Tensor, kl: Tensor, alpha: Tensor, sought: list[float] 
         upper.plot(frames, [value * independent for value in sought], **wide)
         lower.plot(frames, [closed_form(value, 1) for value in sought], **wide)
     upper.plot(frames, kl, color=COLOURS[0], marker="o", markersize=4, clip_on=False)
-    highest = max([kl.max().item(), *(value * independent for value in sought or ())])
+    highest = max([*kl[kl.isfinite()].tolist(), *(value * independent for value in sought or ()), 0.0])
     upper.set_ylim(0, max(1.25 * highest, 1e-3))
     style_axes(
         lower,

@@ -11,6 +11,7 @@ from ..files.saved import SavedFiles
 from ..training.memory import gibibytes
 from ..training.one_shot import Settings, Tuned, tune
 from ..training.sampler import Precision
+from .charts import drawn
 from .inflation import CATEGORY, Weights
 from .node import Node
 from .saved_files import LoadingNode, SavingNode
@@ -110,7 +111,7 @@ class OneShotTune(Node):
     ) -> io.NodeOutput:
         settings = Settings(steps, learning_rate, batch_frames, gradient_checkpointing, precision, seed)
         tuned = tune(model, positive, latent_image, settings, Progress(steps, cls.hidden.unique_id))
-        chart = draw_losses(tuned.history, f"One-shot tuning of {NAMES[tuned.weights.form.module]}")
+        chart = drawn(draw_losses, tuned.history, f"One-shot tuning of {NAMES[tuned.weights.form.module]}")
         return io.NodeOutput(tuned.weights, chart, _report(tuned, settings))
 
 

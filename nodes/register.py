@@ -27,6 +27,7 @@ from ..files import registry_file
 from ..files.saved import SavedFiles
 from ..samplers.measure import Start, measure_layers, parse_steps
 from .attention_inputs import CATEGORY
+from .charts import drawn
 from .node import Node
 from .register_chart import draw_registry
 from .register_inputs import Registry, ranking_inputs, registry_input, start_inputs
@@ -110,7 +111,7 @@ class EntropyRegister(Node):
         ranking = Ranking(kind, select, count, percent)
         registry = ranked_registry(*model_names(model), sites, figures, ranking, measurement)
         _log_selected(cls.node_name, registry)
-        return io.NodeOutput(registry, draw_registry(registry), registry_file.to_json(registry))
+        return io.NodeOutput(registry, drawn(draw_registry, registry), registry_file.to_json(registry))
 
 
 class SelectAttentionLayers(Node):
@@ -163,7 +164,7 @@ class ReselectAttentionLayers(Node):
     ) -> io.NodeOutput:
         registry = reselect(registry, Ranking(kind, select, count, percent))
         _log_selected(cls.node_name, registry)
-        return io.NodeOutput(registry, draw_registry(registry))
+        return io.NodeOutput(registry, drawn(draw_registry, registry))
 
 
 class SaveAttentionRegistry(SavingNode):
