@@ -9,7 +9,8 @@ import torch
 from coherence.attention.inflation import inflations_of
 from coherence.demo.model import load_model
 from coherence.hosting.provision import PACK
-from family_table import FLAGS, SUBJECTS, TRIALS, column, started_with, subject
+from family_table import SUBJECTS, TRIALS, column, subject
+from startup_flags import FLAGS, started_with
 from test_inflation import put, random_weights, run
 from test_one_shot import FORMS, tuned
 from watching import difference
@@ -37,7 +38,7 @@ def published():
 def test_every_node_works_on_the_families_on_which_it_works_in_full_precision(tiny_models, family, flag):
     with started_with(flag):
         assert subject(SUBJECTS[family], tiny_models).model.model_dtype() == FLAGS[flag]
-    cells = column(SUBJECTS[family], tiny_models, flag)
+        cells = column(SUBJECTS[family], tiny_models)
     assert cells.keys() == TRIALS.keys()
     assert not {node: cell.wrong for node, cell in cells.items() if cell.wrong}
     assert {node: cell.refused for node, cell in cells.items()} == published()[family]
