@@ -32,6 +32,9 @@ class Chunk:
     clip_length: int
     memories: Memories
 
+    def __len__(self) -> int:
+        return len(self.frame_indices)
+
     def memory_of(self, *where: Any) -> dict[str, Tensor]:
         """What was kept for ``where``; empty in the first chunk."""
         return self.memories.setdefault(where, {})

@@ -29,6 +29,7 @@ from .inflation import (
     inflations_of,
     transformer_layers,
 )
+from .sites import network_of
 from .stam import STAM, Norm
 from .tap import tap
 from .technique import Stage, Technique
@@ -128,7 +129,8 @@ def inflated(
         names = ",".join(f"{layer.place}.attn1" for layer in there)
         model, _ = tap(model, technique, layers=names, kinds=["spatial"], asked_by=asked_by)
     record = Record(form, weights, tuple(there))
-    return inflate(model, Inflation(form.module, form.position, modules.requires_grad_(False), strength, record))
+    modules.requires_grad_(False)
+    return inflate(model, Inflation(form.module, form.position, modules, strength, record, network_of(model)))
 
 
 def modules_for(

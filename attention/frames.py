@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -36,8 +36,8 @@ class Clip:
         return {"leading_tokens": leading, "tokens_per_frame": self.tokens_per_frame}
 
 
-def _frame_indices(frames: int, options: dict[str, Any]) -> tuple[int, ...]:
-    """The clip's frame of every one in the call: a context window holds some frames of the clip only.
+def told_frames(options: dict[str, Any]) -> Iterator[tuple[int, ...]]:
+    """What a context window tells of the clip's frames in it.
 
     ComfyUI's window may have one more in front (its causal anchor); AnimateDiff-Evolved tells its own.
     """
@@ -45,6 +45,10 @@ def _frame_indices(frames: int, options: dict[str, Any]) -> tuple[int, ...]:
     anchor = getattr(options.get("context_window"), "causal_anchor_index", None)
     animatediff = options.get("ad_params", {}).get("sub_idxs") or ()
     for indices in (window, (anchor, *window), animatediff):
-        if len(indices) == frames and None not in indices:
-            return tuple(indices)
-    return tuple(range(frames))
+        if indices and None not in indices:
+            yield tuple(indices)
+
+
+def _frame_indices(frames: int, options: dict[str, Any]) -> tuple[int, ...]:
+    """The clip's frame of every one in the call: a context window holds some frames of the clip only."""
+    return next((indices for indices in told_frames(options) if len(indices) == frames), tuple(range(frames)))

@@ -8,7 +8,7 @@ transformer blocks lead the features through them. So the order of nodes does no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from .branches import branches_of
 from .frames import Clip
 from .keys import INFLATED_BLOCKS, INFLATED_FEATURES, INFLATED_PLACE, INSERTED
+from .rows import groups_of, in_groups, rows_told
 from .run import undone_after
-from .sites import Site, list_sites, select_sites, sites_of
+from .sites import Site, list_sites, select_sites, sites_in_run, sites_of
 from .uncompiled import uncompiled, uncompiled_if_unguarded
 from .wrappers import put_wrappers
 
@@ -122,6 +123,8 @@ class Inflation:
     modules: Inserted
     strength: float
     record: Any
+    network: str = ""
+    """The class of the diffusion model."""
 
     def sites(self, sites: Sequence[Site]) -> list[Site]:
         """``sites`` of a model with this one's temporal attention among them, in the order they run."""
@@ -154,7 +157,7 @@ def inflate(model: ModelPatcher, inflation: Inflation) -> ModelPatcher:
     device, offload_device = management.get_torch_device(), management.unet_offload_device()
     patcher = comfy.model_patcher.CoreModelPatcher(inflation.modules, device, offload_device)
     clone.set_additional_models(beside(inflation), [patcher])
-    wrappers = {WrappersMP.OUTER_SAMPLE: _around_run, WrappersMP.APPLY_MODEL: _around_model_call}
+    wrappers: dict[str, Callable] = {WrappersMP.OUTER_SAMPLE: _around_run, WrappersMP.APPLY_MODEL: _around_model_call}
     put_wrappers(clone, _WRAPPER, wrappers)
     return clone
 
@@ -175,21 +178,22 @@ class _Blocks:
     def __init__(self) -> None:
         self._found: dict[nn.Module, dict[str, Any]] = {}
 
-    def of(self, diffusion_model: nn.Module) -> dict[str, Any]:
+    def of(self, diffusion_model: nn.Module, inflations: Iterable[Inflation]) -> dict[str, Any]:
         if diffusion_model not in self._found:
-            sites = _inflatable(list_sites(diffusion_model))
+            patched = {f"The node that inflates with {each.name}": each.network for each in inflations if each.network}
+            sites = _inflatable(sites_in_run(diffusion_model, (), patched))
             self._found[diffusion_model] = {layer.place: layer.block for layer in map(_layer, sites)}
         return self._found[diffusion_model]
 
 
-def _around_run(executor, *args, **kwargs):
+def _around_run(executor, noise, *args, **kwargs):
     """OUTER_SAMPLE: what is found of a model is found once a run."""
     model_options = executor.class_obj.model_options
     options = model_options["transformer_options"]
     options[INFLATED_BLOCKS] = _Blocks()
     try:
-        with uncompiled_if_unguarded(model_options):
-            return executor(*args, **kwargs)
+        with rows_told(options, noise), uncompiled_if_unguarded(model_options):
+            return executor(noise, *args, **kwargs)
     finally:
         del options[INFLATED_BLOCKS]
 
@@ -198,9 +202,18 @@ def _around_model_call(
     executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs
 ):
     """APPLY_MODEL: leads the features through the modules for the length of one call."""
-    given: dict[str, Any] = transformer_options or {}
+    options: dict[str, Any] = transformer_options or {}
+    inputs, groups = (x, t, c_concat, c_crossattn, control), groups_of(x, options)
+    if groups == 1:
+        return _call_of_frames(executor, inputs, kwargs, options)
+    parts = in_groups((inputs, kwargs), len(x), groups)
+    return torch.cat([_call_of_frames(executor, *part, options) for part in parts])
+
+
+def _call_of_frames(executor, inputs: tuple, kwargs: dict[str, Any], given: dict[str, Any]) -> Tensor:
+    x, *_ = inputs
     options = {**given, "patches": {**given.get("patches", {})}}
-    blocks = (options.get(INFLATED_BLOCKS) or _Blocks()).of(executor.class_obj.diffusion_model)
+    blocks = (options.get(INFLATED_BLOCKS) or _Blocks()).of(executor.class_obj.diffusion_model, inflations_of(options))
     frames = Clip.of(x, len(branches_of(options)), (1, 1, 1), options).frame_indices
     with uncompiled(), undone_after(options) as stack:
         for place in {name.rsplit(".", 1)[0] for each in inflations_of(options) for name, _ in each.modules.items()}:
@@ -208,7 +221,7 @@ def _around_model_call(
         for inflation in inflations_of(options):
             for hook in _lead_through(inflation, blocks, frames, options["patches"]):
                 stack.callback(hook.remove)
-        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        return executor(*inputs, options, **kwargs)
 
 
 def _note(place: str, _block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

@@ -9,7 +9,8 @@ they were when the call is over.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -56,9 +57,12 @@ class OpenTap:
             require_frame_by_frame(self._sites.values(), needing)
             self._clip = Clip(chunk.frame_indices, 1)
         self._override = options.get("optimized_attention_override")
-
-    def leading_here(self, options: dict) -> dict:
+        self.options = self._leading_here(options)
         """Transformer options that lead the attention here."""
+        self._options_near, self._thread = self.options, threading.get_ident()
+        self._entered: set[str] = set()
+
+    def _leading_here(self, options: dict) -> dict:
         return {
             **with_branches(options, self._branches),
             OPEN_TAP: self,
@@ -84,11 +88,28 @@ class OpenTap:
                 block, name = site.replaced_in
                 notes.setdefault(block, {})[REPLACED + name] = site.name
         for module, note in notes.items():
-            hook = module.register_forward_pre_hook(_writing(note), with_kwargs=True)
+            hook = module.register_forward_pre_hook(_writing(note, self.near), with_kwargs=True)
             stack.callback(hook.remove)
         parting = frozenset(name for tapped in self._active if tapped.technique.splits_copies for name in tapped.sites)
         if parting:
             stack.enter_context(shared(self._anatomy.before(parting), self._branches, self._rows))
+
+    def near(self, names: Iterable[str], options: dict | None) -> dict:
+        """The transformer options of a module of ours that begins to run, as it was given them.
+
+        A block whose code another node replaced may give its attention none, or others: then those of the last block.
+        """
+        if self._thread != threading.get_ident():  # threads may share a model, and its hooks
+            return options or {}
+        if options is None or OPEN_TAP not in options:
+            options = {**self._options_near, **(options or {}), "optimized_attention_override": _override()}
+        self._options_near = options
+        self._entered.update(names)
+        return options
+
+    def require_reached(self) -> None:
+        """NoSuchSiteError where a layer ran, but not its attention."""
+        self._run.require_reached(self._active, self._entered)
 
     def attend(self, func: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
         """Instead of ComfyUI's attention ``func``; an override of another pack runs inside."""
@@ -105,7 +126,7 @@ class OpenTap:
             "mask": args[0] if args else kwargs.get("mask"),
             "scale": kwargs.get("scale"),
             "heads_joined": q.ndim == 3 or not kwargs.get("skip_output_reshape", False),
-            "grid": _grid(options, q.shape[-2]),
+            "grid": _grid(options, k.shape[-2]) or _grid(options, q.shape[-2]),
         }
         return self._way(site, q.shape[-2], heads, facts, host)(q, k, v, branches=here)
 
@@ -186,18 +207,23 @@ def _uncompiled_attend() -> Callable:
     return torch.compiler.disable(_attend)
 
 
-def _writing(note: dict[str, Any]) -> Callable:
+def _writing(note: dict[str, Any], near: Callable[[Iterable[str], dict | None], dict]) -> Callable:
     """A forward pre-hook that adds ``note`` to the module's copy of transformer_options; its lists fresh every time.
 
     A note is plain text: torch.compile would look into anything more. The module's input passes here, too: a technique
     that is to see it would get it from here.
     """
 
+    names = [name for value in note.values() for name in ([value] if isinstance(value, str) else value)]
+
     def write(_module, args, kwargs=None):
         if kwargs is None:  # torch drops them from a hook that another thread just removed
             return None
         fresh = {key: [*value] if isinstance(value, list) else value for key, value in note.items()}
-        return args, {**kwargs, "transformer_options": {**kwargs.get("transformer_options", {}), **fresh}}
+        options = kwargs.get("transformer_options")
+        if not torch.compiler.is_compiling():
+            options = near(names, options)
+        return args, {**kwargs, "transformer_options": {**(options or {}), **fresh}}
 
     return write
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,14 +13,9 @@ from torch import nn
 
 from .keys import HOLD
 from .prefix import layers_before
-from .sites import Inserts, NoSuchSiteError, Site, layers_of, list_sites
+from .sites import Inserts, NoSuchSiteError, Site, layers_of, sites_in_run
+from .steps import Steps, is_between
 from .technique import Technique
-
-
-def is_between(sigma: float, start_percent: float, end_percent: float, model_sampling: Any) -> bool:
-    """Whether the noise level lies between two percentages of sampling, both included."""
-    start, end = (model_sampling.percent_to_sigma(percent) for percent in (start_percent, end_percent))
-    return end <= sigma <= start
 
 
 @contextmanager
@@ -37,13 +32,14 @@ def undone_after(options: dict[str, Any]) -> Iterator[ExitStack]:
 
 @dataclass(frozen=True, eq=False)
 class Tapped:
-    """A technique, where and when."""
+    """A technique, where and when. ``network``: the class of the diffusion model that it was put on."""
 
     technique: Technique
     asked_by: str
     sites: frozenset[str]
     start_percent: float
     end_percent: float
+    network: str
 
     def is_active(self, sigma: float, model_sampling: Any) -> bool:
         return is_between(sigma, self.start_percent, self.end_percent, model_sampling)
@@ -58,8 +54,8 @@ class Anatomy:
     """The layers that end before the first of these sites."""
 
     @classmethod
-    def of(cls, diffusion_model: nn.Module, inserted: Iterable[Inserts]) -> Anatomy:
-        sites = {site.name: site for site in list_sites(diffusion_model, inserted=inserted)}
+    def of(cls, diffusion_model: nn.Module, inserted: Iterable[Inserts], patched: Mapping[str, str]) -> Anatomy:
+        sites = {site.name: site for site in sites_in_run(diffusion_model, inserted, patched)}
 
         @lru_cache(maxsize=8)
         def before(names: frozenset[str]) -> list[nn.Module]:
@@ -72,6 +68,7 @@ class Anatomy:
 class Run:
     """What one sampling run has seen; shared by its threads."""
 
+    steps: Steps | None = None
     asked: list[Tapped] = field(default_factory=list)
     reached: set[tuple[Tapped, str]] = field(default_factory=set)
     _anatomies: dict[nn.Module, Anatomy] = field(default_factory=dict)
@@ -81,12 +78,24 @@ class Run:
         """Found once a run: during it, nothing is inserted or taken out."""
         with self._lock:
             if diffusion_model not in self._anatomies:
-                self._anatomies[diffusion_model] = Anatomy.of(diffusion_model, inserted)
+                patched = {each.asked_by: each.network for each in self.asked}
+                self._anatomies[diffusion_model] = Anatomy.of(diffusion_model, inserted, patched)
             return self._anatomies[diffusion_model]
 
     def ask(self, active: list[Tapped]) -> None:
         with self._lock:
             self.asked += [tapped for tapped in active if tapped not in self.asked]
+
+    def require_reached(self, active: Iterable[Tapped], entered: Collection[str]) -> None:
+        """NoSuchSiteError where the code around a site ran, ``entered``, but not ComfyUI's attention."""
+        for tapped in active:
+            missed = [name for name in sorted(tapped.sites.intersection(entered)) if (tapped, name) not in self.reached]
+            if missed:
+                raise NoSuchSiteError(
+                    f"{tapped.asked_by} asked for attention layers whose attention it cannot see, although they ran: "
+                    f"{', '.join(missed)}. Another node has replaced the code of these blocks, as reference "
+                    "ControlNets do, and attends in its own way. Leave them out of 'layers', or remove that node."
+                )
 
     def raise_if_missed(self) -> None:
         for tapped in self.asked:

@@ -6,7 +6,7 @@ Names are dotted paths (``input.4.attn1``); a selector matches whole components 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,8 +25,10 @@ __all__ = [
     "UnknownModelError",
     "layers_of",
     "list_sites",
+    "network_of",
     "patch_of",
     "select_sites",
+    "sites_in_run",
     "sites_of",
 ]
 
@@ -67,6 +69,30 @@ def sites_of(model: ModelPatcher) -> list[Site]:
     return list_sites(model.get_model_object("diffusion_model"), motion_models, inserted)
 
 
+def sites_in_run(diffusion_model: nn.Module, inserted: Iterable[Inserts], patched: Mapping[str, str]) -> list[Site]:
+    """All attention sites of the model that runs. ``patched``: by node, the class of the model that it was put on.
+
+    UnknownModelError says which node replaced the class, where one did.
+    """
+    try:
+        return list_sites(diffusion_model, inserted=inserted)
+    except UnknownModelError:
+        now = type(_uncompiled(diffusion_model))
+        for node, was in patched.items():
+            if was != now.__name__:
+                raise UnknownModelError(
+                    f"{node} was put on a {was}, but the model that runs is a {now.__name__} ({now.__module__}): "
+                    "another node has replaced its class since. Remove that node, which changes where the model "
+                    "attends."
+                ) from None
+        raise
+
+
+def network_of(model: ModelPatcher) -> str:
+    """The class of its diffusion model."""
+    return type(_uncompiled(model.get_model_object("diffusion_model"))).__name__
+
+
 def patch_of(diffusion_model: nn.Module) -> Sequence[int]:
     """The latent frames, rows and columns of one token; of a UNet (1, 1, 1)."""
     model = _uncompiled(diffusion_model)
@@ -83,9 +109,12 @@ def _family_of(model: nn.Module) -> Family:
     for family in FAMILIES:
         if family.owns(model):
             return family
+    module = type(model).__module__
+    stranger = "" if module.startswith("comfy.") else f"Its class ({module}) may be another node's: remove that one. "
+    names = ", ".join(family.name for family in FAMILIES)
     raise UnknownModelError(
-        f"The attention layers of {type(model).__name__} are not known to this pack, "
-        f"expected one of: {', '.join(family.name for family in FAMILIES)}. Use a model of one of these families."
+        f"The attention layers of {type(model).__name__} are not known to this pack, expected one of: {names}. "
+        f"{stranger}Use a model of one of these families."
     )
 
 

@@ -15,17 +15,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from .branches import branches_of
+from .chunk_guard import ChunkGuard, sizes_explained
 from .chunks import Chunk, in_chunks
 from .frames import Clip
 from .keys import RUN, TECHNIQUES
 from .open_tap import OpenTap
+from .rows import groups_of, in_groups, rows_told
 from .run import Run, Tapped, undone_after
-from .sites import Kind, Site, select_sites, sites_of
+from .sites import Kind, Site, network_of, select_sites, sites_of
+from .steps import Steps
 from .technique import Technique
 from .uncompiled import uncompiled_if_unguarded
 from .wrappers import put_wrappers
@@ -61,7 +65,7 @@ def tap(
     names = frozenset(site.name for site in sites)
     clone = model.clone()
     options = clone.model_options["transformer_options"]
-    tapped = Tapped(technique, asked_by, names, start_percent, end_percent)
+    tapped = Tapped(technique, asked_by, names, start_percent, end_percent, network_of(model))
     options[TECHNIQUES] = tuple(sorted((*options.get(TECHNIQUES, ()), tapped), key=lambda each: each.technique.stage))
     wrappers: dict[str, Callable] = {
         WrappersMP.OUTER_SAMPLE: _around_run,
@@ -72,14 +76,15 @@ def tap(
     return clone, sites
 
 
-def _around_run(executor, *args, **kwargs):
-    """OUTER_SAMPLE: a run that ends well must have reached every site that was asked for."""
-    model_options = executor.class_obj.model_options
-    options = model_options["transformer_options"]
-    options[RUN] = run = Run()
+def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+    """OUTER_SAMPLE: every node must have a step to act at, and a run that ends well has reached every site."""
+    guider = executor.class_obj
+    options = guider.model_options["transformer_options"]
+    sampling = guider.model_patcher.get_model_object("model_sampling")
+    options[RUN] = run = Run(Steps(sigmas, options.get(TECHNIQUES, ()), sampling))
     try:
-        with uncompiled_if_unguarded(model_options):
-            result = executor(*args, **kwargs)
+        with rows_told(options, noise), uncompiled_if_unguarded(guider.model_options):
+            result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     finally:
         del options[RUN]
     run.raise_if_missed()
@@ -99,16 +104,30 @@ def _around_model_call(
 ):
     """APPLY_MODEL: opens the tap for the length of one model call, or of every chunk of its frames."""
     options, inputs = transformer_options or {}, (x, t, c_concat, c_crossattn, control)
+    groups = groups_of(x, options)
+    if groups == 1:
+        return _call_of_frames(executor, inputs, kwargs, options)
+    parts = in_groups((inputs, kwargs), len(x), groups)
+    return torch.cat([_call_of_frames(executor, *part, options) for part in parts])
+
+
+def _call_of_frames(executor, inputs: tuple, kwargs: dict, options: dict) -> Tensor:
+    x, *_ = inputs
     branches, length = len(branches_of(options)), _frames_per_batch(options)
     if not 0 < length < len(x) // branches:
         return _tapped_call(executor, inputs, kwargs, options)
 
+    indices = Clip.of(x, branches, (1, 1, 1), options).frame_indices
+    guard = ChunkGuard(options, len(indices), len(x))
+
     def call(chunk: Chunk, all_inputs: Any) -> Tensor:
         throw_exception_if_processing_interrupted()
         inputs, kwargs = all_inputs
-        return _tapped_call(executor, inputs, kwargs, chunk.told(options), chunk)
+        with sizes_explained():
+            output = _tapped_call(executor, inputs, kwargs, guard.watched(chunk.told(options)), chunk)
+        guard.after(chunk)
+        return output
 
-    indices = Clip.of(x, branches, (1, 1, 1), options).frame_indices
     return in_chunks(call, (inputs, kwargs), len(x), indices, length)
 
 
@@ -121,10 +140,14 @@ def _frames_per_batch(options: dict) -> int:
 def _tapped_call(executor, inputs: tuple, kwargs: dict, options: dict, chunk: Chunk | None = None) -> Tensor:
     base_model, (x, t, *_) = executor.class_obj, inputs
     sigma = float(t.flatten()[0])
+    if RUN in options:
+        options[RUN].steps.call(sigma)
     active = [each for each in options.get(TECHNIQUES, ()) if each.is_active(sigma, base_model.model_sampling)]
     if chunk is None and not active:
         return executor(*inputs, options, **kwargs)
     opened = OpenTap(active, base_model.diffusion_model, options, x, sigma, chunk)
     with undone_after(options) as stack:
         opened.on_modules(stack)
-        return executor(*inputs, opened.leading_here(options), **kwargs)
+        result = executor(*inputs, opened.options, **kwargs)
+    opened.require_reached()
+    return result

@@ -113,6 +113,12 @@ def require_own_keys(call: AttentionCall) -> None:
             "frames' keys each. Remove it, or let frames see one frame's keys: CrossFrameAttention first or previous, "
             "STAMInflate's frame_attention first or self."
         )
+    if call.grid is not None and queries < call.grid[0] * call.grid[1]:
+        raise FurtherKeysError(
+            f"Attention layer {place} has {queries} queries for {call.grid[0] * call.grid[1]} tokens: another node "
+            "merges tokens (ToMe), so that it cannot be told a frame's own keys from others. Remove it, or let frames "
+            "see one frame's keys: CrossFrameAttention first or previous, STAMInflate's frame_attention first or self."
+        )
     if queries != keys:
         raise FurtherKeysError(
             f"Attention layer {place} has {queries} queries and {keys} keys here: another node gives frames further "

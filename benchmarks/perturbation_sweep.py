@@ -131,7 +131,7 @@ class World:
 
     def steps_in(self, span: tuple[float, float]) -> list[int]:
         """The steps at which what is between two percentages of sampling acts."""
-        is_between = pack("attention.run").is_between
+        is_between = pack("attention.steps").is_between
         sampling = self.model.get_model_object("model_sampling")
         return [step for step in range(STEPS) if is_between(float(self.sigmas[step]), *span, sampling)]
 

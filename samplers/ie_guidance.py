@@ -25,8 +25,8 @@ from torch import Tensor
 
 from ..attention.perturbation import IDENTITY, UNIFORM, CopyPerturbation
 from ..attention.registry import SELECTABLE, AttentionRegistry, selector_for
-from ..attention.run import is_between
 from ..attention.sites import Site
+from ..attention.steps import is_between
 from ..attention.tap import tap
 from ..attention.wrappers import put_wrappers
 from .branches import Combination, StepBranches, Variant, combined

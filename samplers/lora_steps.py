@@ -9,8 +9,7 @@ under torch.compile runs uncompiled on these steps.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +21,10 @@ from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
 from ..attention.keys import LORA_RUN, LORAS
-from ..attention.run import is_between, undone_after
+from ..attention.run import undone_after
+from ..attention.steps import Steps, is_between
 from ..attention.uncompiled import uncompiled, uncompiled_if_unguarded
 from ..attention.wrappers import put_wrappers
-from .unguided import UnguidedGuider
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -125,57 +124,22 @@ def _adding(adapter: LoRAAdapter, strength: float) -> Callable:
     return add
 
 
-@dataclass
-class _Run:
-    """The noise levels of a run's model calls, and the LoRAs that acted."""
-
-    levels: set[float] = field(default_factory=set)
-    acted: set[StepLora] = field(default_factory=set)
-
-
-def _around_run(executor, *args, **kwargs):
-    """OUTER_SAMPLE: says which LoRAs never acted, and frees what lies on devices when the run ends.
-
-    That is known when it is over: a sampler may go up or down, call the model at the last level, or between two.
-    """
+def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+    """OUTER_SAMPLE: NoStepError where a run has no step for a LoRA; frees what lies on devices when it ends."""
     guider = executor.class_obj
     options = guider.model_options["transformer_options"]
     loras = options.get(LORAS, ())
-    options[LORA_RUN] = run = _Run()
+    sampling = guider.model_patcher.get_model_object("model_sampling")
+    options[LORA_RUN] = steps = Steps(sigmas, [each for each in loras if each.strength], sampling)
     try:
         with uncompiled_if_unguarded(guider.model_options):
-            result = executor(*args, **kwargs)
+            result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     finally:
         del options[LORA_RUN]
         for each in loras:
             each.forget()
-    if not isinstance(guider, UnguidedGuider):  # a pass that measures or trains is a part of a run, or none
-        _tell_idle([each for each in loras if each.strength and each not in run.acted], run, guider.model_patcher)
+    steps.end()
     return result
-
-
-def _tell_idle(loras: Iterable[StepLora], run: _Run, patcher: ModelPatcher) -> None:
-    sampling = patcher.get_model_object("model_sampling")
-    for each in loras:
-        steps = ", ".join(f"{percent_of(level, sampling):.2f}" for level in sorted(run.levels, reverse=True)[:12])
-        logging.warning(
-            "%s: no step of this run lies between start_percent %s and end_percent %s: it did nothing. The steps lie "
-            "at %s%s. Set the two around some of them, or begin at a higher noise level.",
-            each.asked_by,
-            each.start_percent,
-            each.end_percent,
-            steps or "none",
-            ", ..." if len(run.levels) > 12 else "",
-        )
-
-
-def percent_of(sigma: float, model_sampling: Any) -> float:
-    """The share of sampling at which the noise level is ``sigma``: the inverse of ComfyUI's ``percent_to_sigma``."""
-    low, high = 0.0, 1.0
-    for _ in range(24):
-        middle = (low + high) / 2
-        low, high = (middle, high) if float(model_sampling.percent_to_sigma(middle)) > sigma else (low, middle)
-    return (low + high) / 2
 
 
 def _around_model_call(
@@ -184,10 +148,9 @@ def _around_model_call(
     """APPLY_MODEL: puts the hooks on for one model call."""
     base_model, options = executor.class_obj, transformer_options or {}
     sigma = float(t.flatten()[0])
+    if LORA_RUN in options:
+        options[LORA_RUN].call(sigma)
     active = [each for each in options.get(LORAS, ()) if each.is_active(sigma, base_model.model_sampling)]
-    if (run := options.get(LORA_RUN)) is not None:
-        run.levels.add(sigma)
-        run.acted.update(active)
     with undone_after(options) as stack:
         if active:
             stack.enter_context(uncompiled())

@@ -9,6 +9,7 @@ import comfy.ops
 import pytest
 import torch
 from clear_errors import unclear
+from coherence.attention.chunks import ChunkError
 from coherence.attention.perturbation import NoIdentityError
 from coherence.attention.sites import sites_of
 from coherence.attention.technique import FurtherKeysError
@@ -32,6 +33,7 @@ from comfy_extras.nodes_model_advanced import RescaleCFG
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from comfy_extras.nodes_torch_compile import TorchCompileModel
+from gligen import gligen_for, with_boxes
 from test_low_rank import lora_for
 from tiny_models import sample
 from watching import DEMO, difference
@@ -108,6 +110,12 @@ def core() -> dict[str, Patch]:
         positive, negative, *_ = ControlNetApplyAdvanced().apply_controlnet(*stack.prompts, net, hint, 1.0, 0.0, 1.0)
         return Stack(stack.model, (positive, negative))
 
+    gligen = gligen_for(load_model())
+
+    def boxed(stack: Stack) -> Stack:
+        positive, negative = stack.prompts
+        return Stack(stack.model, (with_boxes(positive, gligen), negative))
+
     windows = (2, 1, "standard_static", 1, False, "pyramid", 0, False, [], False, [], False)  # no frame to go by
     return {
         "PAG": on_model(lambda m: PerturbedAttentionGuidance.execute(m, 3.0)),
@@ -119,10 +127,22 @@ def core() -> dict[str, Patch]:
         "TorchCompile": on_model(lambda m: TorchCompileModel.execute(m, "eager")),
         "LoRA": on_model(lambda m: load_lora_for_models(m, None, lora_for(m, "all", seed=5), 0.5, 0.0)),
         "ControlNet": controlled,
+        "GLIGEN": boxed,
     }
 
 
-CORE = ("PAG", "SAG", "FreeU", "HyperTile", "RescaleCFG", "ContextWindows", "TorchCompile", "LoRA", "ControlNet")
+CORE = (
+    "PAG",
+    "SAG",
+    "FreeU",
+    "HyperTile",
+    "RescaleCFG",
+    "ContextWindows",
+    "TorchCompile",
+    "LoRA",
+    "ControlNet",
+    "GLIGEN",
+)
 PAIRS = [*combinations(OURS, 2), *((ours, theirs) for ours in OURS for theirs in CORE)]
 FRAME_BY_FRAME = ("perturbed", "IE guidance", "GE-Adapter")
 HIDDEN = {
@@ -142,6 +162,12 @@ REFUSED: dict[tuple[str, str], type[Exception]] = {
     for other in others
 }
 """Pair → the error that says why it cannot be."""
+
+
+IN_CHUNKS = on_model(lambda m: TemporalMomentumAttention.execute(m, 0.7, frames_per_batch=2))
+NEED_ALL_FRAMES = ("SAG", "GLIGEN")
+BY_CHANCE = ("HyperTile", "ContextWindows", "TorchCompile")
+"""Tiles are drawn anew in every call; windows are as short as chunks; and it runs uncompiled, too."""
 
 
 class Stacks:
@@ -170,7 +196,7 @@ class Stacks:
 @pytest.fixture(scope="module")
 def stacks(core):
     torch.compiler.reset()
-    return Stacks(load_model(), OURS | core)
+    return Stacks(load_model(), {**OURS, **core, "in chunks": IN_CHUNKS})
 
 
 @pytest.mark.parametrize("name", [*OURS, *(name for name in CORE if name not in ("TorchCompile", "ContextWindows"))])
@@ -196,6 +222,19 @@ def test_a_pair_of_patches_is_the_same_in_both_orders_and_both_act(stacks, pair)
         alone = () if other == "TorchCompile" else (other,)  # to compile for nothing takes long
         acts = difference(both, stacks.draw(*alone)) > ACTS
         assert acts == (name != HIDDEN.get(pair)), f"{name} beside {other}: {'acts' if acts else 'does nothing'}"
+
+
+@pytest.mark.parametrize("name", [name for name in CORE if name not in BY_CHANCE])
+def test_beside_comfyuis_patches_a_clip_in_chunks_is_the_clip_at_once_or_says_why_not(stacks, name):
+    for order in (("in chunks", name), (name, "in chunks")):
+        drawn = stacks.draw(*order)
+        if name in NEED_ALL_FRAMES:
+            assert isinstance(drawn, ChunkError)
+            assert "frames_per_batch" in str(drawn)
+            assert not unclear(drawn)
+        else:
+            assert not isinstance(drawn, Exception), drawn
+            assert difference(drawn, stacks.draw("momentum", name)) < SAME
 
 
 def test_the_model_is_as_it_was(stacks):

@@ -1,0 +1,62 @@
+"""The rows of a model call are its branches times the clip's frames; nodes that cut pictures into tiles add more.
+
+Such a node puts the same rows of several tiles one after the other. Whoever asks which rows are whose gets one tile at
+a time instead: whole groups of branches × frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from .branches import branches_of
+from .chunks import of_frames
+from .frames import told_frames
+from .keys import ROWS
+
+
+class RowsError(ValueError):
+    """A model call has rows that are neither branches × frames nor whole groups of them."""
+
+
+@contextmanager
+def rows_told(options: dict[str, Any], noise: Tensor) -> Iterator[None]:
+    """For the length of a run of ``noise``, model calls are told how many rows a branch has."""
+    told = {name: options[name] for name in (ROWS,) if name in options}  # several of our wrappers are around one run
+    options[ROWS] = None if noise.is_nested else len(noise)
+    try:
+        yield
+    finally:
+        del options[ROWS]
+        options.update(told)
+
+
+def groups_of(x: Tensor, options: dict[str, Any]) -> int:
+    """How many times branches × frames the rows of ``x`` are. RowsError if they are more, and not a multiple."""
+    expected, branches = options.get(ROWS), len(branches_of(options))
+    if expected is None:
+        return 1
+    by_branch, rest = divmod(len(x), branches)
+    window = [len(indices) for indices in told_frames(options)] if x.ndim == 4 else []
+    if rest == 0:
+        if by_branch in window or (not window and by_branch <= expected):
+            return 1
+        for frames in (*window, expected):
+            if by_branch % frames == 0:
+                return by_branch // frames
+        if by_branch < expected:
+            return 1
+    raise RowsError(
+        f"The model is called with {len(x)} rows for {branches} conditionings of {expected} frames each, expected "
+        f"{branches * expected}: another node adds rows, as tiles or reference pictures, and it is not clear which are "
+        "whose. Set its number of tiles at once to 1 (TiledDiffusion: tile_batch_size), or remove it."
+    )
+
+
+def in_groups(inputs: Any, rows: int, groups: int) -> Iterator[Any]:
+    """``inputs`` of a model call of that many rows, in equal parts: tensors of as many rows in parts, others whole."""
+    size = rows // groups
+    return (of_frames(inputs, rows, rows, n * size, (n + 1) * size) for n in range(groups))
