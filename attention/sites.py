@@ -33,6 +33,10 @@ __all__ = [
 ]
 
 
+MOTION = "motion"
+"""The component of a site's name that tells AnimateDiff's layers."""
+
+
 class Inserts(Protocol):
     def sites(self, sites: Sequence[Site]) -> list[Site]:
         """``sites`` of a model with its own among them, in the order they run."""
@@ -143,6 +147,11 @@ def select_sites(sites: Iterable[Site], selector: str, kinds: Iterable[Kind]) ->
     chosen: set[str] = set()
     for piece in pieces:
         matched = {site.name for site in eligible if piece == site.kind or _matches(piece, site.name)}
+        if not matched and MOTION in piece.split(".") and not any(MOTION in site.name.split(".") for site in sites):
+            raise NoSuchSiteError(
+                f"layers: {piece!r} is a layer of a motion model, and this model has none here. Connect AnimateDiff "
+                "before this node, or choose other layers."
+            )
         if not matched:
             raise NoSuchSiteError(
                 f"layers: {piece!r} matches no {'/'.join(kinds)} attention layer of this model. "

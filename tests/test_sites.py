@@ -104,6 +104,15 @@ def test_a_piece_that_matches_nothing_says_what_exists(selector):
         select_sites(named("input.1.attn1", "input.12.attn1"), selector, ["spatial"])
 
 
+@pytest.mark.parametrize("selector", ["input.1.attn1, input.4.motion.0", "middle.*.motion", "motion"])
+def test_a_motion_layer_on_a_model_without_motion_says_to_connect_animatediff_before(selector):
+    sites = named("input.1.attn1", "input.4.attn1")
+    with pytest.raises(NoSuchSiteError, match=r"motion.*has none here\. Connect AnimateDiff before this node"):
+        select_sites(sites, selector, ["spatial", "temporal"])
+    with pytest.raises(NoSuchSiteError, match=r"matches no spatial.*input\.4\.motion\.0"):
+        select_sites([*sites, *named("input.4.motion.0")], "input.9.motion.0", ["spatial"])
+
+
 def test_an_empty_selector_is_refused():
     with pytest.raises(NoSuchSiteError, match=r"empty.*'\*'"):
         select_sites(named("input.1.attn1"), " , ", ["spatial"])
