@@ -24,7 +24,7 @@ from .chunks import Chunk, require_frame_by_frame
 from .frames import Clip
 from .host_attention import HostAttention
 from .keys import INSERTED, OPEN_TAP, REPLACED, RUN, SITES
-from .prefix import shared
+from .prefix import is_patched, shared
 from .run import Run, Tapped
 from .sites import Site, patch_of
 from .technique import AttentionCall
@@ -57,6 +57,7 @@ class OpenTap:
             require_frame_by_frame(self._sites.values(), needing)
             self._clip = Clip(chunk.frame_indices, 1)
         self._override = options.get("optimized_attention_override")
+        self._shares = not is_patched(options)
         self.options = self._leading_here(options)
         """Transformer options that lead the attention here."""
         self._options_near, self._thread = self.options, threading.get_ident()
@@ -91,7 +92,7 @@ class OpenTap:
             hook = module.register_forward_pre_hook(_writing(note, self.near), with_kwargs=True)
             stack.callback(hook.remove)
         parting = frozenset(name for tapped in self._active if tapped.technique.splits_copies for name in tapped.sites)
-        if parting:
+        if parting and self._shares:
             stack.enter_context(shared(self._anatomy.before(parting), self._branches, self._rows))
 
     def near(self, names: Iterable[str], options: dict | None) -> dict:

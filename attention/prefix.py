@@ -4,6 +4,9 @@ Copies of a branch (:mod:`.branches`) differ from it only from the first layer t
 module that ends before that layer runs on the rows of the originals alone, and its results are handed to the copies:
 hooks take rows out of what goes in and put them back into what comes out. No module's code is known or repeated here,
 and where no copy stands beside its original, as when memory splits a call, nothing is left out.
+
+Nor is it where other packs' patches act at layers: they may treat a branch by what else is in the call, and the copies
+would get what was meant for their original.
 """
 
 from __future__ import annotations
@@ -16,6 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from .branches import Branch, branches_of, originals, rows_of, with_branches
+
+MODULE_HANDLERS = "forward_timestep_embed_patch"
+"""Patches that are no function of features: how a UNet calls modules that are not ComfyUI's."""
+_OURS = __name__.rsplit(".", 2)[0] + "."
 
 
 def layers_before(layers: Iterable[nn.Module], parting: set[nn.Module]) -> list[nn.Module]:
@@ -45,6 +52,18 @@ def shared(layers: Sequence[nn.Module], branches: Sequence[Branch], rows: int) -
                 stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
                 stack.callback(layer.register_forward_hook(after).remove)
         yield
+
+
+def is_patched(options: dict[str, Any]) -> bool:
+    """Whether other packs act at ComfyUI's layers in a model call with these transformer options."""
+    patches = [*options.get("patches", {}).items(), *options.get("patches_replace", {}).items()]
+    theirs = (each for name, several in patches if name != MODULE_HANDLERS for each in several_of(several))
+    return any(not getattr(each, "__module__", "").startswith(_OURS) for each in theirs)
+
+
+def several_of(patches: Any) -> list[Any]:
+    """Patches of one name: a list, or what replaces something by place."""
+    return list(patches.values() if isinstance(patches, dict) else patches)
 
 
 def _hooks(branches: int, kept: list[int], place: list[int], rows: int) -> tuple[Callable, Callable]:

@@ -15,15 +15,16 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from ..attention.branches import Copy
-
-Conds = list[dict[str, Any]]
+from .controls import SeenControls, with_controls
+from .told import Conds, in_told_order
 
 
 class Variant(NamedTuple):
-    """One of the guider's conditionings, as a copy in the ``role`` that its owner gives it, or as it is (None)."""
+    """One of the guider's conditionings, as a copy in the ``role`` that its ``owner`` gives it, or as it is (None)."""
 
     side: Literal["positive", "negative"]
     role: Any = None
+    owner: Any = None
 
 
 Combination = Mapping[Variant, float]
@@ -40,7 +41,7 @@ def combined(factors: Combination, outputs: Mapping[Variant, Tensor]) -> Tensor:
 
 
 class StepBranches:
-    """The ``wanted`` branches of one step, for ``owner``.
+    """The ``wanted`` branches of one step.
 
     ``conds``: the guider's conditionings by side. ``positive``: what the guider gets for its positive conditioning;
     where neither this nor ``wanted`` has the conditioning as it is, that is not evaluated. ``handler``: the context
@@ -48,19 +49,18 @@ class StepBranches:
     """
 
     def __init__(
-        self, wanted: Iterable[Variant], positive: Combination, owner: Any, conds: Mapping[str, Conds], handler: Any
+        self, wanted: Iterable[Variant], positive: Combination, conds: Mapping[str, Conds], handler: Any
     ) -> None:
         self.outputs: dict[Variant, Tensor] = {}
         self._wanted = list(dict.fromkeys([*positive, *wanted]))
         self._positive = positive
-        self._owner = owner
         self._sides = conds
         self._handler = handler
 
     @property
-    def missing(self) -> set[str]:
-        """The sides of branches that no call of the step has evaluated."""
-        return {branch.side for branch in self._wanted if branch not in self.outputs}
+    def missing(self) -> set[Variant]:
+        """The branches that no call of the step has evaluated."""
+        return {branch for branch in self._wanted if branch not in self.outputs}
 
     def should_use_context(self, *_call: Any) -> bool:
         return True
@@ -81,14 +81,16 @@ class StepBranches:
         missing = [branch for branch in self._wanted if branch not in self.outputs and branch.side in places]
         if not missing:
             return evaluate(conds)
-        asked, at = list(conds), dict[Variant, int]()
+        controls = SeenControls(in_told_order)
+        originals, at = [with_controls(each, controls) for each in conds], dict[Variant, int]()
+        asked = list(originals)
         for branch in missing:
-            side, role = branch
+            side, role, owner = branch
             place = places[side]
             if role is None:
                 at[branch] = place
                 continue
-            copies = [{**each, "uuid": Copy(each["uuid"], place, self._owner, role)} for each in conds[place] or ()]
+            copies = [{**each, "uuid": Copy(each["uuid"], place, owner, role)} for each in originals[place] or ()]
             if side == "positive" and Variant(side) not in self._wanted and place not in at.values():
                 at[branch], asked[place] = place, copies
             else:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ..attention.branches import Branch, branches_of, originals
 from ..attention.keys import COST_RUN, COST_STEP
-from ..attention.prefix import layers_before
+from ..attention.prefix import is_patched, layers_before
 from ..attention.sites import Site, layers_of
 from ..attention.wrappers import put_wrappers
+from .told import meanwhile
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -35,8 +36,8 @@ def watch_cost(model: ModelPatcher) -> ModelPatcher:
 
 
 @contextmanager
-def cost_of_step(model_options: dict[str, Any], sites: Sequence[Site], guided_by: str) -> Iterator[dict[str, Any]]:
-    """Model options to take a step with; the first step of ``guided_by`` in a run says what its calls cost.
+def cost_of_step(model_options: dict[str, Any], sites: Sequence[Site], guided_by: str) -> Iterator[None]:
+    """Around a step with these model options: the first of ``guided_by`` in a run says what its calls cost.
 
     ``sites``: the perturbed layers.
     """
@@ -44,11 +45,12 @@ def cost_of_step(model_options: dict[str, Any], sites: Sequence[Site], guided_by
     said: set[tuple] | None = options.get(COST_RUN)
     guidance = (guided_by, *(site.name for site in sites))
     if said is None or guidance in said:
-        yield model_options
+        yield
         return
     said.add(guidance)
     step = _Step(sites)
-    yield {**model_options, "transformer_options": {**options, COST_STEP: step}}
+    with meanwhile(options, **{COST_STEP: step}):
+        yield
     logging.info("%s: %s", guided_by, step)
 
 
@@ -69,7 +71,7 @@ def _around_model_call(
     options = transformer_options or {}
     if COST_STEP not in options:
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    with options[COST_STEP].call(executor.class_obj.diffusion_model, branches_of(options)):
+    with options[COST_STEP].call(executor.class_obj.diffusion_model, branches_of(options), is_patched(options)):
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 
@@ -79,11 +81,13 @@ class _Step:
 
     sites: Sequence[Site]
     calls: list[tuple[Branch, ...]] = field(default_factory=list)
+    distinct: list[int] = field(default_factory=list)
     prefix: float = 0.0
 
     @contextmanager
-    def call(self, diffusion_model: nn.Module, branches: tuple[Branch, ...]) -> Iterator[None]:
+    def call(self, diffusion_model: nn.Module, branches: tuple[Branch, ...], patched: bool) -> Iterator[None]:
         self.calls.append(branches)
+        self.distinct.append(len(branches) if patched else len(originals(branches)[0]))
         layers = layers_of(diffusion_model)
         before = layers_before(layers, {site.module for site in self.sites})
         work: dict[nn.Module, float] = {}
@@ -99,10 +103,9 @@ class _Step:
 
     def __str__(self) -> str:
         evaluated = sum(len(call) for call in self.calls)
-        distinct = [len(originals(call)[0]) for call in self.calls]
         plain = len({branch[0] for call in self.calls for branch in call})
         done = sum(
-            n * self.prefix + len(call) * (1 - self.prefix) for n, call in zip(distinct, self.calls, strict=True)
+            n * self.prefix + len(call) * (1 - self.prefix) for n, call in zip(self.distinct, self.calls, strict=True)
         )
         first = min(self.sites, key=lambda site: site.order).name
         return (

@@ -12,11 +12,14 @@ the scale:
 Strategy 2 is [A−I]. All of them are classifier-free guidance of some positive prediction, plus λ times a difference:
 strategy 1 is that of D(c,A) + D(∅,A) − D(∅,I). So ω stays the guider's, and whatever else acts on CFG still does.
 The factors add up to one: predicted noise, velocity and clean latent give the same.
+
+Several guidances on one model add up, whichever node came first: CFG guides towards D(c,A) and what each of them
+changes about it, and the differences are taken of the predictions, not of what another guidance made of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -31,6 +34,7 @@ from ..attention.tap import tap
 from ..attention.wrappers import put_wrappers
 from .branches import Combination, StepBranches, Variant, combined
 from .cost import cost_of_step, watch_cost
+from .told import meanwhile, told
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -54,6 +58,26 @@ class Formula:
 
     positive: Combination
     difference: Combination
+
+    def owned_by(self, owner: Any) -> Formula:
+        """The same of the copies that ``owner`` has made."""
+        return Formula(*(_owned(each, owner) for each in (self.positive, self.difference)))
+
+
+def _owned(combination: Combination, owner: Any) -> Combination:
+    return {
+        branch if branch.role is None else branch._replace(owner=owner): factor
+        for branch, factor in combination.items()
+    }
+
+
+def together(positives: Iterable[Combination]) -> Combination:
+    """What CFG guides towards where each of ``positives`` changes something about D(c,A)."""
+    total = {C_A: 1.0}
+    for each in positives:
+        for branch, factor in [*each.items(), (C_A, -1)]:
+            total[branch] = total.get(branch, 0) + factor
+    return {branch: factor for branch, factor in total.items() if factor}
 
 
 FORMULAS: dict[Guidance, Formula] = {
@@ -105,30 +129,32 @@ def guide(
     )
     if scale == 0:
         return model.clone()
-    formula = FORMULAS[guidance]
-    guided = _Guided(technique, formula, scale, rescale, start_percent, end_percent, f"{asked_by} ({guidance})", sites)
-    clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, _WRAPPER, guided.predict)
+    formula = FORMULAS[guidance].owned_by(technique)
+    guided = _Guided(formula, scale, rescale, start_percent, end_percent, f"{asked_by} ({guidance})", sites)
+    clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, _WRAPPER, _Together((guided,)).predict)
     put_wrappers(clone, _WRAPPER, {WrappersMP.OUTER_SAMPLE: _innermost})
     return clone
 
 
 def _innermost(executor: Any, *args: Any, **kwargs: Any) -> Any:
-    """OUTER_SAMPLE: guidance is part of a prediction, so whoever skips predictions (LazyCache) comes before it.
+    """OUTER_SAMPLE: guidance is part of a prediction, so whoever skips predictions (LazyCache) comes before it; and
+    all guidances are one.
 
     The options are of this run alone.
     """
     options = executor.class_obj.model_options["transformer_options"]
-    predictors = dict(options["wrappers"][WrappersMP.PREDICT_NOISE])
-    ours = predictors.pop(_WRAPPER)
-    options["wrappers"] = {**options["wrappers"], WrappersMP.PREDICT_NOISE: {**predictors, _WRAPPER: ours}}
+    predictors = dict(options["wrappers"].get(WrappersMP.PREDICT_NOISE, {}))
+    if _WRAPPER in predictors:
+        guidances = tuple(each for predict in predictors.pop(_WRAPPER) for each in predict.__self__.guidances)
+        predictors[_WRAPPER] = [_Together(guidances).predict]
+        options["wrappers"] = {**options["wrappers"], WrappersMP.PREDICT_NOISE: predictors}
     return executor(*args, **kwargs)
 
 
 @dataclass(frozen=True, eq=False)
 class _Guided:
-    """What a model carries: a wrapper around every prediction of a guider."""
+    """One guidance, when it acts and at which layers."""
 
-    technique: CopyPerturbation
     formula: Formula
     scale: float
     rescale: float
@@ -137,29 +163,55 @@ class _Guided:
     asked_by: str
     sites: Sequence[Site]
 
+    def acts_at(self, timestep: Tensor, sampling: Any) -> bool:
+        return is_between(float(timestep.flatten()[0]), self.start_percent, self.end_percent, sampling)
+
+    @property
+    def wanted(self) -> list[Variant]:
+        """The branches it needs beside what CFG guides towards."""
+        return [*self.formula.difference, *([C_A] if self.rescale else [])]
+
+    def require_all(self, step: StepBranches, guider: Any) -> None:
+        missing = sorted({branch.side for branch in step.missing & {*self.formula.positive, *self.wanted}})
+        if missing:
+            raise MissingBranchError(
+                f"{self.asked_by} needs the {' and the '.join(missing)} conditioning, but "
+                f"{type(guider).__name__} did not evaluate it with the others of this step. At cfg 1 ComfyUI leaves "
+                "out the negative: raise cfg, or choose a guidance without it, such as U-I."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class _Together:
+    """What a model carries: a wrapper around every prediction of a guider."""
+
+    guidances: tuple[_Guided, ...]
+
     def predict(
         self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], seed: int | None = None
     ) -> Tensor:
         """PREDICT_NOISE: the guider's prediction of the clean latent (rows, ...), guided."""
         guider = executor.class_obj
-        sampling = guider.inner_model.model_sampling
-        if not is_between(float(timestep.flatten()[0]), self.start_percent, self.end_percent, sampling):
+        acting = [each for each in self.guidances if each.acts_at(timestep, guider.inner_model.model_sampling)]
+        if not acting:
             return executor(x, timestep, model_options, seed)
         step = StepBranches(
-            [*self.formula.difference, *([C_A] if self.rescale else [])],
-            self.formula.positive,
-            self.technique,
+            [branch for each in acting for branch in each.wanted],
+            together(each.formula.positive for each in acting),
             guider.conds,
             model_options.get("context_handler"),
         )
-        with cost_of_step(model_options, self.sites, self.asked_by) as options:
-            guided = executor(x, timestep, {**options, "context_handler": step}, seed)
-        if step.missing:
-            raise MissingBranchError(
-                f"{self.asked_by} needs the {' and the '.join(sorted(step.missing))} conditioning, but "
-                f"{type(guider).__name__} did not evaluate it with the others of this step. At cfg 1 ComfyUI leaves "
-                "out the negative: raise cfg, or choose a guidance without it, such as U-I."
-            )
-        if self.formula.difference:
-            guided = guided + self.scale * combined(self.formula.difference, step.outputs)
-        return rescaled(guided, step.outputs[C_A], self.rescale) if self.rescale else guided
+        ours = {"context_handler": step, "model_function_wrapper": told(model_options.get("model_function_wrapper"))}
+        sites = [site for each in acting for site in each.sites]
+        names = " and ".join(each.asked_by for each in acting)
+        with meanwhile(model_options, **ours), cost_of_step(model_options, sites, names):
+            guided = executor(x, timestep, model_options, seed)
+        for each in acting:
+            each.require_all(step, guider)
+        for each in acting:
+            if each.formula.difference:
+                guided = guided + each.scale * combined(each.formula.difference, step.outputs)
+        for each in acting:
+            if each.rescale:
+                guided = rescaled(guided, step.outputs[C_A], each.rescale)
+        return guided

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from coherence.attention.branches import Copy, branches_of, originals, rows_of, with_branches
+from coherence.attention.branches import Copy, OfClip, branches_of, originals, rows_of, told_order, with_branches
 from coherence.attention.prefix import layers_before, shared
 from coherence.samplers.branches import StepBranches, Variant, combined
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample
@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-C, CU, CI = Variant("positive"), Variant("positive", 0.0), Variant("positive", 1.0)
-N, NI = Variant("negative"), Variant("negative", 1.0)
+C, CU, CI = Variant("positive"), Variant("positive", 0.0, "owner"), Variant("positive", 1.0, "owner")
+N, NI = Variant("negative"), Variant("negative", 1.0, "owner")
 
 
 def copy(of, index=0):
@@ -27,13 +27,28 @@ def test_others_see_a_copy_as_its_original():
     assert options["cond_or_uncond"] == [3, 2, 1, 0]
 
 
-def test_equal_branches_are_known_by_the_last_of_them():
-    branches = branches_of({"cond_or_uncond": [3, 2, 1, 0], "uuids": [copy("c"), copy("c"), "n", "c"]})
-    assert originals(branches) == ([2, 3], [1, 1, 0, 1])
+def test_others_are_told_of_a_clip_what_it_is_told_alone():
+    tags = [OfClip("n", 1, 1), OfClip("n", 1, 0), OfClip("c", 0, 1), OfClip("c", 0, 0)]
+    branches = branches_of({"cond_or_uncond": [3, 2, 1, 0], "uuids": tags})
+    assert [index for index, _ in branches] == [1, 1, 0, 0]
+    assert told_order(branches) == [0, 1, 2, 3]
+
+
+@given(st.permutations([copy("c"), copy("c"), "c", copy("n", 1), "n"]))
+def test_negatives_are_told_first_and_copies_after_what_they_are_copies_of(tags):
+    indices = [tag.index if isinstance(tag, Copy) else "cn".index(tag) for tag in tags]
+    branches = branches_of({"cond_or_uncond": indices, "uuids": tags})
+    told = [branches[position] for position in told_order(branches)]
+    assert [tag for _, tag in told] == ["n", copy("n", 1), "c", copy("c"), copy("c")]
+
+
+def test_equal_branches_are_known_by_the_first_of_them():
+    branches = branches_of({"cond_or_uncond": [1, 0, 2, 3], "uuids": ["n", "c", copy("c"), copy("c")]})
+    assert originals(branches) == ([0, 1], [0, 1, 1, 1])
 
 
 def test_where_the_original_is_in_another_call_its_copies_still_share():
-    assert originals(branches_of({"cond_or_uncond": [2, 3], "uuids": [copy("c"), copy("c")]})) == ([1], [0, 0])
+    assert originals(branches_of({"cond_or_uncond": [2, 3], "uuids": [copy("c"), copy("c")]})) == ([0], [0, 0])
 
 
 def test_branches_without_uuid_are_never_taken_for_equal():
@@ -64,9 +79,9 @@ class Counting(nn.Module):
 
 def test_shared_layers_run_on_the_originals_alone():
     layer = Counting()
-    branches = [(0, copy("c")), (0, copy("c")), (1, "n"), (0, "c")]
+    branches = [(1, "n"), (0, "c"), (0, copy("c")), (0, copy("c"))]
     c, n = torch.rand(2, 3), torch.rand(2, 3)
-    rows = torch.cat([c, c, n, c])
+    rows = torch.cat([n, c, c, c])
     options = with_branches({}, branches)
     with shared([layer], branches, len(rows)):
         doubled, added = layer(rows, (rows, None), options=options)
@@ -74,7 +89,7 @@ def test_shared_layers_run_on_the_originals_alone():
     assert torch.equal(doubled, rows * 2)
     assert torch.equal(added, rows + 1)
     layer(rows, (rows, None), options=options)
-    assert layer.rows[-1] == (8, 8, [0, 0, 1, 0])
+    assert layer.rows[-1] == (8, 8, [1, 0, 0, 0])
 
 
 def test_layers_before_a_module_end_before_it_runs_and_are_comfyuis():
@@ -117,7 +132,7 @@ SIDES = {"positive": POSITIVE, "negative": NEGATIVE}
 
 
 def step(wanted, positive=None, handler=None):
-    return StepBranches(wanted, positive or {C: 1}, "owner", SIDES, handler)
+    return StepBranches(wanted, positive or {C: 1}, SIDES, handler)
 
 
 def call(branches, model, conds):
@@ -162,7 +177,16 @@ def test_conditionings_are_told_wherever_they_stand_and_whoever_copied_them():
 def test_what_no_call_evaluates_is_missing():
     branches = step([CI], {C: 1, N: 1, NI: -1})
     call(branches, Model(), [POSITIVE, None])
-    assert branches.missing == {"negative"}
+    assert branches.missing == {N, NI}
+
+
+def test_copies_that_several_owners_ask_for_are_kept_apart_and_the_originals_as_they_are():
+    theirs = CI._replace(owner="another")
+    model, branches = Model(), step([C, CI], {CU: 1, theirs: 1, C: -1})
+    outputs = call(branches, model, [POSITIVE, NEGATIVE])
+    assert [tag.owner for _, _, *copies in model.asked for (tag,) in copies] == ["owner", "another", "owner"]
+    assert branches.outputs[C].item() == 1.0
+    assert outputs[0].item() == 1.0 + 11.0 - 1.0
 
 
 def test_a_handler_behind_gets_the_copies_too():
