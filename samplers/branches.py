@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
+from comfy.hooks import EnumHookType
 from torch import Tensor
 
 from ..attention.branches import Copy
@@ -83,7 +84,7 @@ class StepBranches:
             return evaluate(conds)
         controls = SeenControls(in_told_order)
         originals, at = [with_controls(each, controls) for each in conds], dict[Variant, int]()
-        asked = list(originals)
+        asked, alone = list(originals), dict[Variant, Conds]()
         for branch in missing:
             side, role, owner = branch
             place = places[side]
@@ -93,15 +94,27 @@ class StepBranches:
             copies = [{**each, "uuid": Copy(each["uuid"], place, owner, role)} for each in originals[place] or ()]
             if side == "positive" and Variant(side) not in self._wanted and place not in at.values():
                 at[branch], asked[place] = place, copies
+            elif any(map(_has_code, copies)):
+                alone[branch] = copies
             else:
                 at[branch] = len(asked)
                 asked.append(copies)
         outputs = evaluate(asked)
         self.outputs.update({branch: outputs[place] for branch, place in at.items()})
+        self.outputs.update({branch: evaluate([copies])[0] for branch, copies in alone.items()})
         given = outputs[: len(conds)]
         if "positive" in places and not self.missing:
             given[places["positive"]] = combined(self._positive, self.outputs)
         return given
+
+
+def _has_code(cond: dict[str, Any]) -> bool:
+    """Whether a conditioning brings hooks that act in the model call, such as attention couple, and not weights alone.
+
+    They know the calls that ComfyUI makes for it, where nothing else that has these hooks is beside it.
+    """
+    hooks = cond.get("hooks")
+    return hooks is not None and any(hook.hook_type is not EnumHookType.Weight for hook in hooks.hooks)
 
 
 def _place_of(theirs: Conds, conds: list[Conds | None]) -> int | None:

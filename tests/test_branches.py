@@ -5,6 +5,7 @@ import torch
 from coherence.attention.branches import Copy, OfClip, branches_of, originals, rows_of, told_order, with_branches
 from coherence.attention.prefix import layers_before, shared
 from coherence.samplers.branches import StepBranches, Variant, combined
+from comfy.hooks import EnumHookType, Hook, HookGroup
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample
 from hypothesis import given
 from hypothesis import strategies as st
@@ -187,6 +188,18 @@ def test_copies_that_several_owners_ask_for_are_kept_apart_and_the_originals_as_
     assert [tag.owner for _, _, *copies in model.asked for (tag,) in copies] == ["owner", "another", "owner"]
     assert branches.outputs[C].item() == 1.0
     assert outputs[0].item() == 1.0 + 11.0 - 1.0
+
+
+@pytest.mark.parametrize(("kind", "calls"), [(EnumHookType.Weight, 1), (EnumHookType.TransformerOptions, 3)])
+def test_copies_that_bring_code_are_calls_of_their_own(kind, calls):
+    hooks = HookGroup()
+    hooks.add(Hook(hook_type=kind))
+    positive = [{**POSITIVE[0], "hooks": hooks}]
+    model, branches = Model(), StepBranches([CU, CI], {C: 1}, {"positive": positive, "negative": NEGATIVE}, None)
+    outputs = call(branches, model, [positive, NEGATIVE])
+    assert len(model.asked) == calls
+    assert [x.item() for x in outputs] == [1.0, 2.0]
+    assert {branch: x.item() for branch, x in branches.outputs.items()} == {C: 1.0, CU: 1.0, CI: 11.0}
 
 
 def test_a_handler_behind_gets_the_copies_too():

@@ -9,6 +9,7 @@ from coherence.attention.perturbation import IDENTITY, UNIFORM, Perturbation
 from coherence.attention.tap import tap
 from coherence.demo.model import load_model
 from coherence.samplers.ie_guidance import MissingBranchError
+from comfy.hooks import EnumHookScope, HookGroup, TransformerOptionsHook
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_freelunch import FreeU_V2
@@ -264,6 +265,38 @@ def test_of_stacked_guidances_the_one_that_lacks_a_branch_says_so(unet):
     model = guided(guided(unet, "strategy 4", layers=FIRST), "strategy 1", layers=SECOND)
     with pytest.raises(MissingBranchError, match=r"test \(strategy 1\) needs the negative"):
         sample(model, DEMO, cfg=1.0)
+
+
+# Conditionings with hooks --------------------------------------------------------------------------------------
+
+
+def coupled(conditioning):
+    """The conditioning with hooks that act in its calls, and take these to hold nothing else, as attention couple."""
+
+    def regions(n, options):
+        assert tuple(options["cond_or_uncond"]) == (0,)
+        rows = len(n)
+        assert rows == FRAMES
+        return n * torch.linspace(0.8, 1.2, n.shape[1]).reshape(1, -1, 1)
+
+    hook = TransformerOptionsHook({"patches": {"attn2_output_patch": [regions]}}, EnumHookScope.HookedOnly)
+    group = HookGroup()
+    group.add(hook)
+    ((text, extras),) = conditioning
+    return [[text, {**extras, "hooks": group}]]
+
+
+@pytest.mark.parametrize("guidance", ["U-I", "A-I", "strategy 3", "strategy 4"])
+def test_copies_of_a_conditioning_with_hooks_of_its_own_are_calls_of_their_own(unet, guidance):
+    positive, negative = DEMO.conditioning()
+    prompts = coupled(positive), negative
+    calls = Calls(guided(unet, guidance))
+    ours = sample(calls.model, DEMO, conditioning=prompts)
+    assert set(calls.rows) == {FRAMES}
+    if guidance in ("U-I", "A-I"):
+        reference = sample(with_extra_calls(unet, lambda m: m.clone(), guidance), DEMO, conditioning=prompts)
+        agree(ours, reference, sample(unet, DEMO, conditioning=prompts))
+    assert difference(ours, sample(guided(unet, guidance), DEMO)) > 1e-3
 
 
 # Caches --------------------------------------------------------------------------------------------------------
