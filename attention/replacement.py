@@ -69,6 +69,8 @@ class Replacement(Technique):
         except KeyError:
             raise UnpairedBranchError(
                 "Source and target must be in the same model call, but ComfyUI put them into different ones. Give "
-                "source, target and negative the same number of tokens, areas, step ranges, LoRA hooks and "
-                "ControlNets, and no GLIGEN boxes. If that is so, memory is short: use fewer frames or a smaller size."
+                "source, target and negative the same number of tokens, areas, step ranges, hooks (LoRA schedules, "
+                "attention couple) and ControlNets, and no GLIGEN boxes. Two Apply ControlNet nodes must have equal settings; where they are "
+                "of another pack, use one for both prompts, as its positive and negative. If all that is the same, "
+                "memory is short: use fewer frames or a smaller size."
             ) from None

@@ -4,42 +4,49 @@ Both start from the same latent and take the same steps of the same sampler. (Th
 and never updates the source; it is not followed.) The model gets the branches of both in one call, for which the two
 clips lie side by side in the channels: ComfyUI cuts areas and context windows out of both alike, and every branch is
 given its own clip when the model is called.
+
+Everybody else sees a positive and a negative branch for each clip, as in plain sampling of it; which clip, only the
+branch's uuid tells.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import torch
 from comfy.model_management import intermediate_device
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy.sampler_helpers import prepare_mask
-from comfy.samplers import KSAMPLER, CFGGuider, Sampler, calc_cond_batch, cfg_function
+from comfy.samplers import KSAMPLER, CFGGuider, Sampler, calc_cond_batch
 from comfy.utils import PROGRESS_BAR_ENABLED
 from latent_preview import prepare_callback
 from torch import Tensor
 
+from ..attention.branches import OfClip, branches_of
 from ..attention.registry import SELECTABLE
 from ..attention.replacement import Replacement, UnpairedBranchError
 from ..attention.tap import tap
+from .animatediff import AnimateDiff
 from .branches import StepBranches
+from .by_clip import ByClip
+from .clip_guidance import Clip, ClipGuidance
+from .controls import SeenControls, alike, with_controls
 from .finite import require_finite_prediction, step_at
 from .latents import input_scale, noise_for, require_falling, require_levels, samples_for
 from .pairing import PairSampler
+from .told import Conds, in_told_order, meanwhile, told
 from .unfit import told_if_unfit
 
+SOURCE, TARGET = range(2)
+"""The clips, in the order of their rows."""
 Replace = Literal["map", "key_value", "value", "cross_map"]
 REPLACES = get_args(Replace)
-
-Conds = list[dict[str, Any]]
-"""A conditioning as ComfyUI's samplers have it: each entry is a branch of the model call."""
 
 
 @dataclass(frozen=True)
@@ -131,46 +138,22 @@ class EditGuider(CFGGuider):
         self._edit, self._replaces, self._rows = edit, bool(layers), 2 * shape[0]
         self._mask = None if edit.mask is None else _latent_mask(edit.mask, shape).to(model.load_device)
 
-    def pair_branches(self, sampler: Sampler) -> None:
+    def pair_branches(self, sampler: Sampler, options: Mapping[str, Any]) -> None:
         """Before the first step: the branches of both clips, from the conditionings that ComfyUI made ready."""
-        self._side_of: dict[UUID, int] = {}
         self._in_one_call = True
         self._scales_input = isinstance(sampler, KSAMPLER)
-        entries = [entry for conds in self.conds.values() for entry in conds]
-        controls = {id(each["control"]): self._of_own_clip(each["control"]) for each in entries if "control" in each}
+        self._by_clip = ByClip()
+        self._guide = ClipGuidance(self._by_clip.state, options)
+        controls = SeenControls(_shown_own_clip, alike)
         self._branches = {
-            name: self._branch(side, self.conds[conds], controls)
-            for name, side, conds in (
-                ("source", 0, "source"),
-                ("target", 1, "positive"),
-                ("source_negative", 0, "negative"),
-                ("target_negative", 1, "negative"),
+            name: _branch(clip, index, self.conds[conds], controls)
+            for name, clip, index, conds in (
+                ("source", SOURCE, 0, "source"),
+                ("target", TARGET, 0, "positive"),
+                ("source_negative", SOURCE, 1, "negative"),
+                ("target_negative", TARGET, 1, "negative"),
             )
         }
-
-    def _branch(self, side: int, conds: Conds, controls: dict[int, Any]) -> Conds:
-        """A copy of ``conds`` with uuids that tell whose branches they are, and ``controls`` by the id of theirs."""
-        branch = [{**entry, "uuid": uuid4()} for entry in conds]
-        self._side_of.update((entry["uuid"], side) for entry in branch)
-        return [
-            {**entry, "control": controls[id(entry["control"])]} if "control" in entry else entry for entry in branch
-        ]
-
-    def _of_own_clip(self, control: Any) -> Any:
-        """A copy of a ControlNet that sees, for each branch, the clip that the branch is of."""
-        own = copy.copy(control)
-
-        def get_control(x: Tensor, t: Tensor, cond: dict, branches: int, options: dict[str, Any]) -> Any:
-            return type(control).get_control(own, self._own_clip(x, options), t, cond, branches, options)
-
-        own.get_control = get_control
-        return own
-
-    def _own_clip(self, x: Tensor, options: dict[str, Any]) -> Tensor:
-        """Rows with both clips in their channels → rows with the one that their branch is of."""
-        uuids = options["uuids"]
-        sides = [x.chunk(2, dim=1)[self._side_of[uuid]] for x, uuid in zip(x.chunk(len(uuids)), uuids, strict=True)]
-        return torch.cat(sides)
 
     def predict_noise(
         self, x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None, seed: int | None = None
@@ -181,37 +164,54 @@ class EditGuider(CFGGuider):
                 f"sampler: it calls the model with {len(x)} rows of latents, but source and target are {self._rows}. "
                 "Choose a sampler that denoises all of them at once, such as euler."
             )
-        options, scales = model_options or {}, (self._edit.source_cfg, self._edit.cfg)
-        always = options.get("disable_cfg1_optimization", False)
-        source_guided, target_guided = (always or not math.isclose(scale, 1.0) for scale in scales)
-        source_negative = "source_negative" if source_guided else "source"
-        target_negative = "target_negative" if target_guided else "target"
-        groups: list[tuple[str, ...]] = [("source", "target")]
-        if target_guided:
-            groups.append((source_negative, target_negative))
-        elif source_guided:
-            groups.append((source_negative,))
-        denoised = self._denoised(groups, x, timestep, options)
-        cond, uncond = (
-            self._with_background(torch.cat([denoised[source], denoised[target]]))
-            for source, target in (("source", "target"), (source_negative, target_negative))
-        )
-        scale = scales[1] if scales[0] == scales[1] else _rows_of(*scales, x)
-        guided = self._guided(cond, uncond, scale, x, timestep, options)
-        sigmas = options.get("transformer_options", {}).get("sample_sigmas", timestep)
-        for clip, denoised_clip in zip(("source", "target"), guided.chunk(2), strict=True):
-            require_finite_prediction(denoised_clip, step_at(timestep[0], sigmas), sigmas, f"the {clip} clip")
-        return self._with_background(guided)
-
-    def _denoised(
-        self, groups: list[tuple[str, ...]], x: Tensor, timestep: Tensor, options: dict[str, Any]
-    ) -> dict[str, Tensor]:
-        """Every branch of ``groups``: all in one call or, where ComfyUI splits that, a call for each group."""
+        options = {} if model_options is None else model_options
         if "sampler_calc_cond_batch_function" in options or isinstance(options.get("context_handler"), StepBranches):
             raise ValueError(
                 "A guidance node on this model calls it in its own way, but an edit needs source and target in one "
                 "call. Remove that node."
             )
+        with AnimateDiff.step(self.inner_model, x.chunk(2)[SOURCE], timestep.chunk(2)[SOURCE], options) as animatediff:
+            return self._predicted(x, timestep, options, animatediff)
+
+    def _predicted(self, x: Tensor, timestep: Tensor, options: dict[str, Any], animatediff: AnimateDiff) -> Tensor:
+        always = options.get("disable_cfg1_optimization", False)
+        scales = [animatediff.scale_or(scale) for scale in (self._edit.source_cfg, self._edit.cfg)]
+        guided = [always or not (isinstance(each, int | float) and math.isclose(each, 1.0)) for each in scales]
+        groups: list[tuple[str, ...]] = [("source", "target")]
+        if guided[TARGET]:
+            groups.append(("source_negative" if guided[SOURCE] else "source", "target_negative"))
+        elif guided[SOURCE]:
+            groups.append(("source_negative",))
+        denoised = self._denoised(groups, x, timestep, options)
+        nothing = torch.zeros_like(denoised["source"])
+        outputs = [(denoised[name], denoised.get(f"{name}_negative", nothing)) for name in ("source", "target")]
+        positive, negative = map(self._with_background, *outputs)
+        outputs[TARGET] = positive, negative if guided[SOURCE] else outputs[TARGET][1]
+        clips = [
+            Clip(
+                (
+                    self.conds["source" if clip == SOURCE else "positive"],
+                    self.conds["negative"] if guided[clip] else None,
+                ),
+                outputs[clip],
+                animatediff.scaled(outputs[clip][0], self._edit.source_cfg if clip == SOURCE else self._edit.cfg),
+                x.chunk(2)[clip],
+                timestep.chunk(2)[clip],
+                animatediff.adapted,
+            )
+            for clip in (SOURCE, TARGET)
+        ]
+        with meanwhile(options, model_function_wrapper=_refuse_call):
+            source, target = self._guide(self.inner_model, clips, options).chunk(2)
+        sigmas = options.get("transformer_options", {}).get("sample_sigmas", timestep)
+        for name, clip in (("source", source), ("target", target)):
+            require_finite_prediction(clip, step_at(timestep[0], sigmas), sigmas, f"the {name} clip")
+        return torch.cat([source, self._with_background(source, target)])
+
+    def _denoised(
+        self, groups: list[tuple[str, ...]], x: Tensor, timestep: Tensor, options: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """Every branch of ``groups``: all in one call or, where ComfyUI splits that, a call for each group."""
         self._replacement.source_of.update(uuids for pair in groups if len(pair) == 2 for uuids in self._paired(*pair))
         if self._in_one_call:
             every = tuple(dict.fromkeys(name for group in groups for name in group))
@@ -221,7 +221,7 @@ class EditGuider(CFGGuider):
                 self._in_one_call = False
         return {name: out for group in groups for name, out in self._call(group, x, timestep, options).items()}
 
-    def _paired(self, source: str, target: str) -> list[tuple[UUID, UUID]]:
+    def _paired(self, source: str, target: str) -> list[tuple[OfClip, OfClip]]:
         sources, targets = self._branches[source], self._branches[target]
         if len(sources) not in (1, len(targets)):
             raise ValueError(
@@ -232,77 +232,48 @@ class EditGuider(CFGGuider):
         return [(t["uuid"], s["uuid"]) for t, s in zip(targets, sources, strict=True)]
 
     def _call(self, names: tuple[str, ...], x: Tensor, timestep: Tensor, options: dict[str, Any]) -> dict[str, Tensor]:
+        """The branches ``names``, positives first: ComfyUI has the rows in reverse."""
         sigma = timestep.chunk(2)[0]
         if self._scales_input:
             x = x * input_scale(self.inner_model.model_sampling, sigma[0])
-        call_model = partial(self._call_model, options.get("model_function_wrapper"))
-        options = {
-            **_prepared_by_animatediff(options, self.inner_model, x, sigma),
-            "model_function_wrapper": call_model,
-        }
-        options.pop("multigpu_clones", None)  # on several GPUs the branches would part
         conds = [self._branches[name] for name in names]
-        out = calc_cond_batch(self.inner_model, conds, torch.cat(x.chunk(2), dim=1), sigma, options)
+        call_model = partial(self._call_model, told(options.get("model_function_wrapper")))
+        on_one_gpu = {"multigpu_clones": None}  # on several the branches would part
+        with meanwhile(options, model_function_wrapper=call_model, **on_one_gpu):
+            out = calc_cond_batch(self.inner_model, conds, torch.cat(x.chunk(2), dim=1), sigma, options)
         return {name: each.chunk(2, dim=1)[0] for name, each in zip(names, out, strict=True)}
 
-    def _call_model(self, wrapper: Callable | None, apply_model: Callable, args: dict[str, Any]) -> Tensor:
-        """ComfyUI's ``model_function_wrapper``: around another pack's ``wrapper``, which sees nothing unusual."""
+    def _call_model(self, call: Callable, apply_model: Callable, args: dict[str, Any]) -> Tensor:
+        """ComfyUI's ``model_function_wrapper``: around another pack's, which sees nothing unusual."""
         options = args["c"]["transformer_options"]
         if self._replaces:
-            self._replacement.donors([*zip(options["cond_or_uncond"], options["uuids"], strict=True)])
-        x = self._own_clip(args["input"], options)
-        out = wrapper(apply_model, {**args, "input": x}) if wrapper else apply_model(x, args["timestep"], **args["c"])
+            self._replacement.donors(branches_of(options))
+        x = _own_clip(args["input"], options)
+        c = {**args["c"], "transformer_options": self._by_clip.options(options, len(x))}
+        out = call(apply_model, {**args, "input": x, "c": c})
         return torch.cat([out, out], dim=1)
 
-    def _guided(
-        self,
-        cond: Tensor,
-        uncond: Tensor,
-        scale: float | Tensor,
-        x: Tensor,
-        timestep: Tensor,
-        options: dict[str, Any],
-    ) -> Tensor:
-        """ComfyUI's guidance with other nodes' changes to it, as long as they do not call the model."""
-        options = {**options, "model_function_wrapper": _refuse_call}
-        conds = {name: self.conds[name] for name in ("positive", "negative")}
-        for change in options.get("sampler_pre_cfg_function", ()):
-            cond, uncond = change(
-                {
-                    "conds": [*conds.values()],
-                    "conds_out": [cond, uncond],
-                    "cond_scale": scale,
-                    "timestep": timestep,
-                    "sigma": timestep,
-                    "input": x,
-                    "model": self.inner_model,
-                    "model_options": options,
-                }
-            )
-        return cfg_function(
-            self.inner_model,
-            cond,
-            uncond,
-            scale,
-            x,
-            timestep,
-            model_options=options,
-            cond=conds["positive"],
-            uncond=conds["negative"],
-        )
-
-    def _with_background(self, both: Tensor) -> Tensor:
-        """The target's rows as the source's where the mask says so: then the sampler's own latents stay the same there,
-        as they start alike and a :class:`.pairing.PairSampler` treats every value for itself."""
-        if self._mask is None:
-            return both
-        source, target = both.chunk(2)
-        return torch.cat([source, torch.lerp(source, target, self._mask.to(both))])
+    def _with_background(self, source: Tensor, target: Tensor) -> Tensor:
+        """``target`` as ``source`` where the mask says so: then the sampler's own latents stay the same there, as they
+        start alike and a :class:`.pairing.PairSampler` treats every value for itself."""
+        return target if self._mask is None else torch.lerp(source, target, self._mask.to(target))
 
 
-def _rows_of(source: float, target: float, x: Tensor) -> Tensor:
-    """A number for the source's rows of ``x`` and one for the target's, to be multiplied with it."""
-    return x.new_tensor([source, target]).repeat_interleave(len(x) // 2).reshape(-1, *[1] * (x.ndim - 1))
+def _branch(clip: int, index: int, conds: Conds, controls: SeenControls) -> Conds:
+    """A copy of ``conds`` whose uuids tell whose branches they are, and whose ControlNets see that clip."""
+    return with_controls([{**entry, "uuid": OfClip(uuid4(), index, clip)} for entry in conds], controls) or []
+
+
+def _shown_own_clip(inputs: tuple[Tensor, Tensor, dict], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What a ControlNet sees: for each branch, the clip that it is of."""
+    x, *others = inputs
+    return in_told_order((_own_clip(x, options), *others), options)
+
+
+def _own_clip(x: Tensor, options: dict[str, Any]) -> Tensor:
+    """Rows with both clips in their channels → rows with the one that their branch is of."""
+    uuids = options["uuids"]
+    return torch.cat([x.chunk(2, dim=1)[uuid.clip] for x, uuid in zip(x.chunk(len(uuids)), uuids, strict=True)])
 
 
 def _latent_mask(mask: Tensor, shape: Sequence[int]) -> Tensor:
@@ -311,17 +282,6 @@ def _latent_mask(mask: Tensor, shape: Sequence[int]) -> Tensor:
     if len(shape) == 4 and frames not in (1, shape[0]):
         raise ValueError(f"mask has {frames} frames and latent_image {shape[0]}; expected as many, or one for all.")
     return prepare_mask(mask.float(), shape, mask.device)
-
-
-def _prepared_by_animatediff(options: dict[str, Any], model: Any, x: Tensor, sigma: Tensor) -> dict[str, Any]:
-    """Model options as AnimateDiff-Evolved's sampling function gives them, which a guider of one's own leaves out."""
-    transformer_options = options["transformer_options"]
-    state = transformer_options.get("ADGS")
-    if state is None:
-        return options
-    state.initialize(model, options)
-    state.prepare_current_keyframes(x=x, timestep=sigma, transformer_options=transformer_options)
-    return {**options, "transformer_options": {**transformer_options, "ad_params": state.create_exposed_params()}}
 
 
 def _reserve_for_both(executor: Callable, model: ModelPatcher, noise_shape: Sequence[int], *args: Any, **kwargs: Any):

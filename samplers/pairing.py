@@ -19,9 +19,10 @@ from ..noise.streams import generator
 
 
 class PairGuider(Protocol):
-    """What denoises the two: ComfyUI's guider, told when its conditionings are ready and who samples."""
+    """What denoises the two: ComfyUI's guider, told when its conditionings are ready, who samples and with which
+    model options."""
 
-    def pair_branches(self, sampler: Sampler) -> None: ...
+    def pair_branches(self, sampler: Sampler, options: dict[str, Any]) -> None: ...
 
     def __call__(self, x: Tensor, timestep: Tensor, model_options: Any = None, seed: int | None = None) -> Tensor: ...
 
@@ -51,7 +52,7 @@ class PairSampler(Sampler):
                 f"sampler: {_name(self.sampler)} draws noise of its own, or adapts its steps, so source and target "
                 "would part. Choose a sampler without noise, such as euler, ddim, heun, dpmpp_2m or uni_pc."
             )
-        model_wrap.pair_branches(self.sampler)
+        model_wrap.pair_branches(self.sampler, extra_args["model_options"])
 
         def on_target(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
             callback(step, denoised.chunk(2)[1], x.chunk(2)[1], total)

@@ -1,0 +1,166 @@
+"""Other packs' patches where one model call holds several clips: each clip alone, as its own sampling would have it.
+
+Some patches look for the positive's and the negative's rows, and take the first of each. So every patch at a layer, or
+in place of a layer's attention, is called for one clip after the other, with the rows and branches of that clip.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..attention.branches import Branch, OfClip, branches_of, of_rows, rows_of, with_branches
+from ..attention.prefix import MODULE_HANDLERS
+from .own_state import OwnState, holders_of
+
+_WRITTEN = "coherence_written_by_clip"
+"""In transformer options: what patches wrote there, by clip."""
+
+
+class ByClip:
+    """The patches of one run."""
+
+    def __init__(self) -> None:
+        self.state = OwnState()
+        self._wrapped: dict[tuple[int, int], tuple[Any, Callable]] = {}
+        self._together: set[int] = set()
+
+    def options(self, options: dict[str, Any], rows: int) -> dict[str, Any]:
+        """Transformer options of a model call with ``rows`` rows, whose patches take one clip at a time."""
+        if len(clips_of(branches_of(options))) < 2:
+            return options
+        patches = {
+            name: several if name == MODULE_HANDLERS else [self._by_clip(each, rows) for each in several]
+            for name, several in options.get("patches", {}).items()
+        }
+        replaced = {
+            name: {place: self._by_clip(each, rows) for place, each in theirs.items()}
+            if name in ("attn1", "attn2")
+            else theirs
+            for name, theirs in options.get("patches_replace", {}).items()
+        }
+        return {**options, "patches": patches, "patches_replace": replaced}
+
+    def _by_clip(self, patch: Callable, rows: int) -> Callable:
+        """The same function every time, so that compiled code need not be made again."""
+        key = id(patch), rows
+        if key not in self._wrapped:
+
+            def by_clip(*args: Any, **kwargs: Any) -> Any:
+                return self._call(patch, rows, args, kwargs)
+
+            compiles = "torch._dynamo" in sys.modules  # else importing it takes seconds
+            self._wrapped[key] = patch, torch.compiler.disable(by_clip) if compiles else by_clip
+        return self._wrapped[key][1]
+
+    def _call(self, patch: Callable, rows: int, args: tuple, kwargs: dict[str, Any]) -> Any:
+        options = _options_in((args, kwargs))
+        found = _rows_in((args, kwargs))
+        clips = clips_of(branches_of(options)) if options else {}
+        if options is None or found not in _layouts(rows, options) or len(clips) < 2 or id(patch) in self._together:
+            return patch(*args, **kwargs)
+        branches, holders = branches_of(options), list(holders_of(patch))
+        outputs = []
+        for clip, positions in clips.items():
+            own = _only(options, branches, clip, positions)
+            told = dict(own)
+            theirs = _narrowed((args, kwargs), found, len(branches), positions, told)
+            with self.state.of(clip, holders):
+                outputs.append(patch(*theirs[0], **theirs[1]))
+            _remember(options, clip, {name: told[name] for name in told if told[name] is not own.get(name)})
+        sizes = [found // len(branches) * len(positions) for positions in clips.values()]
+        try:
+            return _merged(outputs, sizes, [place for positions in clips.values() for place in positions], options)
+        except _OtherRowsError:  # it gives a branch further rows, by a layout of its own
+            self._together.add(id(patch))
+            return patch(*args, **kwargs)
+
+
+class _OtherRowsError(Exception):
+    pass
+
+
+def clips_of(branches: Sequence[Branch]) -> dict[int, list[int]]:
+    """The positions of each clip's branches; empty where they are not told."""
+    clips: dict[int, list[int]] = {}
+    for position, (_, tag) in enumerate(branches):
+        if not isinstance(tag, OfClip):
+            return {}
+        clips.setdefault(tag.clip, []).append(position)
+    return clips
+
+
+def _layouts(rows: int, options: dict[str, Any]) -> set[int]:
+    """How many rows features may have: as the latents, those of a chunk's or window's frames, or one for each place in
+    a picture (SVD's temporal layers)."""
+    branches = len(branches_of(options))
+    frames = options.get("ad_params", {}).get("sub_idxs") or ()
+    return {rows, branches * len(frames), branches * prod(options.get("activations_shape", (0, 0))[-2:])}
+
+
+def _is_options(value: Any) -> bool:
+    return isinstance(value, dict) and "cond_or_uncond" in value
+
+
+def _options_in(tree: Any) -> dict[str, Any] | None:
+    """The transformer options among what a patch is given."""
+    if _is_options(tree):
+        return tree
+    each = tree.values() if type(tree) is dict else tree if type(tree) in (tuple, list) else ()
+    return next((found for found in map(_options_in, each) if found is not None), None)
+
+
+def _rows_in(tree: Any) -> int:
+    """Of the first tensor among what a patch is given."""
+    if isinstance(tree, Tensor):
+        return len(tree) if tree.ndim else 0
+    if _is_options(tree):
+        return 0
+    each = tree.values() if type(tree) is dict else tree if type(tree) in (tuple, list) else ()
+    return next((found for found in map(_rows_in, each) if found), 0)
+
+
+def _only(options: dict[str, Any], branches: Sequence[Branch], clip: int, positions: list[int]) -> dict[str, Any]:
+    return {
+        **with_branches(options, [branches[position] for position in positions]),
+        **options.get(_WRITTEN, {}).get(clip, {}),
+    }
+
+
+def _remember(options: dict[str, Any], clip: int, written: dict[str, Any]) -> None:
+    if written:
+        options.setdefault(_WRITTEN, {}).setdefault(clip, {}).update(written)
+
+
+def _narrowed(tree: Any, rows: int, branches: int, positions: list[int], options: dict[str, Any]) -> Any:
+    if _is_options(tree):
+        return options
+    if type(tree) in (tuple, list):
+        return type(tree)(_narrowed(each, rows, branches, positions, options) for each in tree)
+    if type(tree) is dict:
+        return {name: _narrowed(each, rows, branches, positions, options) for name, each in tree.items()}
+    return of_rows(tree, rows, lambda x: rows_of(x, branches, positions))
+
+
+def _merged(outputs: list[Any], sizes: list[int], places: list[int], options: dict[str, Any]) -> Any:
+    """What a patch returned for each clip, as one; ``places``: of their branches in the call."""
+    first = outputs[0]
+    if all(out is first for out in outputs):
+        return first
+    if isinstance(first, Tensor):
+        if [len(out) for out in outputs] != sizes:
+            raise _OtherRowsError
+        each = torch.cat(outputs).chunk(len(places))
+        return torch.cat([each[places.index(place)] for place in range(len(places))])
+    if _is_options(first):
+        return options
+    if type(first) in (tuple, list):
+        return type(first)(_merged(list(each), sizes, places, options) for each in zip(*outputs, strict=True))
+    if type(first) is dict:
+        return {name: _merged([out[name] for out in outputs], sizes, places, options) for name in first}
+    return first
