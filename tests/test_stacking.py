@@ -1,7 +1,7 @@
-"""All pairs of the pack's MODEL patches, with each other and with ComfyUI's own, in both orders."""
+"""All pairs of the pack's MODEL patches, with each other and with ComfyUI's own, in both orders; edits with each."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -29,10 +29,14 @@ from comfy.sd import load_lora_for_models
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_freelunch import FreeU_V2
 from comfy_extras.nodes_hypertile import HyperTile
+from comfy_extras.nodes_mahiro import Mahiro
 from comfy_extras.nodes_model_advanced import RescaleCFG
+from comfy_extras.nodes_nag import NAGuidance
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from comfy_extras.nodes_torch_compile import TorchCompileModel
+from comfy_extras.nodes_video_model import VideoLinearCFGGuidance, VideoTriangleCFGGuidance
+from editing_runs import demo_run
 from gligen import gligen_for, with_boxes
 from test_low_rank import lora_for
 from tiny_models import sample
@@ -128,21 +132,15 @@ def core() -> dict[str, Patch]:
         "LoRA": on_model(lambda m: load_lora_for_models(m, None, lora_for(m, "all", seed=5), 0.5, 0.0)),
         "ControlNet": controlled,
         "GLIGEN": boxed,
+        "NAGuidance": on_model(lambda m: NAGuidance.execute(m, 5.0, 0.5, 1.5)),
+        "Mahiro": on_model(lambda m: Mahiro.execute(m)),
+        "VideoLinearCFG": on_model(lambda m: VideoLinearCFGGuidance().patch(m, 1.0)),
+        "VideoTriangleCFG": on_model(lambda m: VideoTriangleCFGGuidance().patch(m, 1.0)),
     }
 
 
-CORE = (
-    "PAG",
-    "SAG",
-    "FreeU",
-    "HyperTile",
-    "RescaleCFG",
-    "ContextWindows",
-    "TorchCompile",
-    "LoRA",
-    "ControlNet",
-    "GLIGEN",
-)
+CORE = ("PAG", "SAG", "FreeU", "HyperTile", "RescaleCFG", "ContextWindows", "TorchCompile", "LoRA", "ControlNet")
+CORE += ("GLIGEN", "NAGuidance", "Mahiro", "VideoLinearCFG", "VideoTriangleCFG")
 PAIRS = [*combinations(OURS, 2), *((ours, theirs) for ours in OURS for theirs in CORE)]
 FRAME_BY_FRAME = ("perturbed", "IE guidance", "GE-Adapter")
 HIDDEN = {
@@ -235,6 +233,25 @@ def test_beside_comfyuis_patches_a_clip_in_chunks_is_the_clip_at_once_or_says_wh
         else:
             assert not isinstance(drawn, Exception), drawn
             assert difference(drawn, stacks.draw("momentum", name)) < SAME
+
+
+CALLS_AGAIN = ("IE guidance", "PAG", "SAG")
+"""What an edit refuses: it calls the model in its own way."""
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in (*OURS, *CORE) if name not in ("TorchCompile", "ControlNet", "GLIGEN")]
+)
+def test_an_edit_without_layers_is_plain_sampling_of_each_clip(stacks, core, name):
+    with torch.inference_mode():
+        run = replace(demo_run(stacks.model), model=(OURS | core)[name](Stack(stacks.model)).model)
+    if name in CALLS_AGAIN:
+        with pytest.raises(ValueError, match="A guidance node on this model calls it"):
+            run.edit()
+        return
+    target, source = run.edit(layers="", source_cfg=2.0)
+    assert difference(target, run.plain(run.target)) < SAME
+    assert difference(source, run.plain(run.source, 2.0)) < SAME
 
 
 def test_the_model_is_as_it_was(stacks):
