@@ -78,7 +78,7 @@ def unet():
         (noise, 0, 1),
         (consistency, 1, 0),
     ],
-    ids=lambda each: getattr(each, "__name__", ""),
+    ids=["one-shot", "GE-Adapter", "register", "reselect", "noise", "consistency"],
 )
 def test_what_was_computed_comes_with_an_empty_chart(unet, no_matplotlib, caplog, node, chart, rest):
     with torch.inference_mode():
