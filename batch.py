@@ -9,9 +9,9 @@ if sys.version_info < (3, 10):  # noqa: UP036
     sys.exit("batch.py needs Python 3.10 or newer, and this is " + sys.version.split()[0] + ": " + sys.executable)
 
 if __name__ == "__main__":
-    import pack
+    import _enter_pack
 
-    pack.enter()
+    _enter_pack.enter()
     from coherence.batching.cli import main
 
     sys.exit(main())

@@ -41,9 +41,9 @@ from studies import PACK
 from torch import Tensor
 
 sys.path.append(str(PACK))  # its modules that need no ComfyUI: that one runs in the server
-import pack
+import _enter_pack
 
-pack.enter()
+_enter_pack.enter()
 import ie_guidance_report as report
 from coherence.demo.motion import FRAMES, MovingScene, moving_caption, random_moving_scene
 from coherence.demo.motion_reader import read_motion

@@ -32,9 +32,9 @@ from studies import PACK, enter_comfyui
 
 sys.path += [str(PACK), str(PACK / "tests")]
 
-import pack
+import _enter_pack
 
-pack.enter()
+_enter_pack.enter()
 from coherence.client.server import outputs  # noqa: E402
 from coherence.client.workflow import to_prompt  # noqa: E402
 from coherence.hosting.errors import HostError  # noqa: E402

@@ -23,7 +23,7 @@ from .tools import say
 DEMO_WORKFLOW = PACK / "workflows" / "zs2_text_to_video.json"
 # What the command `pytest` does. `python -m pytest` would put the pack's folders before ComfyUI's modules of the
 # same name.
-_PYTEST = "import sys; sys.path = [p for p in sys.path if p]; import pytest; sys.exit(pytest.main())"
+PYTEST = "import sys; sys.path = [p for p in sys.path if p]; import pytest; sys.exit(pytest.main())"
 # A file's tests stay together, for they share models, and files keep their order: xdist would begin with those of
 # many tests, and end with one process at the slowest few. What the user gives comes later and wins.
 _SHARE_OUT = ("-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")
@@ -109,7 +109,7 @@ def test(host: Host, arguments: argparse.Namespace, pytest_arguments: Sequence[s
     workers = _workers()
     env["PYTEST_XDIST_AUTO_NUM_WORKERS"] = str(workers if workers > 1 else 0)
     env.setdefault("OMP_NUM_THREADS", str(_usable_cores() // workers))  # PyTorch's in each: all would take all cores
-    process = subprocess.Popen([host.python, "-c", _PYTEST, *_SHARE_OUT, *pytest_arguments], cwd=PACK, env=env)
+    process = subprocess.Popen([host.python, "-c", PYTEST, *_SHARE_OUT, *pytest_arguments], cwd=PACK, env=env)
     # Ctrl-C reaches pytest too: it gets the time to stop its servers. A polite kill is passed on.
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     while True:

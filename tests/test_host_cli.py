@@ -62,7 +62,7 @@ def test_the_comfyui_that_the_pack_lies_in_is_found(tmp_path):
     pack = tmp_path / "ComfyUI" / "custom_nodes" / "pack"
     for folder in ("client", "hosting"):
         shutil.copytree(PACK / folder, pack / folder)
-    for file in ("__init__.py", "host.py", "pack.py", "requirements.txt"):
+    for file in ("__init__.py", "host.py", "_enter_pack.py", "requirements.txt"):
         shutil.copy(PACK / file, pack)
     (tmp_path / "ComfyUI" / "main.py").touch()
     command = [sys.executable, pack / "host.py", "demo", "--python", sys.executable, "--workflow", "nowhere.json"]

@@ -1,10 +1,12 @@
 """What the code of host.py promises of itself: the standard library alone, right types on every system."""
 
 import ast
+import shutil
 import subprocess
 import sys
 
 import pytest
+from coherence.hosting.cli import PYTEST
 from coherence.hosting.provision import PACK
 from coherence.hosting.workspace import link_folder
 
@@ -28,8 +30,35 @@ def test_host_py_needs_nothing_but_python():
     assert len(files) > 10
     foreign = {path.name: imported_modules(path.read_text("utf-8")) - sys.stdlib_module_names for path in files}
     assert {name: modules for name, modules in foreign.items() if modules} == {}
-    assert imported_modules((PACK / "host.py").read_text("utf-8")) <= {"sys", "pack", "coherence"}
-    assert imported_modules((PACK / "pack.py").read_text("utf-8")) <= sys.stdlib_module_names
+    assert imported_modules((PACK / "host.py").read_text("utf-8")) <= {"sys", "_enter_pack", "coherence"}
+    assert imported_modules((PACK / "_enter_pack.py").read_text("utf-8")) <= sys.stdlib_module_names
+
+
+USES_THE_PACK = """
+import sys
+from pathlib import Path
+ROOT = Path(__file__).resolve().parent.parent
+
+def test_it():  # pytest imports the clone itself after it has collected, before a test runs
+    sys.path.append(str(ROOT))
+    import _enter_pack
+    _enter_pack.enter()
+    import coherence.noise
+    assert Path(coherence.noise.__file__).is_relative_to(ROOT)
+"""
+
+
+@pytest.mark.parametrize("name", ["pack", "coherence"])
+def test_a_clone_may_be_called_what_it_likes(name, tmp_path):
+    clone = tmp_path / name
+    for file in ("__init__.py", "_enter_pack.py", "pyproject.toml", "noise/__init__.py"):
+        (clone / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PACK / file, clone / file)
+    (clone / "tests").mkdir()
+    (clone / "tests" / "test_it.py").write_text(USES_THE_PACK)
+    command = [sys.executable, "-c", PYTEST, "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    result = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])

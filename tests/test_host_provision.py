@@ -32,8 +32,8 @@ PROVISION = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-import pack
-pack.enter()
+import _enter_pack
+_enter_pack.enter()
 from coherence.hosting.errors import HostError
 from coherence.hosting.provision import Recipe, provision
 recipe = Recipe(**json.loads(sys.argv[3]))

@@ -20,9 +20,9 @@ FOLDER = Path(__file__).resolve().parent
 SIDE, GAP = 256, 4
 sys.path.append(str(FOLDER.parent))
 
-import pack  # noqa: E402
+import _enter_pack  # noqa: E402
 
-pack.enter()
+_enter_pack.enter()
 from coherence.client.server import outputs  # noqa: E402
 from coherence.client.workflow import to_prompt  # noqa: E402
 from coherence.hosting.provision import Host  # noqa: E402

@@ -1,7 +1,8 @@
 """Makes the pack importable as ``coherence`` for its command lines, whatever its folder is called.
 
 Its modules import each other relatively. As ``coherence.client`` they do so without a folder of the pack, ``nodes`` or
-``metrics``, in the way of another module of that name.
+``metrics``, in the way of another module of that name. pytest imports a clone under its folder's name, so a module that
+was called ``pack`` was hidden by a clone called ``pack``: hence the underscore.
 """
 
 import importlib.util
