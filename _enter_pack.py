@@ -6,6 +6,7 @@ was called ``pack`` was hidden by a clone called ``pack``: hence the underscore.
 """
 
 import importlib.util
+import io
 import sys
 from pathlib import Path
 
@@ -21,3 +22,11 @@ def enter() -> None:
     sys.modules[NAME] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.path[:] = [path for path in sys.path if Path(path).resolve() != ROOT]
+    _print_every_letter()
+
+
+def _print_every_letter() -> None:
+    """Print letters that the terminal's encoding lacks as escapes, where Python would raise an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")

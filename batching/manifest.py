@@ -21,6 +21,11 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
+def to_json(value: Any, indent: int | None = None) -> bytes:
+    """JSON that keeps letters readable; half a surrogate pair, which UTF-8 cannot hold, becomes JSON's escape of it."""
+    return json.dumps(value, indent=indent, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file that is whole, on the disk, or not there."""
     beside = path.with_name(f"{path.name}.part")
@@ -72,7 +77,7 @@ class Manifest:
         """Add a line; it is on the disk when this returns."""
         line = {"event": event, "time": now(), **fields}
         with self.path.open("ab") as file:
-            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            file.write(to_json(line) + b"\n")
             file.flush()
             os.fsync(file.fileno())
         self._take(line)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .manifest import DONE
 from .sheet import INK, MUTED, RULE
-from .variations import short_names, varied
+from .variations import one_line, short_names, varied
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +25,14 @@ _LETTERS = 24  # of a label
 
 def draw_plot(records: Sequence[Json], folder: Path) -> Path | None:
     """Write the comparison plot; None if there is nothing to compare: fewer than two runs, or none with figures."""
+    from matplotlib import rc_context
+
+    # Texts of users are no formulas, whatever dollars they hold.
+    with rc_context({"text.parse_math": False, "text.usetex": False}):
+        return _draw_plot(records, folder)
+
+
+def _draw_plot(records: Sequence[Json], folder: Path) -> Path | None:
     from matplotlib.figure import Figure
 
     done = [record for record in records if record["status"] == DONE]
@@ -119,5 +127,5 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = f"{value:g}" if _is_number(value) else "(the workflow’s)" if value is None else str(value)
+    text = f"{value:g}" if _is_number(value) else "(the workflow’s)" if value is None else one_line(value)
     return text if len(text) <= _LETTERS else text[: _LETTERS - 1] + "…"

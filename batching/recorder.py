@@ -1,13 +1,12 @@
 """Write down what runs made: their files in a folder each, and their lines in the manifest."""
 
-import json
 import re
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from .figures import figures_of
-from .manifest import DONE, FAILED, Manifest, write_whole
+from .manifest import DONE, FAILED, Manifest, to_json, write_whole
 from .schedule import Outcome
 from .variations import Run, title
 from .workers import Result
@@ -54,7 +53,7 @@ class Recorder:
     def _save(self, run: Run, result: Result) -> list[dict[str, Any]]:
         folder = self.folder / f"{run.number:04d}_{run.key[:8]}"
         folder.mkdir(exist_ok=True)
-        write_whole(folder / "prompt.json", json.dumps(run.prompt, indent=1, ensure_ascii=False).encode())
+        write_whole(folder / "prompt.json", to_json(run.prompt, indent=1))
         taken, saved = {"prompt.json"}, []
         # In the prompt's order: the server lists first what it remembered, so the first clip would change between runs.
         places = {node: place for place, node in enumerate(run.prompt)}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .figures import SECONDS, STEADINESS
 from .manifest import DONE
 from .pictures import show
-from .variations import short_names, varied
+from .variations import one_line, short_names, varied
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
@@ -132,7 +132,7 @@ class _Sheet:
         return [*lines[: _MOST_LINES - 1], "…"] if len(lines) > _MOST_LINES else lines
 
     def _say(self, column: str, value: Any) -> str:
-        return f"{self._names[column]} = {'(the workflow’s)' if value is None else value}"
+        return f"{self._names[column]} = {'(the workflow’s)' if value is None else one_line(value)}"
 
     def _fit(self, text: str, width: float, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont") -> str:
         if font.getlength(text) <= width:

@@ -80,7 +80,7 @@ def _labelled(runs: list[Run]) -> list[Run]:
     names = short_names(list(axes))
 
     def label(run: Run) -> str:
-        said = [f"{names[column]} = {value}" for column, value in run.values.items() if column in axes]
+        said = [f"{names[column]} = {one_line(value)}" for column, value in run.values.items() if column in axes]
         return ", ".join(said) or "as it is"
 
     return [replace(run, label=label(run)) for run in runs]
@@ -94,6 +94,11 @@ def varied(rows: Sequence[Row]) -> dict[str, list[Any]]:
     columns = dict.fromkeys(column for row in rows for column in row)
     found = {column: unique([row.get(column) for row in rows]) for column in columns}
     return {column: values for column, values in found.items() if len(values) > 1}
+
+
+def one_line(value: Any) -> str:
+    """A value as it is shown: a prompt may have lines, and half a surrogate pair is no letter of any font."""
+    return " ".join(str(value).split()).encode("utf-8", "replace").decode()
 
 
 def unique(values: Sequence[Any]) -> list[Any]:

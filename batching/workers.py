@@ -13,6 +13,13 @@ OnFraction = Callable[[float], None]
 """Told which share of a prompt is done."""
 
 
+_REMAKES = 2
+
+
+class _FileLost(Exception):
+    """The server says that a node saved a file, and does not have it."""
+
+
 @dataclass(frozen=True)
 class SavedFile:
     """A file that a node saved."""
@@ -60,6 +67,19 @@ class ServerWorker:
         self.name = server.url
 
     def run(self, prompt: Json, prompt_id: str, on_fraction: OnFraction) -> Result:
+        for _ in range(_REMAKES):
+            try:
+                return self._run(prompt, prompt_id, on_fraction)
+            except _FileLost:
+                # Its folder was emptied, and it gives the names that it remembers. It forgets when it is idle next, so
+                # the first attempt may still come too early.
+                self.server.forget(prompt_id)
+        try:
+            return self._run(prompt, prompt_id, on_fraction)
+        except _FileLost as error:
+            raise PromptError(f"{error} It was made again, and is still not there: look at that node.") from error
+
+    def _run(self, prompt: Json, prompt_id: str, on_fraction: OnFraction) -> Result:
         started = time.monotonic()
         shares: dict[str, float] = {}
 
@@ -79,7 +99,8 @@ class ServerWorker:
                     try:
                         data = self.server.download(file)
                     except urllib.error.HTTPError as error:
-                        raise PromptError(f"The server lost {file['filename']} of node {node}: {error}.") from error
+                        lost = _FileLost if error.code == 404 else PromptError
+                        raise lost(f"The server does not give {file['filename']} of node {node}: {error}.") from error
                     except AWAY as error:
                         raise ServerGone(f"{self.name} went away before {file['filename']} was fetched.") from error
                     found.append(SavedFile(node, file["filename"], file.get("type", "output"), data))

@@ -138,6 +138,11 @@ class RunningServer:
         items = waiting["queue_running"] + waiting["queue_pending"]
         return any(item[1] == prompt_id for item in items) or bool(self.get(f"/history/{prompt_id}"))
 
+    def forget(self, prompt_id: str) -> None:
+        """Forget what a prompt gave, and what all nodes gave: the same prompt again saves its files anew."""
+        self.post("/history", {"delete": [prompt_id]})
+        self.post("/free", {"free_memory": True})
+
     def withdraw(self, prompt_id: str) -> None:
         """Take a prompt out of the queue, or interrupt it."""
         self.post("/queue", {"delete": [prompt_id]})

@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .canvas import ALONE, BROADCASTS, EXPORT, GETTERS, PASSING, PRIMITIVE
 from .errors import ComfyError
 
 Json = dict[str, Any]
 _MUTED, _BYPASSED = 2, 4
-_NOTES = {"Note", "MarkdownNote"}
-_VIRTUAL = {"Reroute", "PrimitiveNode", *_NOTES}
-"""Nodes of the canvas alone: the server does not know them."""
 _SUBGRAPH_INPUT, _SUBGRAPH_OUTPUT = -10, -20
 _DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
 _EMPTY = {"INT": 0, "FLOAT": 0, "BOOLEAN": False, "STRING": "", "IMAGECOMPARE": ["", ""]}
@@ -83,14 +81,19 @@ def to_prompt(workflow: Json, object_info: Json) -> Json:
 
     Returns:
         Node id → ``inputs``, ``class_type`` and ``_meta.title``. Muted and bypassed nodes, notes and groups
-        are left out; reroutes, primitives, bypasses and subgraphs are resolved.
+        are left out; reroutes, set and get nodes, primitives, bypasses and subgraphs are resolved.
 
     Raises:
-        ComfyError: it is no UI workflow, or it holds nodes that the server does not know.
+        ComfyError: it is no UI workflow, it holds nodes that the server does not know, or only the page knows its links.
     """
     if not isinstance(workflow.get("nodes"), list):
         raise ComfyError('This is no workflow in UI format: expected a JSON object with a list "nodes".')
-    return _Converter(workflow, object_info).convert()
+    try:
+        return _Converter(workflow, object_info).convert()
+    except RecursionError as error:
+        raise ComfyError(
+            "Links of the workflow form a loop. Look at its reroutes, and at its set and get nodes."
+        ) from error
 
 
 class _Converter:
@@ -107,8 +110,11 @@ class _Converter:
         if unknown:
             raise ComfyError(
                 f"The workflow uses nodes that this ComfyUI does not know: {', '.join(unknown)}. Install the "
-                "packs they come from, mute them, or see the server's log if one of them failed to load."
+                "packs they come from, mute them, or see the server's log if one of them failed to load. If some of "
+                f"them exist on the canvas alone, {EXPORT}."
             )
+        if unseen := sorted({node["type"] for _, node in active if node["type"].startswith(BROADCASTS)}):
+            raise ComfyError(f"Only ComfyUI's page knows what {', '.join(unseen)} is linked to: {EXPORT}.")
         prompt = {_id(scope, node): self._node(scope, node) for scope, node in active}
         for entry in prompt.values():
             inputs = entry["inputs"]
@@ -121,7 +127,7 @@ class _Converter:
 
     def _active(self, scope: _Scope) -> Iterator[tuple[_Scope, Json]]:
         for node in scope.nodes.values():
-            if node.get("mode") in (_MUTED, _BYPASSED) or node["type"] in _VIRTUAL:
+            if node.get("mode") in (_MUTED, _BYPASSED) or node["type"] in ALONE:
                 continue
             if node["type"] in self._subgraphs:
                 yield from self._active(self._inside(scope, node))
@@ -202,10 +208,12 @@ class _Converter:
         if node.get("mode") == _BYPASSED:
             passing = _bypass_slot(node, slot, kind)
             return None if passing is None else self._resolve_input(scope, node, passing, kind)
-        if node["type"] == "PrimitiveNode":
+        if node["type"] == PRIMITIVE:
             return _Value(node["widgets_values"][0])
-        if node["type"] == "Reroute":
+        if node["type"] in PASSING:
             return self._resolve_input(scope, node, 0, kind)
+        if node["type"] in GETTERS:
+            return self._resolve_getter(scope, node, kind)
         if node["type"] in self._subgraphs:
             inner = self._inside(scope, node)
             ends = (link for link in inner.links.values() if link.target == _SUBGRAPH_OUTPUT)
@@ -216,6 +224,17 @@ class _Converter:
                 return self._resolve_boundary(inner, scope, link.origin_slot, kind)
             return self._resolve_output(inner, inner.nodes[link.origin], link.origin_slot, kind)
         return _id(scope, node), slot
+
+    def _resolve_getter(self, scope: _Scope, node: Json, kind: str) -> _Value | tuple[str, int] | None:
+        """What feeds the set node of the same name, in the same graph or in one around it."""
+        setter, name = GETTERS[node["type"]], node["widgets_values"][0]
+        around: _Scope | None = scope
+        while around is not None:
+            for other in around.nodes.values():
+                if other["type"] == setter and other["widgets_values"][0] == name:
+                    return self._resolve_input(around, other, 0, kind)
+            around = around.parent
+        raise ComfyError(f"Node {_id(scope, node)} ({node['type']}) asks for {name!r}, and no {setter} has that name.")
 
 
 def _id(scope: _Scope, node: Json) -> str:

@@ -69,7 +69,9 @@ def require_browser(host: Host) -> Path:
         return browser
     say("no browser found: installing playwright's Chromium")
     install: list[str | Path] = [host.python, "-m", "playwright", "install", "chromium"]
-    result = subprocess.run(install, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    result = subprocess.run(
+        install, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
+    )
     if browser := _playwrights_own(host):
         return browser
     say(f"playwright could not install it: {(result.stdout.strip().splitlines() or ['no reason given'])[0]}")

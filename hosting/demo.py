@@ -98,7 +98,8 @@ def _look_at(host: Host, saved: list[Path]) -> Json:
     if not any(path.suffix == ".mp4" for path in saved):
         made.append(clip.with_suffix(".mp4"))
     script = PACK / "client" / "clip.py"
-    result = subprocess.run([host.python, script, clip, *made], capture_output=True, text=True, check=False)
+    command = [host.python, script, clip, *made]
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if result.returncode:
         raise HostError(f"The clip {clip} was saved, but looking at it failed:\n{result.stderr[-2000:]}")
     saved += made

@@ -147,8 +147,8 @@ def main() -> None:
     if options.command == "english":
         write("en", flat(english(_schemas(options.comfyui.resolve()))))
     elif options.command == "missing":
-        json.dump(missing(options.language), sys.stdout, indent=1, ensure_ascii=False)
-        print()
+        texts = json.dumps(missing(options.language), indent=1, ensure_ascii=False)
+        sys.stdout.buffer.write(f"{texts}\n".encode())  # as `add` reads it, whatever the terminal's encoding is
     else:
         add(options.language, json.loads(options.file.read_text("utf-8")))
 

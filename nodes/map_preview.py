@@ -96,7 +96,7 @@ def _draw(map_: AttentionMap, site: Site, when: str, threshold: float) -> Tensor
             aspect="auto",
             interpolation="nearest" if max(values.shape) < 256 else "antialiased",
         )
-        axes.set_title(name, loc="left", fontsize=11, color=INK)
+        axes.set_title(name, loc="left", fontsize=11, color=INK, parse_math=False)
         unit = "frame" if site.kind == "temporal" else "token"
         axes.set_xlabel(f"Key {unit}", fontsize=10, color=INK)
         axes.set_ylabel(f"Query {unit}", fontsize=10, color=INK)

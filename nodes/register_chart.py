@@ -44,7 +44,7 @@ def draw_registry(registry: AttentionRegistry) -> Tensor:
         )
     panels[-1].set_xticks(range(len(layers)), [layer.name for layer in layers], rotation=90)
     for label, layer in zip(panels[-1].get_xticklabels(), layers, strict=True):
-        label.set(color=INK, fontweight="bold" if layer.selected else "normal")
+        label.set(color=INK, fontweight="bold" if layer.selected else "normal", parse_math=False)
     return render(figure)
 
 

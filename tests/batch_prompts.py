@@ -1,6 +1,7 @@
 """Prompts for batches, of core nodes and the pack's, without a model; and how to run batch.py in a process."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,10 +54,11 @@ def write(folder: Path, prompt: dict[str, Any], table: Any) -> list[str]:
     return [str(folder / "workflow.json"), str(folder / "table.json"), "--out", str(folder / "out")]
 
 
-def start(*arguments: str, python: tuple[str, ...] = (sys.executable,)) -> "subprocess.Popen[str]":
+def start(*arguments: str, python: tuple[str, ...] = (sys.executable,), **env: str) -> "subprocess.Popen[str]":
     """batch.py in a process of its own."""
     command = [*python, str(BATCH_PY), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = os.environ | env
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 
 def lines(folder: Path, event: str = "finished") -> list[dict[str, Any]]:

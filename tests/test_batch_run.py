@@ -1,12 +1,14 @@
 """Batches on a real server: everything is collected, mistakes are told before anything runs, nothing runs twice."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import av
 import pytest
 from batch_prompts import every_output, lines, slow, start, write
+from coherence.batching import workers
 from coherence.batching.cli import main
 from coherence.hosting.provision import PACK
 from PIL import Image
@@ -88,6 +90,39 @@ def test_a_run_whose_files_were_lost_is_made_again_and_no_other(collected, serve
     (folder / "out" / lines(folder)[1]["files"][0]["path"]).unlink()
     assert main([*arguments, "--server", server.url]) == 0
     assert [record["run"] for record in lines(folder)] == [1, 2, 3, 4, 2]
+
+
+def test_what_the_server_lost_is_made_again(server, tmp_path, monkeypatch):
+    """The server remembers a run and the names of its files, and its output folder was emptied."""
+    command = [*write(tmp_path, slow(64, 1), {"list": {"Colour.color": [0x13579B]}}), "--server", server.url]
+    assert main(command) == 0
+    (first,) = lines(tmp_path)
+    for path in (server.base / "output").glob("slow*"):
+        path.unlink()
+    shutil.rmtree(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "_REMAKES", 0)
+        assert main(command) == 1
+        assert "does not give slow_" in lines(tmp_path)[0]["error"]
+    assert main([*command, "--retry-failed"]) == 0
+    _, second = lines(tmp_path)
+    assert second["prompt_id"] != first["prompt_id"]
+    with Image.open(tmp_path / "out" / second["files"][0]["path"]) as picture:
+        assert picture.getpixel((16, 16)) == (0x13, 0x57, 0x9B)
+
+
+def test_a_terminal_of_another_encoding_is_told_every_run_and_every_failure(server, tmp_path):
+    prompt = slow(64, 1)
+    prompt["2"] = {"class_type": "ImageScaleBy", "inputs": {"image": ["1", 0], "upscale_method": "bicubic"}}
+    prompt["1"]["inputs"] |= {"width": 16, "height": 16}
+    table = {"grid": {"5.filename_prefix": ["红色的圆", "$$$ money $$$"], "2.scale_by": [0.01]}}
+    command = [*write(tmp_path, prompt, table), "--server", server.url]
+    for more, code, told in (["--dry-run"], 0, "to be run"), ([], 1, "failed: 1"):
+        batch = start(*command, *more, PYTHONIOENCODING="cp1252")
+        output, _ = batch.communicate(timeout=120)
+        assert batch.returncode == code, output
+        assert told in output
+        assert r"\u7ea2\u8272" in output
 
 
 def test_a_nodes_error_is_recorded_once_and_the_others_go_on(server, tmp_path, capsys):

@@ -241,6 +241,60 @@ def test_a_primitive_gives_its_value(object_info):
     assert to_prompt(workflow, object_info)["4"]["inputs"] == {"width": 256, "height": 64, "batch_size": 8}
 
 
+PAIRS = [("SetNode", "GetNode"), ("easy setNode", "easy getNode")]
+
+
+def with_set_and_get(setter: str = "SetNode", getter: str = "GetNode", name: str = "the latent") -> dict:
+    """The latent goes to the sampler by a pair of nodes of one name; and there are notes and switches of packs."""
+    workflow = copy.deepcopy(TEXT_TO_IMAGE)
+    workflow["nodes"] += [
+        node(20, setter, [("LATENT", "LATENT", 20)], ["*"], ["the latent"]),
+        node(21, getter, [], ["LATENT"], [name]),
+        node(22, "Fast Groups Bypasser (rgthree)", [], ["OPT_CONNECTION"], []),
+        node(23, "Label (rgthree)", [], [], []),
+    ]
+    link = next(link for link in workflow["links"] if link[0] == 6)
+    workflow["links"].append([20, *link[1:3], 20, 0, "LATENT"])
+    link[1:3] = [21, 0]
+    return workflow
+
+
+@pytest.mark.parametrize(("setter", "getter"), PAIRS)
+def test_set_and_get_nodes_and_switches_of_packs_change_nothing(object_info, setter, getter):
+    assert to_prompt(with_set_and_get(setter, getter), object_info) == to_prompt(TEXT_TO_IMAGE, object_info)
+
+
+def test_a_get_node_in_a_subgraph_finds_the_set_node_around_it(object_info):
+    workflow = with_set_and_get()
+    inside = [workflow["nodes"].pop(next(i for i, node in enumerate(workflow["nodes"]) if node["id"] == 21))]
+    inside[0]["outputs"][0]["links"] = [1]
+    out = {"id": 1, "origin_id": 21, "origin_slot": 0, "target_id": -20, "target_slot": 0, "type": "LATENT"}
+    graph = {"id": "sub", "nodes": inside, "links": [out], "inputs": [], "outputs": [{"name": "LATENT"}]}
+    workflow["definitions"] = {"subgraphs": [graph]}
+    workflow["nodes"].append(node(30, "sub", [], ["LATENT"], [], properties={}))
+    next(link for link in workflow["links"] if link[0] == 6)[1:3] = [30, 0]
+    assert to_prompt(workflow, object_info) == to_prompt(TEXT_TO_IMAGE, object_info)
+
+
+def test_a_get_node_without_its_set_node_is_named(object_info):
+    with pytest.raises(ComfyError, match=r"Node 21 \(GetNode\) asks for 'another', and no SetNode has that name"):
+        to_prompt(with_set_and_get(name="another"), object_info)
+
+
+def test_a_loop_of_links_is_called_so(object_info):
+    workflow = with_set_and_get()
+    next(link for link in workflow["links"] if link[0] == 20)[1:3] = [21, 0]
+    with pytest.raises(ComfyError, match="form a loop"):
+        to_prompt(workflow, object_info)
+
+
+def test_links_that_only_the_page_knows_are_to_be_exported(object_info):
+    workflow = copy.deepcopy(TEXT_TO_IMAGE)
+    workflow["nodes"].append(node(20, "Anything Everywhere3", [("anything", "*", 1)], [], []))
+    with pytest.raises(ComfyError, match="Only ComfyUI's page knows what Anything Everywhere3 is .* export it as API"):
+        to_prompt(workflow, object_info | {"Anything Everywhere3": {"input": {}}})
+
+
 def test_values_that_an_older_version_did_not_save_are_the_defaults(object_info):
     assert to_prompt(changed(4, widgets_values=[128]), object_info)["4"]["inputs"] == {
         "width": 128,
@@ -255,7 +309,7 @@ def test_values_may_be_saved_by_name(object_info):
 
 
 def test_unknown_nodes_are_named(object_info):
-    with pytest.raises(ComfyError, match="does not know: NoSuchNode, OtherNode"):
+    with pytest.raises(ComfyError, match=r"does not know: NoSuchNode, OtherNode.* on the canvas alone, .* as API"):
         to_prompt({"nodes": [node(1, "OtherNode", [], [], []), node(2, "NoSuchNode", [], [], [])]}, object_info)
     assert to_prompt({"nodes": [node(1, "NoSuchNode", [], [], [], mode=2)]}, object_info) == {}
 
