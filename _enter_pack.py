@@ -7,6 +7,7 @@ was called ``pack`` was hidden by a clone called ``pack``: hence the underscore.
 
 import importlib.util
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ NAME = "coherence"
 
 
 def enter() -> None:
-    """Name the pack, and take its folder off the path."""
+    """Name the pack, take its folder off the path, and set what every command line needs set."""
     spec = importlib.util.spec_from_file_location(NAME, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     assert spec is not None
     assert spec.loader is not None
@@ -23,6 +24,9 @@ def enter() -> None:
     spec.loader.exec_module(module)
     sys.path[:] = [path for path in sys.path if Path(path).resolve() != ROOT]
     _print_every_letter()
+    # PyTorch's threads would wait for their next work by spinning, against whatever else runs: five times slower where
+    # one of two cores is busy, and no faster where none is. What a command line starts inherits this.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _print_every_letter() -> None:

@@ -65,7 +65,8 @@ class ServerProcess(RunningServer):
         new_group = 0
         if sys.platform == "win32":
             new_group = subprocess.CREATE_NEW_PROCESS_GROUP
-        env = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+        env = {"OMP_WAIT_POLICY": "passive"} | os.environ  # on the machine of a Ray worker, too
+        env |= {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
         with log.open("wb") as printed:
             self.process = subprocess.Popen(
                 command,

@@ -84,7 +84,7 @@ def to_prompt(workflow: Json, object_info: Json) -> Json:
         are left out; reroutes, set and get nodes, primitives, bypasses and subgraphs are resolved.
 
     Raises:
-        ComfyError: it is no UI workflow, it holds nodes that the server does not know, or only the page knows its links.
+        ComfyError: it is no UI workflow, the server does not know its nodes, or only the page knows its links.
     """
     if not isinstance(workflow.get("nodes"), list):
         raise ComfyError('This is no workflow in UI format: expected a JSON object with a list "nodes".')

@@ -4,8 +4,10 @@ import ast
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from coherence.client import process
 from coherence.hosting.cli import PYTEST
 from coherence.hosting.provision import PACK
 from coherence.hosting.workspace import link_folder
@@ -32,6 +34,25 @@ def test_host_py_needs_nothing_but_python():
     assert {name: modules for name, modules in foreign.items() if modules} == {}
     assert imported_modules((PACK / "host.py").read_text("utf-8")) <= {"sys", "_enter_pack", "coherence"}
     assert imported_modules((PACK / "_enter_pack.py").read_text("utf-8")) <= sys.stdlib_module_names
+
+
+ENTERS = "import _enter_pack, os, subprocess, sys; _enter_pack.enter(); "
+ASKS = "import os; print(os.environ['OMP_WAIT_POLICY'])"
+
+
+@pytest.mark.parametrize(("users", "expected"), [(None, "passive"), ("active", "active")])
+def test_what_a_command_line_starts_does_not_spin_unless_the_user_wants_it(users, expected, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if users:
+        monkeypatch.setenv("OMP_WAIT_POLICY", users)
+    child = f"{ENTERS} subprocess.run([sys.executable, '-S', '-c', {ASKS!r}])"
+    told = subprocess.run([sys.executable, "-S", "-c", child], cwd=PACK, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == expected
+    (tmp_path / "main.py").write_text(ASKS)
+    monkeypatch.setattr(process, "has_gpu", lambda _: False)
+    started = process.ServerProcess(tmp_path, Path(sys.executable), process.free_port(), tmp_path / "log")
+    started.process.wait()
+    assert started.log_tail() == expected
 
 
 USES_THE_PACK = """

@@ -291,7 +291,7 @@ def test_a_loop_of_links_is_called_so(object_info):
 def test_links_that_only_the_page_knows_are_to_be_exported(object_info):
     workflow = copy.deepcopy(TEXT_TO_IMAGE)
     workflow["nodes"].append(node(20, "Anything Everywhere3", [("anything", "*", 1)], [], []))
-    with pytest.raises(ComfyError, match="Only ComfyUI's page knows what Anything Everywhere3 is .* export it as API"):
+    with pytest.raises(ComfyError, match=r"Only ComfyUI's page knows what Anything Everywhere3 is .* export it as API"):
         to_prompt(workflow, object_info | {"Anything Everywhere3": {"input": {}}})
 
 
