@@ -1,9 +1,10 @@
 """Tell the user how far a batch is, and how long it will go on."""
 
 import sys
-import threading
 import time
 from typing import Any, TextIO
+
+from tqdm import tqdm
 
 from .manifest import DONE
 from .schedule import Schedule
@@ -29,14 +30,14 @@ class Progress:
         """``total``: runs of the table; ``finished``: how many of them were so before."""
         self._total, self._before = total, finished
         self._stream = stream or sys.stderr
-        self._lock = threading.Lock()
         self._seconds: list[float] = []
-        self._line = ""
+        form = "{bar:30} {percentage:3.0f}%  {desc}"
+        silent = not self._stream.isatty()
+        self._bar = tqdm(total=total, initial=finished, bar_format=form, file=self._stream, disable=silent, leave=False)
 
     def say(self, text: str) -> None:
         """Tell something, above the moving line."""
-        with self._lock:
-            self._write(f"batch: {text}\n")
+        self._bar.write(f"batch: {text}", file=self._stream)
 
     def ended(self, record: Json, schedule: Schedule) -> None:
         """Tell how a run ended."""
@@ -68,25 +69,12 @@ class Progress:
 
     def look(self, schedule: Schedule) -> None:
         """Draw the moving line anew."""
-        if not self._stream.isatty():
-            return
-        share = sum(each.fraction for each in list(schedule.active.values()))
-        done = (self._before + schedule.ended + share) / self._total
+        active = list(schedule.active.values())
         left = self.time_left(schedule)
-        runs = ", ".join(f"{each.job.run.number}: {each.fraction:.0%}" for each in list(schedule.active.values()))
-        with self._lock:
-            self._line = f"{'█' * round(30 * done):·<30} {done:4.0%}  {left and left + ' left'}  {runs}"[:110]
-            self._write("")
+        runs = ", ".join(f"{each.job.run.number}: {each.fraction:.0%}" for each in active)
+        self._bar.n = self._before + schedule.ended + sum(each.fraction for each in active)
+        self._bar.set_description_str(f"{left and left + ' left'}  {runs}"[:70])
 
     def close(self) -> None:
-        """Leave the moving line."""
-        with self._lock:
-            self._line = ""
-            self._write("")
-
-    def _write(self, text: str) -> None:
-        if self._stream.isatty():
-            text = f"\r\x1b[K{text}{self._line}"
-        encoding = self._stream.encoding or "ascii"
-        self._stream.write(text.encode(encoding, "replace").decode(encoding))
-        self._stream.flush()
+        """Take the moving line away."""
+        self._bar.close()

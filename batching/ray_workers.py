@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..client.errors import ComfyError, PromptError, ServerGone
-from ..client.process import ServerProcess, free_port, python_of
+from ..client.process import ServerProcess, free_port
+from ..client.pythons import python_of
 from ..client.server import Json, RunningServer
+from .cli import LOCAL
 from .workers import OnFraction, Result, SavedFile, ServerWorker
 
-LOCAL = "local"
 _LOOK_AGAIN = 0.5  # seconds
 _ANSWER_SECONDS = 60.0
 _START_SECONDS = 600.0

@@ -1,14 +1,9 @@
-"""Look at a clip: frames, temporal consistency, contact sheet, MP4. Runs in the host's Python, as a script.
+"""Look at a clip: frames, temporal consistency, contact sheet, MP4."""
 
-Usage: python clip.py CLIP.webp SHEET.png [CLIP.mp4]; prints JSON. This file alone of ``hosting`` uses
-packages (numpy, Pillow, PyAV), all of which ComfyUI itself needs.
-"""
-
-import json
 import math
-import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageSequence
@@ -92,15 +87,11 @@ def write_mp4(frames: np.ndarray, fps: float, path: Path) -> None:
         container.mux(stream.encode(None))
 
 
-def main(clip: Path, sheet: Path, mp4: Path | None = None) -> None:
-    """Write the contact sheet, and the MP4 if one is asked for; print what was measured."""
+def look(clip: Path, sheet: Path, mp4: Path | None = None) -> dict[str, Any]:
+    """Write the contact sheet, and the MP4 if one is asked for; returns what was measured."""
     frames, fps = read_frames(clip)
     contact_sheet(frames).save(sheet)
     if mp4:
         write_mp4(frames, fps, mp4)
     consistency = temporal_consistency(frames) if len(frames) > 1 else None
-    print(json.dumps({"frames": len(frames), "fps": fps, "temporal_consistency": consistency}))
-
-
-if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    return {"frames": len(frames), "fps": fps, "temporal_consistency": consistency}

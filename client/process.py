@@ -32,18 +32,6 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def python_in(environment: Path) -> Path:
-    """The interpreter of a virtual environment."""
-    return environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-
-
-def python_of(comfyui: Path) -> Path:
-    """The Python beside a ComfyUI; this one, if there is none."""
-    environments = [folder / name for folder in (comfyui, comfyui.parent) for name in ("venv", ".venv")]
-    beside = [*map(python_in, environments), comfyui.parent / "python_embeded" / "python.exe"]
-    return next((path for path in beside if path.is_file()), Path(sys.executable))
-
-
 class ServerProcess(RunningServer):
     """A ComfyUI server that runs until ``stop``.
 

@@ -1,25 +1,32 @@
 """Talk to a ComfyUI server as a browser does: HTTP for orders, a websocket for progress."""
 
-import http.client
+import asyncio
+import io
 import json
 import time
 import urllib.error
 import urllib.parse
-import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+from yarl import URL
+
 from .errors import ComfyError, PromptError, ServerGone
-from .websocket import WebSocket
+from .waiting import Waiting
 
 Json = dict[str, Any]
 OnProgress = Callable[[str, float, float], None]
 """Called with the node's id, its value and its maximum."""
 
-AWAY = (OSError, http.client.HTTPException, json.JSONDecodeError)
+AWAY = (OSError, aiohttp.ClientError, asyncio.TimeoutError, json.JSONDecodeError, UnicodeDecodeError)
 """What is raised when a server is not there, or goes away in the middle of an answer."""
+_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=60)
+_LARGEST_MESSAGE = 1 << 28
 _QUIET_SECONDS = 5.0  # without a message: then the history is asked, for a message may have been lost
 
 
@@ -38,35 +45,49 @@ class RunningServer:
             port = -1
         if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
             raise ComfyError(f"{url!r} is no address of a server: expected one like http://127.0.0.1:8188.")
-        self._is_secure = parts.scheme == "https"
-        self._hostname, self._port = parts.hostname, port or (443 if self._is_secure else 80)
-        self._path = parts.path.rstrip("/")
-        self.url = f"{parts.scheme}://{parts.netloc}{self._path}"
+        self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+        # A proxy of the user must not catch requests to this machine.
+        self._may_use_proxies = parts.hostname not in ("127.0.0.1", "::1", "localhost")
+        self._waiting: Waiting | None = None
 
     def get(self, path: str) -> Any:
         """The JSON at ``path``."""
-        return json.loads(self._request(path))
+        return json.loads(self._request("GET", path))
 
     def post(self, path: str, body: Any) -> Any:
         """POST ``body`` as JSON; returns the JSON answered, None for an empty answer."""
-        answer = self._request(path, json.dumps(body).encode(), "application/json")
+        answer = self._request("POST", path, json=body)
         return json.loads(answer) if answer else None
 
-    def _request(self, path: str, data: bytes | None = None, content_type: str = "") -> bytes:
-        headers = {"Content-Type": content_type} if data is not None else {}
-        request = urllib.request.Request(self.url + path, data, headers)
-        # A proxy of the user must not catch requests to this machine.
-        is_here = self._hostname in ("127.0.0.1", "::1", "localhost")
-        proxies = urllib.request.ProxyHandler({} if is_here else None)
-        with urllib.request.build_opener(proxies).open(request, timeout=60) as response:
-            return response.read()
+    def _request(self, method: str, path: str, **options: Any) -> bytes:
+        async def ask() -> bytes:
+            async with self._session() as session, session.request(method, self._at(path), **options) as response:
+                body = await response.read()
+                if response.status >= 400:
+                    said = (response.reason or "", Message(), io.BytesIO(body))
+                    raise urllib.error.HTTPError(self.url + path, response.status, *said)
+                return body
+
+        return self._wait(ask())
+
+    def _session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(trust_env=self._may_use_proxies, timeout=_TIMEOUT)
+
+    def _at(self, path: str) -> URL:
+        return URL(self.url + path, encoded=True)
+
+    def _wait(self, coroutine: Any) -> Any:
+        if self._waiting is None:
+            self._waiting = Waiting()
+        return self._waiting(coroutine)
 
     def is_there(self) -> bool:
         """Whether a ComfyUI answers."""
         try:
-            return "system" in self.get("/system_stats")
+            answer = self.get("/system_stats")
         except AWAY:
             return False
+        return isinstance(answer, dict) and "system" in answer
 
     def object_info(self) -> Json:
         """Every node's inputs and outputs, by node id."""
@@ -74,16 +95,14 @@ class RunningServer:
 
     def upload_image(self, path: Path) -> str:
         """Put a file into ComfyUI's input folder; returns the name that LoadImage takes."""
-        boundary = uuid.uuid4().hex
-        head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{path.name}"\r\n'
-        head += "Content-Type: application/octet-stream\r\n\r\n"
-        body = head.encode() + path.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
-        answer = json.loads(self._request("/upload/image", body, f"multipart/form-data; boundary={boundary}"))
+        form = aiohttp.FormData(quote_fields=False)
+        form.add_field("image", path.read_bytes(), filename=path.name, content_type="application/octet-stream")
+        answer = json.loads(self._request("POST", "/upload/image", data=form))
         return f"{answer['subfolder']}/{answer['name']}".lstrip("/")
 
     def download(self, file: dict[str, str]) -> bytes:
         """The bytes of an output, given as ``outputs`` lists it."""
-        return self._request("/view?" + urllib.parse.urlencode(file))
+        return self._request("GET", "/view?" + urllib.parse.urlencode(file))
 
     def queue(self, prompt: Json, on_progress: OnProgress = lambda *_: None, prompt_id: str | None = None) -> Json:
         """Run a prompt (API format) to its end; returns its entry of ComfyUI's history.
@@ -148,10 +167,27 @@ class RunningServer:
         self.post("/queue", {"delete": [prompt_id]})
         self.post("/interrupt", {"prompt_id": prompt_id})
 
-    def _connect(self, prompt_id: str) -> WebSocket:
-        # The prompt's id names the client, too: whoever waits for it later gets its messages.
-        path = f"{self._path}/ws?clientId={prompt_id}"
-        return WebSocket(self._hostname, self._port, path, is_secure=self._is_secure)
+    @contextmanager
+    def _connect(self, prompt_id: str) -> Iterator[aiohttp.ClientWebSocketResponse]:
+        async def connect() -> tuple[aiohttp.ClientSession, aiohttp.ClientWebSocketResponse]:
+            session = self._session()
+            try:
+                # The prompt's id names the client, too: whoever waits for it later gets its messages.
+                url, patience = self._at(f"/ws?clientId={prompt_id}"), aiohttp.ClientWSTimeout(ws_close=1.0)
+                return session, await session.ws_connect(url, timeout=patience, max_msg_size=_LARGEST_MESSAGE)
+            except BaseException:
+                await session.close()
+                raise
+
+        async def close() -> None:
+            async with session:
+                await socket.close()
+
+        session, socket = self._wait(connect())
+        try:
+            yield socket
+        finally:
+            self._wait(close())
 
     def _submit(self, prompt: Json, prompt_id: str) -> str:
         """Queue a prompt; returns the id it got."""
@@ -167,14 +203,20 @@ class RunningServer:
             raise PromptError(_describe("A branch of the prompt is invalid", answer["node_errors"]))
         return answer["prompt_id"]
 
-    def _follow(self, socket: WebSocket, prompt_id: str, on_progress: OnProgress) -> Json:
+    def _receive(self, socket: aiohttp.ClientWebSocketResponse) -> str | bytes | None:
+        """The next message; None if none comes for a while."""
+        try:
+            message = self._wait(socket.receive(_QUIET_SECONDS))
+        except asyncio.TimeoutError:
+            return None
+        if message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
+            return message.data
+        raise ConnectionError(f"the connection ended ({message.type.name.lower()}: {message.data})")
+
+    def _follow(self, socket: aiohttp.ClientWebSocketResponse, prompt_id: str, on_progress: OnProgress) -> Json:
         since = time.monotonic()
         while True:
-            try:
-                event = _event(socket.receive(_QUIET_SECONDS), prompt_id)
-            except TimeoutError:
-                event = None
-            kind, data = event or ("", {})
+            kind, data = _event(self._receive(socket), prompt_id) or ("", {})
             if kind == "progress_state":
                 for node in data["nodes"].values():
                     on_progress(node["display_node_id"], node["value"], node["max"])
@@ -200,9 +242,9 @@ def outputs(entry: Json, kind: str = "output") -> list[dict[str, str]]:
     return [file for file in files if file.get("type") == kind]
 
 
-def _event(message: str | bytes, prompt_id: str) -> tuple[str, Json] | None:
+def _event(message: str | bytes | None, prompt_id: str) -> tuple[str, Json] | None:
     """Kind and data of a message about the prompt; None for others, and for preview pictures."""
-    if isinstance(message, bytes):
+    if not isinstance(message, str):
         return None
     event = json.loads(message)
     return (event["type"], event["data"]) if event["data"].get("prompt_id") == prompt_id else None

@@ -1,24 +1,10 @@
-"""Checked downloads: a checksum before anything is read, and no way out of the target folder."""
+"""Unpack an archive, with no way out of the target folder."""
 
-import hashlib
 import shutil
 import tarfile
 from pathlib import Path, PurePosixPath
 
 from .errors import HostError
-
-
-def verify_sha256(path: Path, expected: str) -> None:
-    """Raise HostError unless the file's SHA-256 is ``expected`` (hexadecimal)."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != expected:
-        raise HostError(
-            f"{path.name} has SHA-256 {digest.hexdigest()}, expected {expected}: the download is "
-            "damaged or not the published one. Nothing of it was used; try again, or see where pip gets it."
-        )
 
 
 def extract(archive: Path, subtree: str, target: Path) -> None:

@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ..client.pythons import works
 from .errors import HostError
 from .provision import Host
-from .tools import apt_install, is_debian_root, say, works
+from .tools import apt_install, is_debian_root, say
 
 _NAMES = (
     "chromium",

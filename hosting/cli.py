@@ -1,25 +1,23 @@
-"""The command line of host.py."""
+"""The command line of host.py: any Python finds or prepares a host, and that host's Python goes on."""
 
 import argparse
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from ..client.locking import lock
+from ..client.pythons import default_cache, go_on
 from .browser import require_browser
-from .demo import demo
 from .errors import HostError
-from .find import default_cache, find_host, require_test_packages
+from .find import find_host, require_test_packages
 from .provision import NEWEST, PACK, PACK_NAME, RECIPES, Host
 from .report import add_options as add_report_options
 from .report import report
-from .server import Server
 from .tools import say
 
+_FOUND = "COHERENCE_HOST"
+"""In the environment of the host's Python: the host that was found."""
 DEMO_WORKFLOW = PACK / "workflows" / "zs2_text_to_video.json"
 # What the command `pytest` does. `python -m pytest` would put the pack's folders before ComfyUI's modules of the
 # same name.
@@ -61,19 +59,25 @@ def parser() -> argparse.ArgumentParser:
         "Run pytest in that host, a process for each core up to four; arguments that host.py does not know go to "
         "pytest: -n 0 runs all in one process, in which prints and breakpoints reach you (with -s)."
     )
-    test = commands.add_parser("test", parents=[common], help="run the tests", description=description)
+    # An abbreviation of an option of ours may be one of pytest's, such as --co.
+    test = commands.add_parser(
+        "test", parents=[common], help="run the tests", description=description, allow_abbrev=False
+    )
+    test.add_argument("--quick", action="store_true", help="leave out the slow ones: six minutes on two cores")
     test.add_argument("--no-browser", action="store_true", help="leave out the tests that drive a browser")
 
     description = "Measure what the papers claim and what it costs, on the pack's own models, and write a page of it."
     measured = commands.add_parser("report", parents=[common], help="measure the claims", description=description)
     add_report_options(measured)
 
-    commands.add_parser("serve", parents=[common, server], help="start ComfyUI with the pack, for your browser")
+    serve = commands.add_parser("serve", parents=[common, server], help="start ComfyUI with the pack, for your browser")
+    serve.set_defaults(workflow=DEMO_WORKFLOW)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run host.py; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
     arguments, others = parser().parse_known_args(argv)
     if others and arguments.command != "test":
         parser().error(f"unknown arguments: {' '.join(others)}")
@@ -81,20 +85,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         arguments.cache = (arguments.cache or default_cache()).absolute()
+        if found := os.environ.pop(_FOUND, None):
+            return _in_the_host(Host.from_json(found), arguments)
         host = find_host(arguments.comfyui, arguments.python, arguments.cache, arguments.comfyui_version)
-        if arguments.command == "demo":
-            return demo(host, arguments)
         if arguments.command == "test":
             return test(host, arguments, others)
         if arguments.command == "report":
             return report(host, arguments)
-        return serve(host, arguments)
+        return go_on([host.python, PACK / "host.py", *argv], os.environ | {_FOUND: host.to_json()})
     except HostError as error:
         print(f"host.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("host.py: stopped", file=sys.stderr)
         return 130
+
+
+def _in_the_host(host: Host, arguments: argparse.Namespace) -> int:
+    """The commands that use packages, which ComfyUI requires."""
+    if arguments.command == "demo":
+        from .demo import demo
+
+        return demo(host, arguments)
+    from .serve import serve
+
+    return serve(host, arguments)
 
 
 def test(host: Host, arguments: argparse.Namespace, pytest_arguments: Sequence[str]) -> int:
@@ -106,15 +121,11 @@ def test(host: Host, arguments: argparse.Namespace, pytest_arguments: Sequence[s
         env["COHERENCE_BROWSER"] = "none"
     else:
         env["COHERENCE_BROWSER"] = str(require_browser(host))
+    chosen = ("-m", "not slow") if arguments.quick else ()
     workers = _workers()
     env["PYTEST_XDIST_AUTO_NUM_WORKERS"] = str(workers if workers > 1 else 0)
     env.setdefault("OMP_NUM_THREADS", str(_usable_cores() // workers))  # PyTorch's in each: all would take all cores
-    process = subprocess.Popen([host.python, "-c", PYTEST, *_SHARE_OUT, *pytest_arguments], cwd=PACK, env=env)
-    # Ctrl-C reaches pytest too: it gets the time to stop its servers. A polite kill is passed on.
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    while True:
-        with suppress(KeyboardInterrupt):
-            return process.wait()
+    return go_on([host.python, "-c", PYTEST, *_SHARE_OUT, *chosen, *pytest_arguments], env, PACK)
 
 
 def _usable_cores() -> int:
@@ -130,19 +141,3 @@ def _workers() -> int:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         workers = min(workers, memory // _BYTES_OF_A_WORKER)
     return max(workers, 1)
-
-
-def serve(host: Host, arguments: argparse.Namespace) -> int:
-    """Start the server and leave it running until Ctrl-C."""
-    data = arguments.cache / "data"
-
-    def refuse() -> None:
-        raise HostError(f"Another `host.py serve` uses {data}: stop it, or name another folder with --cache.")
-
-    say("starting ComfyUI (Ctrl-C stops it)")
-    with lock(arguments.cache / "data.lock", on_wait=refuse), Server(host, data, arguments.port) as server:
-        print(f"ComfyUI with {PACK_NAME}:  {server.url}")
-        print(f"Its models, pictures and workflows:  {data}")
-        print(f"The example:  {server.url}/?template={DEMO_WORKFLOW.stem}&source={PACK_NAME}", flush=True)
-        server.wait()
-    return 0

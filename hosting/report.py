@@ -1,11 +1,10 @@
 """One report of all studies and benchmarks, run in the host."""
 
 import argparse
-import signal
-import subprocess
-from contextlib import suppress
+import os
 from pathlib import Path
 
+from ..client.pythons import go_on
 from .provision import PACK, Host
 
 SCRIPT = PACK / "benchmarks" / "report.py"
@@ -30,9 +29,5 @@ def report(host: Host, arguments: argparse.Namespace) -> int:
     command += ["--only", *arguments.only] if arguments.only else []
     command += ["--minutes", str(arguments.minutes)] if arguments.minutes else []
     command += [flag for flag in ("--resume", "--publish") if getattr(arguments, flag[2:])]
-    process = subprocess.Popen(command)
-    # Ctrl-C reaches the script too: it gets the time to end what it has begun. A polite kill is passed on.
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    while True:
-        with suppress(KeyboardInterrupt):
-            return process.wait()
+    # A letter that the terminal's encoding lacks ends none of its scripts.
+    return go_on(command, {"PYTHONIOENCODING": ":backslashreplace"} | os.environ)

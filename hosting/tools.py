@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..client.process import python_in
+from ..client.pythons import python_in, works
 from .errors import HostError
 
 NO_NETWORK = re.compile(
@@ -22,14 +22,6 @@ NO_NETWORK = re.compile(
 def say(text: str) -> None:
     """Tell the user what happens now."""
     print(f"coherence: {text}", file=sys.stderr, flush=True)
-
-
-def works(command: Sequence[str | Path]) -> bool:
-    """Whether a command can be started and succeeds."""
-    try:
-        return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
 
 
 def run(command: Sequence[str | Path], purpose: str, env: Mapping[str, str] | None = None) -> None:

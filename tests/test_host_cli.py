@@ -11,7 +11,7 @@ import sys
 
 import pytest
 from coherence.client.errors import ComfyError
-from coherence.client.process import python_in
+from coherence.client.pythons import python_in
 from coherence.client.workflow import read_workflow
 from coherence.hosting.demo import prompt_text_node, set_seed
 from coherence.hosting.progress import ProgressBar
@@ -71,12 +71,22 @@ def test_the_comfyui_that_the_pack_lies_in_is_found(tmp_path):
     assert "nowhere.json cannot be read" in result.stderr, "it got past the search for a host"
 
 
+def test_a_bare_python_finds_the_host_and_the_hosts_python_goes_on():
+    command = [sys.executable, "-S", "-E", HOST_PY, "demo", "--workflow", "nowhere.json", "--python", sys.executable]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.strip().startswith("host.py: The workflow nowhere.json cannot be read")
+
+
 def test_a_python_without_torch_is_told_what_to_install(comfyui_path, tmp_path):
     bare = tmp_path / "bare"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
     result = run("demo", "--python", python_in(bare))
     assert result.returncode == 1
-    assert f"it lacks torch, aiohttp. Name its Python with --python, or run  {python_in(bare)} -m pip" in result.stderr
+    assert (
+        f"it lacks torch, aiohttp, tqdm. Name its Python with --python, or run  {python_in(bare)} -m pip"
+        in result.stderr
+    )
 
 
 def test_a_workflow_that_is_no_json_is_named(tmp_path):
@@ -87,7 +97,8 @@ def test_a_workflow_that_is_no_json_is_named(tmp_path):
 
 def test_arguments_and_exit_code_go_to_and_come_from_pytest(tmp_path):
     failing = tmp_path / "test_fails.py"
-    failing.write_text("def test_red(): assert False\ndef test_green(): pass\n")
+    slow = "import pytest\n@pytest.mark.slow\n"
+    failing.write_text(f"{slow}def test_red(): assert False\ndef test_green(): pass\n")
     run_test = ("test", "--python", sys.executable, "--no-browser", "-p", "no:cacheprovider", failing)
     browsing = PACK / "tests" / "test_workflow_conversion.py"
     result = run(*run_test, browsing, "-k", "test_red or test_green or as_in_the_browser")
@@ -95,6 +106,9 @@ def test_arguments_and_exit_code_go_to_and_come_from_pytest(tmp_path):
     assert re.search("1 failed, 1 passed(, .*deselected)? in ", result.stdout), result.stdout
     assert "THE TESTS THAT DRIVE A BROWSER WERE LEFT OUT" in result.stdout
     assert run(*run_test, "-n", "0", "-k", "test_green").returncode == 0
+    collected = run(*run_test, "-n", "0", "--quick", "--co", "-q")
+    assert "test_green" in collected.stdout
+    assert "test_red" not in collected.stdout, "what is slow is left out"
 
 
 def test_the_demo_saves_clip_mp4_and_contact_sheet_and_says_where(comfyui_path, tmp_path):

@@ -1,6 +1,7 @@
-"""What the code of host.py promises of itself: the standard library alone, right types on every system."""
+"""What the code of the command lines promises: they begin with the standard library, right types on every system."""
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,7 @@ from coherence.hosting.cli import PYTEST
 from coherence.hosting.provision import PACK
 from coherence.hosting.workspace import link_folder
 
-RUNS_IN_THE_HOST = "clip.py"
-"""The one script that runs in ComfyUI's Python, whose packages it may use."""
-STANDARD = ("client", "hosting")
+TYPED = ("client", "hosting", "batching")
 
 
 def imported_modules(source: str) -> set[str]:
@@ -27,13 +26,15 @@ def imported_modules(source: str) -> set[str]:
     return names
 
 
-def test_host_py_needs_nothing_but_python():
-    files = [path for name in STANDARD for path in (PACK / name).glob("*.py") if path.name != RUNS_IN_THE_HOST]
-    assert len(files) > 10
-    foreign = {path.name: imported_modules(path.read_text("utf-8")) - sys.stdlib_module_names for path in files}
-    assert {name: modules for name, modules in foreign.items() if modules} == {}
-    assert imported_modules((PACK / "host.py").read_text("utf-8")) <= {"sys", "_enter_pack", "coherence"}
-    assert imported_modules((PACK / "_enter_pack.py").read_text("utf-8")) <= sys.stdlib_module_names
+def test_command_lines_begin_with_nothing_but_python():
+    imports = "; ".join(f"import coherence.{name}" for name in ("hosting.cli", "batching.cli"))
+    code = f"{ENTERS}{imports}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    command = [sys.executable, "-S", "-E", "-c", code]
+    told = subprocess.run(command, cwd=PACK, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    assert set(told.stdout.split()) - sys.stdlib_module_names == {"__main__", "_enter_pack", "coherence"}
+    for name in ("host.py", "batch.py"):
+        assert imported_modules((PACK / name).read_text("utf-8")) == {"sys", "_enter_pack", "coherence"}
 
 
 ENTERS = "import _enter_pack, os, subprocess, sys; _enter_pack.enter(); "
@@ -77,8 +78,9 @@ def test_a_clone_may_be_called_what_it_likes(name, tmp_path):
         shutil.copy(PACK / file, clone / file)
     (clone / "tests").mkdir()
     (clone / "tests" / "test_it.py").write_text(USES_THE_PACK)
-    command = [sys.executable, "-c", PYTEST, "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    result = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", PYTEST, "-q", "-p", "no:cacheprovider"]
+    env = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    result = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
 
 
@@ -89,7 +91,7 @@ def test_hosting_is_typed_right_on_every_system(platform, tmp_path):
     options += ["--follow-imports", "skip"]  # the nodes have a test of their own
     # Two processes at once would lock each other out.
     options += ["--cache-dir", str(PACK / ".mypy_cache" / platform)]
-    packages = [word for name in (*STANDARD, "batching") for word in ("-p", f"coherence.{name}")]
+    packages = [word for name in TYPED for word in ("-p", f"coherence.{name}")]
     command = [sys.executable, "-m", "mypy", *options, *packages]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
