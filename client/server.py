@@ -169,7 +169,7 @@ class RunningServer:
 
     @contextmanager
     def _connect(self, prompt_id: str) -> Iterator[aiohttp.ClientWebSocketResponse]:
-        async def connect() -> tuple[aiohttp.ClientSession, aiohttp.ClientWebSocketResponse]:
+        async def connect() -> tuple[aiohttp.ClientSession, Any]:
             session = self._session()
             try:
                 # The prompt's id names the client, too: whoever waits for it later gets its messages.

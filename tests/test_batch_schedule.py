@@ -1,11 +1,14 @@
 """Whatever servers come and go, every run ends once: the schedule under workers that fail by plan."""
 
+import io
+import re
 import threading
 from collections import Counter, defaultdict
+from types import SimpleNamespace
 
 import pytest
-from coherence.batching.progress import duration
-from coherence.batching.schedule import Job, Schedule
+from coherence.batching.progress import Progress, duration
+from coherence.batching.schedule import Activity, Job, Schedule
 from coherence.batching.variations import Run
 from coherence.batching.workers import Result
 from coherence.client.errors import ComfyError, PromptError, ServerGone
@@ -122,3 +125,28 @@ def test_what_cannot_be_written_stops_the_batch_and_is_told():
 @pytest.mark.parametrize(("seconds", "said"), [(4.4, "4 s"), (65, "1:05 min"), (3 * 3600 + 120, "3:02 h")])
 def test_times_are_said_as_a_person_would(seconds, said):
     assert duration(seconds) == said
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_sees_a_line_that_moves_below_what_is_told_and_a_log_sees_what_is_told():
+    activity = Activity(jobs_of(3)[2], "an id", fraction=0.5)
+    schedule = SimpleNamespace(total=2, ended=0, active={"a": activity}, live={"a"})
+    ended = {"status": "done", "waited": 2.0, "seconds": 1.5, "label": "color = 1", "server": "here"}
+    terminal, log = Terminal(), io.StringIO()
+    for stream in (terminal, log):
+        progress = Progress(4, 2, stream)
+        progress.say("run 3 begins")
+        progress.look(schedule)
+        progress.ended(ended, schedule)
+        progress.close()
+    assert log.getvalue().splitlines() == ["batch: run 3 begins", "batch: [3/4] color = 1: 1.5 s  (here, 1 s left)"]
+    assert all(line in terminal.getvalue() for line in log.getvalue().splitlines())
+    assert re.findall(r"(\d+)%  ", terminal.getvalue())[0] == "50"
+    assert "62%" in terminal.getvalue()
+    assert "3: 50%" in terminal.getvalue()
