@@ -9,7 +9,8 @@ from typing import Any, TypeVar, overload
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-T, M = TypeVar("T"), TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 
 class JsonForm(BaseModel):

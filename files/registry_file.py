@@ -157,9 +157,8 @@ def _read(content: Any) -> AttentionRegistry:
         fitted(MeasuredSite if "entropy" in site else NamedSite, site, f"sites[{place}]").layer()
         for place, site in enumerate(form.sites)
     )
-    selection = form.selection
-    if not isinstance(selection, str):
-        selection = fitted(RankingForm, selection, "selection").ranking()
+    chosen = form.selection
+    selection = chosen if isinstance(chosen, str) else fitted(RankingForm, chosen, "selection").ranking()
     for place, layer in enumerate(layers):
         if layer.order != place:
             raise RegistryFileError(
