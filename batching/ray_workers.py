@@ -197,7 +197,7 @@ def connect(address: str) -> Any:
     except ImportError as error:
         raise ComfyError(
             "--ray needs Ray, and this Python lacks it: run  pip install 'ray>=2.40'  for it, or install the pack "
-            "with its extra: pip install '.[batch]'."
+            "with its extra: pip install '.[ray]'."
         ) from error
     # The workers get the code with their orders: they need Python and Ray, not the pack.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__.partition(".")[0]])

@@ -62,11 +62,13 @@ def pytest_collection() -> None:
     sys.path.append(str(ROOT / "tests"))
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Whatever uses a page drives a browser; only --no-browser leaves it out."""
+    """Whatever uses a page drives a browser, and is slow; only --no-browser and --quick leave it out."""
     for item in items:
         if "blank_page" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
+            item.add_marker("slow")
     left_out = [item for item in items if NO_BROWSER and item.get_closest_marker("browser")]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

@@ -18,6 +18,8 @@ from pages import BLANK, IN_VIEW, SET, open_template, press_run, require_no_comp
 from PIL import Image
 from shipped import AS_SHIPPED, CLIPS, FOR_CHECKPOINTS, SMALL, WORKFLOWS, ZS2, frames_of, inputs_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(server, to_api):

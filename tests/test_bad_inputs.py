@@ -20,6 +20,8 @@ from coherence.nodes import CoherenceExtension
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.slow
+
 NODES = [node.GET_SCHEMA().node_id for node in asyncio.run(CoherenceExtension().get_node_list())]
 VALUES = Path(__file__).resolve().parent / "given_values"
 TRIES = 12 if settings().max_examples <= 100 else settings().max_examples

@@ -16,6 +16,8 @@ from coherence.hosting.server import Server
 from coherence.hosting.workspace import prepare
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 COLOURS = [0x100000 * number + 0x20 for number in range(1, 9)]
 TABLE = {"list": {"Colour.color": COLOURS}}
 

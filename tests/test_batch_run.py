@@ -12,6 +12,8 @@ from coherence.batching.cli import main
 from coherence.hosting.provision import PACK
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 GRID = {"grid": {"clip.motion": ["slide", "grow"], "clip.seed": [1, 2]}}
 
 

@@ -56,6 +56,7 @@ def sampled(unet: Any, clip: Any, text: str = CAPTION, steps: int = 3) -> Tensor
     return common_ksampler(unet, 5, steps, 5.0, "euler", "normal", *conditioning, empty)[0]["samples"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attribute", GATES)
 def test_pictures_show_what_the_caption_says(results: evaluation.Evaluation, attribute: str) -> None:
     assert len(results.scenes) >= 200
@@ -75,6 +76,7 @@ def test_captions_may_leave_attributes_out(demo: Any) -> None:
     assert right["position"].float().mean() < 0.5  # nothing was said of it
 
 
+@pytest.mark.slow
 def test_flat_areas_have_no_grain(results: evaluation.Evaluation) -> None:
     assert results.reading.grain.median() <= GRAIN, evaluation.table(results)
 

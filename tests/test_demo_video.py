@@ -67,6 +67,7 @@ def test_the_bank_of_clips_holds_the_latents_of_drawn_ones(monkeypatch):
         assert (bank.latents(moving, [0, 7, 15], rng) - whole[[0, 7, 15]]).abs().max() < 5e-3
 
 
+@pytest.mark.slow
 def test_clips_move_as_their_captions_say(results):
     """Measured: 98% of the directions, 86% of all motions; the second has the room that other processors' sums need."""
     directed = torch.tensor([scene.motion in motion.MOVES for scene in results.scenes])
@@ -75,11 +76,13 @@ def test_clips_move_as_their_captions_say(results):
     assert results.moves_right.float().mean() >= 0.8, video_evaluation.table(results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attribute", GATES)
 def test_clips_show_what_their_captions_say(results, attribute):
     assert results.right(attribute) >= GATES[attribute]
 
 
+@pytest.mark.slow
 def test_clips_are_steadier_than_the_picture_models_with_momentum_attention(results):
     picture, _ = tap(model.load_model(), TemporalMomentum(0.98, ""), layers="*", kinds=["spatial"], asked_by="test")
     clip, vae = model.load_clip(), model.load_vae()

@@ -8,6 +8,8 @@ from coherence.hosting.provision import PACK
 from coherence.nodes import CoherenceExtension
 from family_table import SUBJECTS, TRIALS, column, markdown
 
+pytestmark = pytest.mark.slow
+
 NODES = [node.GET_SCHEMA() for node in asyncio.run(CoherenceExtension().get_node_list())]
 TOUCHING = {"MODEL", "NOISE", "SAMPLER", "GUIDER"}
 LOADERS = {"CoherenceDemoModel"}

@@ -95,6 +95,7 @@ def test_a_workflow_that_is_no_json_is_named(tmp_path):
         read_workflow(tmp_path / "workflow.json")
 
 
+@pytest.mark.slow
 def test_arguments_and_exit_code_go_to_and_come_from_pytest(tmp_path):
     failing = tmp_path / "test_fails.py"
     slow = "import pytest\n@pytest.mark.slow\n"
@@ -111,6 +112,7 @@ def test_arguments_and_exit_code_go_to_and_come_from_pytest(tmp_path):
     assert "test_red" not in collected.stdout, "what is slow is left out"
 
 
+@pytest.mark.slow
 def test_the_demo_saves_clip_mp4_and_contact_sheet_and_says_where(comfyui_path, tmp_path):
     workflow = tmp_path / "two_frames.json"
     workflow.write_text(json.dumps(TWO_FRAMES))

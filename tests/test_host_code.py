@@ -84,6 +84,7 @@ def test_a_clone_may_be_called_what_it_likes(name, tmp_path):
     assert result.returncode == 0, result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
 def test_hosting_is_typed_right_on_every_system(platform, tmp_path):
     link_folder(tmp_path / "coherence", PACK)

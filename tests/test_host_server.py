@@ -112,12 +112,14 @@ def test_a_port_in_use_is_refused_before_anything_starts(server):
         pass
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_is_reported_with_the_end_of_its_log(server):
     dying = Server(server.host, arguments=["--no-such-option"])
     with pytest.raises(ComfyError, match=r"(?s)died with exit code 2.*--no-such-option"), dying:
         pass
 
 
+@pytest.mark.slow
 def test_a_server_killed_while_it_works_is_reported(server):
     with Server(server.host) as doomed:
 
@@ -129,6 +131,7 @@ def test_a_server_killed_while_it_works_is_reported(server):
     assert not doomed.base.exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_serve_cleanly(server, tmp_path):
     port = free_port()
     serve = [sys.executable, PACK / "host.py", "serve", "--port", str(port), "--cache", tmp_path]

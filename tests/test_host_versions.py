@@ -37,6 +37,7 @@ def test_an_older_comfyui_is_told_both_versions_and_what_to_do(version):
         coherence.require_comfyui(version)
 
 
+@pytest.mark.slow
 def test_an_older_comfyui_logs_that_message_in_place_of_an_import_error(comfyui_path):
     command = [sys.executable, "-c", LOAD, comfyui_path, "0.18.2", PACK]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)

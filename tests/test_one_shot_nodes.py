@@ -10,6 +10,8 @@ from coherence.files.weights_file import SUFFIX, load
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+pytestmark = pytest.mark.slow
+
 
 def link(node, output=0):
     return [node, output]

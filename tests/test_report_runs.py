@@ -147,6 +147,7 @@ def test_those_that_share_a_folder_take_turns(script, tmp_path):
 # As a user runs it ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_host_measures_and_writes_page_and_markdown(comfyui_path, tmp_path):
     command = [sys.executable, PACK / "host.py", "report", "--comfyui", comfyui_path, "--python", sys.executable]
     command += ["--only", "noise_search", "--output", tmp_path]

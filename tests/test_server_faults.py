@@ -137,6 +137,7 @@ def offered(server):
 # Kills --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(int(os.environ.get("COHERENCE_KILLS", "1"))))
 def test_a_kill_leaves_whole_files_alone_and_the_next_server_works(comfyui_path, tmp_path, seed):
     chance = random.Random(seed)

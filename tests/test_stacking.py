@@ -44,6 +44,8 @@ from watching import DEMO, difference
 
 from nodes import ControlNetApplyAdvanced
 
+pytestmark = pytest.mark.slow
+
 ACTS = 1e-4
 """The least change that counts, relative to the largest value."""
 SAME = 1e-4

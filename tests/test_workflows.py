@@ -121,6 +121,7 @@ def with_own_video(workflow: dict, name: str) -> dict:
     return workflow
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stand_ins")
 @pytest.mark.parametrize("path", TAKING_VIDEOS, ids=lambda path: path.stem)
 def test_a_users_video_takes_the_demo_clips_place_as_the_note_says(server, tmp_path, path):
