@@ -41,14 +41,16 @@ class CrossFrame(Technique):
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         if self.keys == "first_and_previous":
             require_own_keys(call)
-        if call.memory is not None:
-            branches = len(call.branches)
-            k = self._taken("k", call.k, branches, call.memory)
-            return proceed(call.q, k, self._taken("v", call.v, branches, call.memory))
-        if call.frames == 1:
+        if call.memory is None and call.frames == 1:
             return proceed(call.q, call.k, call.v)
-        sources = source_frames(self.keys, call.frames)
-        return proceed(call.q, take_from_frames(call.k, sources), take_from_frames(call.v, sources))
+
+        def taken(name: str, x: Tensor) -> Tensor:
+            frame = call.of_frame(x)
+            if call.memory is not None:
+                return call.with_frame(x, self._taken(name, frame, len(call.branches), call.memory))
+            return call.with_frame(x, take_from_frames(frame, source_frames(self.keys, call.frames)))
+
+        return proceed(call.q, taken("k", call.k), taken("v", call.v))
 
     def _taken(self, name: str, x: Tensor, branches: int, memory: dict[str, Tensor]) -> Tensor:
         """For the frames ``x`` of a chunk, with those that ``memory`` has under ``name`` in front."""

@@ -54,5 +54,8 @@ class FineCoarse(Technique):
                 "not tell them: another node may have replaced the layer. Leave it out of 'layers', or use "
                 "frame_attention sparse_causal."
             )
-        k, v = (fine_and_coarse(x, call.frames, call.grid, self.pool) for x in (call.k, call.v))
-        return proceed(call.q, k, v)
+
+        def fine_coarse(x: Tensor) -> Tensor:
+            return call.with_frame(x, fine_and_coarse(call.of_frame(x), call.frames, call.grid, self.pool))
+
+        return proceed(call.q, fine_coarse(call.k), fine_coarse(call.v))

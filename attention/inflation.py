@@ -21,7 +21,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from .branches import branches_of
-from .frames import Clip
+from .frames import frame_indices
 from .keys import INFLATED_BLOCKS, INFLATED_FEATURES, INFLATED_PLACE, INSERTED
 from .rows import groups_of, in_groups, rows_told
 from .run import undone_after
@@ -214,7 +214,7 @@ def _call_of_frames(executor, inputs: tuple, kwargs: dict[str, Any], given: dict
     x, *_ = inputs
     options = {**given, "patches": {**given.get("patches", {})}}
     blocks = (options.get(INFLATED_BLOCKS) or _Blocks()).of(executor.class_obj.diffusion_model, inflations_of(options))
-    frames = Clip.of(x, len(branches_of(options)), (1, 1, 1), options).frame_indices
+    frames = frame_indices(x.shape, len(branches_of(options)), options)
     with uncompiled(), undone_after(options) as stack:
         for place in {name.rsplit(".", 1)[0] for each in inflations_of(options) for name, _ in each.modules.items()}:
             stack.callback(blocks[place].register_forward_pre_hook(partial(_note, place), with_kwargs=True).remove)

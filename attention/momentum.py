@@ -70,8 +70,11 @@ class TemporalMomentum(Technique):
         if call.frames == 1 and call.memory is None:
             return proceed(call.q, call.k, call.v)
         weights = _scheduled_matrix(self.mu, self.schedule, call.frame_indices, goes_on=bool(call.memory))
-        k, v = (_running(name, x, weights, call.memory) for name, x in (("k", call.k), ("v", call.v)))
-        return proceed(call.q, k, v)
+
+        def running(name: str, x: Tensor) -> Tensor:
+            return call.with_frame(x, _running(name, call.of_frame(x), weights, call.memory))
+
+        return proceed(call.q, running("k", call.k), running("v", call.v))
 
 
 def _running(name: str, x: Tensor, weights: Tensor, memory: dict[str, Tensor] | None) -> Tensor:

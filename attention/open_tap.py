@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -26,19 +26,21 @@ from .host_attention import HostAttention
 from .keys import INSERTED, OPEN_TAP, REPLACED, RUN, SITES
 from .prefix import is_patched, shared
 from .run import Run, Tapped
-from .sites import Site, patch_of
+from .sites import Site, family_of
 from .technique import AttentionCall
 
 
 class OpenTap:
-    """``active``: the techniques that act in this call, in their order. ``chunk``: of the clip, if it comes in some."""
+    """``active``: the techniques that act in this call, in their order. ``shape``: that of the latents, of several
+    modalities the clip's. ``text_tokens``: of the prompt. ``chunk``: of the clip, if it comes in some."""
 
     def __init__(
         self,
         active: list[Tapped],
         diffusion_model: nn.Module,
         options: dict,
-        latents: Tensor,
+        shape: Sequence[int],
+        text_tokens: int,
         sigma: float,
         chunk: Chunk | None,
     ) -> None:
@@ -48,14 +50,14 @@ class OpenTap:
         self._run.ask(active)
         self._anatomy = self._run.anatomy_of(diffusion_model, options.get(INSERTED, ()))
         self._sites = self._anatomy.sites
-        self._rows, self._branches = len(latents), branches_of(options)
+        self._rows, self._branches = shape[0], branches_of(options)
         self._chunk = chunk
-        if chunk is None:
-            self._clip = Clip.of(latents, len(self._branches), patch_of(diffusion_model), options)
-        else:
+        family = family_of(diffusion_model)
+        self._clip = Clip.of(shape, len(self._branches), family, diffusion_model, options, text_tokens)
+        if chunk is not None:
             needing = [each.asked_by for each in active if not each.technique.supports_chunks]
             require_frame_by_frame(self._sites.values(), needing)
-            self._clip = Clip(chunk.frame_indices, 1)
+            self._clip = replace(self._clip, frame_indices=chunk.frame_indices)
         self._override = options.get("optimized_attention_override")
         self._shares = not is_patched(options)
         self.options = self._leading_here(options)
@@ -116,6 +118,8 @@ class OpenTap:
         """Instead of ComfyUI's attention ``func``; an override of another pack runs inside."""
         options = kwargs["transformer_options"]
         pending = options.get(SITES)
+        if v.ndim > q.ndim:  # SD3 keeps the heads of its values apart
+            v = v.flatten(-2)
         behind = func if self._override is None else partial(self._override, func)
         mask_at = 1 if args else "mask"
         here = branches_of(options)

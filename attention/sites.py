@@ -23,10 +23,10 @@ __all__ = [
     "NoSuchSiteError",
     "Site",
     "UnknownModelError",
+    "family_of",
     "layers_of",
     "list_sites",
     "network_of",
-    "patch_of",
     "select_sites",
     "sites_in_run",
     "sites_of",
@@ -60,7 +60,7 @@ def list_sites(
     ``inserted``: what this pack leads the features through (``INSERTED`` of transformer_options).
     """
     model = _uncompiled(diffusion_model)
-    sites = list(_family_of(model).walk(model, count(), motion_models))
+    sites = list(family_of(model).walk(model, count(), motion_models))
     for each in inserted:
         sites = each.sites(sites)
     return sites
@@ -97,19 +97,15 @@ def network_of(model: ModelPatcher) -> str:
     return type(_uncompiled(model.get_model_object("diffusion_model"))).__name__
 
 
-def patch_of(diffusion_model: nn.Module) -> Sequence[int]:
-    """The latent frames, rows and columns of one token; of a UNet (1, 1, 1)."""
-    model = _uncompiled(diffusion_model)
-    return _family_of(model).patch(model)
-
-
 def layers_of(diffusion_model: nn.Module) -> list[nn.Module]:
     """The layers that the model's rows go through, one after the other: a UNet's, or a transformer's blocks."""
     model = _uncompiled(diffusion_model)
-    return list(_family_of(model).layers(model))
+    return list(family_of(model).layers(model))
 
 
-def _family_of(model: nn.Module) -> Family:
+def family_of(diffusion_model: nn.Module) -> Family:
+    """The family of ``diffusion_model``; UnknownModelError for others."""
+    model = _uncompiled(diffusion_model)
     for family in FAMILIES:
         if family.owns(model):
             return family
@@ -126,16 +122,21 @@ def _uncompiled(diffusion_model: nn.Module) -> nn.Module:
     return getattr(diffusion_model, "_orig_mod", diffusion_model)
 
 
-def select_sites(sites: Iterable[Site], selector: str, kinds: Iterable[Kind]) -> list[Site]:
-    """The sites of ``kinds`` that ``selector`` names, in order.
+def select_sites(sites: Iterable[Site], selector: str, kinds: Iterable[Kind], by_row: bool = False) -> list[Site]:
+    """The sites of ``kinds`` that ``selector`` names, in order; with ``by_row`` those alone that have a frame to a row.
 
     ``selector``: ``*``, or pieces separated by commas: the first components of a name (``middle``, ``input.4``),
     any of them a range (``output.3-8``) or ``*``, or a kind (``spatial``). NoSuchSiteError where a piece matches
     nothing, or the model has no layers of these kinds.
     """
     sites, kinds = list(sites), tuple(kinds)
-    eligible = [site for site in sites if site.kind in kinds]
+    eligible = [site for site in sites if site.kind in kinds and (not by_row or site.frames_in == "rows")]
     pieces = [piece.strip() for piece in selector.split(",") if piece.strip()]
+    if not eligible and by_row:
+        raise NoSuchSiteError(
+            "Expected a model of pictures, whose batch is the clip; this model already attends across the frames of a "
+            "clip. Use SD1.5, SDXL, Flux, SD3, Qwen-Image, Z-Image, Krea 2 or another model of pictures."
+        )
     if not eligible:
         there = sorted({site.kind for site in sites})
         raise NoSuchSiteError(

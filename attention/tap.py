@@ -23,12 +23,12 @@ from torch import Tensor
 from .branches import branches_of
 from .chunk_guard import ChunkGuard, sizes_explained
 from .chunks import Chunk, in_chunks
-from .frames import Clip
+from .frames import frame_indices
 from .keys import RUN, TECHNIQUES
 from .open_tap import OpenTap
 from .rows import groups_of, in_groups, rows_told
 from .run import Run, Tapped, undone_after
-from .sites import Kind, Site, network_of, select_sites, sites_of
+from .sites import Kind, Site, family_of, network_of, select_sites, sites_of
 from .steps import Steps
 from .technique import Technique
 from .uncompiled import uncompiled_if_unguarded
@@ -47,10 +47,12 @@ def tap(
     layers: str,
     kinds: Sequence[Kind],
     asked_by: str,
+    by_row: bool = False,
     start_percent: float = 0.0,
     end_percent: float = 1.0,
 ) -> tuple[ModelPatcher, list[Site]]:
-    """A clone of ``model`` on which ``technique`` attends at the sites of ``kinds`` that ``layers`` selects.
+    """A clone of ``model`` on which ``technique`` attends at the sites of ``kinds`` that ``layers`` selects; with
+    ``by_row`` only at those that have a frame to a row.
 
     Returns the clone and the sites; AnimateDiff's too where ``model`` has its motion model already.
     UnknownModelError and NoSuchSiteError as in :mod:`.sites`; ValueError where
@@ -61,7 +63,7 @@ def tap(
             f"{asked_by}: start_percent is {start_percent} and end_percent {end_percent}, "
             "expected 0 ≤ start_percent ≤ end_percent ≤ 1."
         )
-    sites = select_sites(sites_of(model), layers, kinds)
+    sites = select_sites(sites_of(model), layers, kinds, by_row)
     names = frozenset(site.name for site in sites)
     clone = model.clone()
     options = clone.model_options["transformer_options"]
@@ -117,7 +119,8 @@ def _call_of_frames(executor, inputs: tuple, kwargs: dict, options: dict) -> Ten
     if not 0 < length < len(x) // branches:
         return _tapped_call(executor, inputs, kwargs, options)
 
-    indices = Clip.of(x, branches, (1, 1, 1), options).frame_indices
+    pictures = family_of(executor.class_obj.diffusion_model).draws_pictures
+    indices = frame_indices(x.shape, branches, options, pictures)
     guard = ChunkGuard(options, len(indices), len(x))
 
     def call(chunk: Chunk, all_inputs: Any) -> Tensor:
@@ -138,14 +141,17 @@ def _frames_per_batch(options: dict) -> int:
 
 
 def _tapped_call(executor, inputs: tuple, kwargs: dict, options: dict, chunk: Chunk | None = None) -> Tensor:
-    base_model, (x, t, *_) = executor.class_obj, inputs
+    base_model, (x, t, _, c_crossattn, _) = executor.class_obj, inputs
     sigma = float(t.flatten()[0])
     if RUN in options:
         options[RUN].steps.call(sigma)
     active = [each for each in options.get(TECHNIQUES, ()) if each.is_active(sigma, base_model.model_sampling)]
     if chunk is None and not active:
         return executor(*inputs, options, **kwargs)
-    opened = OpenTap(active, base_model.diffusion_model, options, x, sigma, chunk)
+    shapes = kwargs.get("latent_shapes")
+    shape = x.shape if shapes is None else (len(x), *shapes[0][1:])
+    text_tokens = c_crossattn.shape[1] if isinstance(c_crossattn, Tensor) else 0
+    opened = OpenTap(active, base_model.diffusion_model, options, shape, text_tokens, sigma, chunk)
     with undone_after(options) as stack:
         opened.on_modules(stack)
         result = executor(*inputs, opened.options, **kwargs)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum, auto
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 
 from .branches import Branch, rows_of
@@ -36,8 +37,9 @@ class AttentionCall:
     ``q``, ``k``, ``v`` are rows × … × tokens × channels, one branch's rows after the other's.
     ``branches``: for each branch in this call the index of its conditioning and its uuid (:mod:`.branches`).
     ``frame_indices``: the clip's (latent) frames that the call holds, in order. ``site.frames_in`` says where: one
-    to a row; or in q's tokens, ``tokens_per_frame`` for each after ``leading_tokens`` that belong to none (text).
-    Both are None where frames lie in the rows, or tokens of other things (references, guides) are among them.
+    to a row, or all in the tokens. Of q's tokens ``tokens_per_frame`` belong to each frame there, after
+    ``leading_tokens`` and before ``trailing_tokens`` that belong to none (text, references, padding). All three are
+    None where a row holds a frame and nothing else, or where it cannot be told.
     ``mask``: what the host adds to the scores, or True where a key is seen; ``scale``: their factor, 1/√c if None.
     ``heads_joined``: the output is rows × tokens × channels of all heads, whichever layout q has.
     ``grid``: height and width of a frame in tokens, where the host tells them.
@@ -57,6 +59,7 @@ class AttentionCall:
     scale: float | None = None
     leading_tokens: int | None = None
     tokens_per_frame: int | None = None
+    trailing_tokens: int = 0
     heads_joined: bool = True
     grid: tuple[int, int] | None = None
     memory: dict[str, Tensor] | None = None
@@ -64,6 +67,19 @@ class AttentionCall:
     @property
     def frames(self) -> int:
         return len(self.frame_indices)
+
+    def of_frame(self, x: Tensor) -> Tensor:
+        """The tokens of its frame in each row of k or v, or of what is laid out as they are; a view."""
+        if not self.leading_tokens and not self.trailing_tokens:
+            return x
+        return x[..., self.leading_tokens : x.shape[-2] - self.trailing_tokens, :]
+
+    def with_frame(self, x: Tensor, frame: Tensor) -> Tensor:
+        """``x`` with ``frame`` in place of :meth:`of_frame`; all other tokens keep their bits."""
+        if not self.leading_tokens and not self.trailing_tokens:
+            return frame
+        end = x.shape[-2] - self.trailing_tokens
+        return torch.cat([x[..., : self.leading_tokens, :], frame, x[..., end:, :]], dim=-2)
 
     @property
     def rows_per_branch(self) -> int:
@@ -118,6 +134,11 @@ def require_own_keys(call: AttentionCall) -> None:
             f"Attention layer {place} has {queries} queries for {call.grid[0] * call.grid[1]} tokens: another node "
             "merges tokens (ToMe), so that it cannot be told a frame's own keys from others. Remove it, or let frames "
             "see one frame's keys: CrossFrameAttention first or previous, STAMInflate's frame_attention first or self."
+        )
+    if call.mask is not None:
+        raise FurtherKeysError(
+            f"Attention layer {place} has a mask over its keys (of the prompt's padding, or from another node), which "
+            "does not cover other frames' keys. Use one frame's keys instead: CrossFrameAttention first or previous."
         )
     if queries != keys:
         raise FurtherKeysError(

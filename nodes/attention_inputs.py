@@ -72,6 +72,7 @@ def tapped(
     layers: str,
     start_percent: float,
     end_percent: float,
+    by_row: bool = False,
 ) -> io.NodeOutput:
     """The node's output: a clone of ``model`` with ``technique`` on it; the log echoes the layers that matched."""
     name = node.node_name
@@ -81,6 +82,7 @@ def tapped(
         layers=layers,
         kinds=kinds,
         asked_by=name,
+        by_row=by_row,
         start_percent=start_percent,
         end_percent=end_percent,
     )

@@ -57,7 +57,7 @@ class CrossFrameAttention(Node):
         pool: int = 2,
     ) -> io.NodeOutput:
         technique: Technique = FineCoarse(pool) if keys == "fine_coarse" else CrossFrame(keys)
-        return tapped(model, technique, cls, ["spatial"], layers, start_percent, end_percent)
+        return tapped(model, technique, cls, ["spatial", "joint"], layers, start_percent, end_percent, True)
 
 
 NODES = [CrossFrameAttention]

@@ -131,6 +131,12 @@ SUBJECTS = {
     "Wan 2.1": "wan21",
     "LTXV": "ltxv",
     "HunyuanVideo": "hunyuan_video",
+    "Flux": "flux",
+    "SD3.5": "sd3",
+    "Qwen-Image": "qwen_image",
+    "Z-Image": "z_image",
+    "Krea 2": "krea2",
+    "Anima": "anima",
 }
 """Column of the table → name of the subject."""
 

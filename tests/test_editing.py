@@ -19,7 +19,8 @@ from editing_runs import demo_run, tiny_run
 from watching import difference, watched
 
 EPS, V, FLOW, COGVIDEOX = "eps", "v", "wan21", "cogvideox"
-every_family = pytest.mark.parametrize("name", [EPS, "svd", FLOW, COGVIDEOX, "ltxv", "hunyuan_video"])
+PICTURES = ["flux", "sd3", "qwen_image", "z_image", "krea2"]
+every_family = pytest.mark.parametrize("name", [EPS, "svd", FLOW, COGVIDEOX, "ltxv", "hunyuan_video", *PICTURES])
 every_prediction = pytest.mark.parametrize("name", [EPS, V, FLOW, COGVIDEOX])
 
 

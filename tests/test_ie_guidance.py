@@ -26,6 +26,9 @@ from watching import DEMO, difference
 KINDS = ["spatial", "temporal", "joint"]
 LAYERS = {"demo": "output.0", "sd15": "middle", "wan21": "blocks.1", "cogvideox": "blocks.1", "svd": "middle"}
 LAYERS |= {"hunyuan_video": "double.0", "ltxv": "blocks.1", "sdxl": "middle", "wan21_i2v": "blocks.1"}
+LAYERS |= {"flux": "single_blocks.0", "sd3": "joint_blocks.1", "qwen_image": "transformer_blocks.1"}
+LAYERS |= {"z_image": "layers.1", "krea2": "blocks.1"}
+PICTURES = ["flux", "sd3", "qwen_image", "z_image", "krea2"]
 MODERATE = {"sigmas": torch.tensor([4.0, 1.0, 0.0])}  # noise at which float32 does not cancel
 ONE_STEP = {"sigmas": torch.tensor([4.0, 0.0])}
 PACKS = find_packs(Path(COMFYUI))
@@ -124,7 +127,7 @@ def test_each_guidance_is_its_formula(models, family, guidance):
     agree(ours, reference, sample(model, shape, **levels))
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "svd", "wan21_i2v", "hunyuan_video", "ltxv"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "svd", "wan21_i2v", "hunyuan_video", "ltxv", *PICTURES])
 def test_the_papers_guidance_is_right_on_every_family(models, family):
     model, shape = models(family)
     layers = LAYERS[family]

@@ -131,7 +131,14 @@ def slowed(model, pace: float = 0.02):
 
 @pytest.mark.parametrize(
     ("family", "way"),
-    [("svd", "latent"), ("wan21", "noise"), ("ltxv", "noise"), ("hunyuan_video", "noise"), ("cogvideox", "void")],
+    [
+        ("svd", "latent"),
+        *(
+            (name, "noise")
+            for name in ("wan21", "ltxv", "hunyuan_video", "flux", "sd3", "qwen_image", "z_image", "krea2")
+        ),
+        ("cogvideox", "void"),
+    ],
 )
 def test_a_model_draws_the_clip_again_from_its_noise(tiny_models, family, way):
     model = slowed(tiny_models.load(family))

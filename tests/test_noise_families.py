@@ -13,7 +13,7 @@ from comfy.nested_tensor import NestedTensor
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import BasicGuider, Noise_RandomNoise, SamplerCustomAdvanced
 from tiny_models import FAMILIES
-from tiny_models.pictures import PICTURES, load_picture_model, picture_conditioning
+from tiny_models.pictures import COSMOS, build
 
 VIDEO = ["cogvideox", "wan21", "wan22", "ltxv", "hunyuan_video"]
 FRAMES = 4
@@ -58,9 +58,12 @@ def network_input(model, positive, noise, latent):
     return seen[0]
 
 
-@pytest.fixture(scope="module", params=PICTURES)
-def picture_model(request):
-    return load_picture_model(request.param), picture_conditioning(request.param)
+@pytest.fixture(scope="module", params=["qwen_image", "krea2", "anima", "cosmos"])
+def picture_model(request, tiny_models):
+    """A model of pictures whose latents have an axis of frames, and its text."""
+    if request.param == "cosmos":
+        return build("CosmosT2IPredict2", COSMOS, ""), FAMILIES["anima"].conditioning()[0]
+    return tiny_models.load(request.param), FAMILIES[request.param].conditioning()[0]
 
 
 @pytest.mark.parametrize("asked", ASKED)

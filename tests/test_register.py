@@ -187,6 +187,10 @@ EXPECTED = {
     "ltxv": {"joint": "BasicTransformerBlock", "cross": "BasicTransformerBlock"},
     "hunyuan_video": {"joint": "SelfAttention", "text": "TokenRefinerBlock"},
     "svd": {"spatial": "SpatialVideoTransformer", "temporal": "SpatialVideoTransformer"},
+    "flux": {"joint": "SelfAttention"},
+    "sd3": {"joint": "JointBlock", "spatial": "PatchEmbed"},
+    "qwen_image": {"joint": "QwenImageTransformerBlock"},
+    "krea2": {"joint": "SingleStreamBlock", "text": "TextFusionBlock"},
 }
 """Of each kind there are as many layers as the module tree has modules of this class."""
 
@@ -204,7 +208,7 @@ def test_a_run_measures_exactly_the_attention_layers_of_the_module_tree(name, ti
         expected["cross"] *= 2  # to the picture, and to the text
     if name == "svd":
         expected["cross"] = expected["spatial"] + expected["temporal"]
-    if name == "hunyuan_video":  # two streams of a double block attend at once
+    if name in ("hunyuan_video", "flux"):  # two streams of a double block attend at once
         expected["joint"] = modules["DoubleStreamBlock"] + modules["SingleStreamBlock"]
     assert kinds == expected
     assert figures.keys() == {site.name for site in sites}

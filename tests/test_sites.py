@@ -3,10 +3,15 @@
 from collections import Counter
 
 import comfy.ldm.cogvideo.model
+import comfy.ldm.cosmos.predict2
 import comfy.ldm.flux.layers
 import comfy.ldm.hunyuan_video.model
+import comfy.ldm.krea2.model
 import comfy.ldm.lightricks.model
+import comfy.ldm.lumina.model
 import comfy.ldm.modules.attention
+import comfy.ldm.modules.diffusionmodules.mmdit
+import comfy.ldm.qwen_image.model
 import comfy.ldm.wan.model
 import pytest
 import torch
@@ -22,6 +27,11 @@ ATTENDS = (
     comfy.ldm.hunyuan_video.model.TokenRefinerBlock,
     comfy.ldm.flux.layers.DoubleStreamBlock,
     comfy.ldm.flux.layers.SingleStreamBlock,
+    comfy.ldm.modules.diffusionmodules.mmdit.JointBlock,
+    comfy.ldm.qwen_image.model.Attention,
+    comfy.ldm.lumina.model.JointAttention,
+    comfy.ldm.krea2.model.Attention,
+    comfy.ldm.cosmos.predict2.Attention,
 )
 """The module classes whose forward attends."""
 
@@ -35,6 +45,12 @@ EXPECTED = {
     "cogvideox": {"joint": 4},
     "ltxv": {"joint": 4, "cross": 4},
     "hunyuan_video": {"joint": 4, "text": 2},
+    "flux": {"joint": 4},
+    "sd3": {"joint": 2, "spatial": 1},
+    "qwen_image": {"joint": 2},
+    "z_image": {"text": 2, "spatial": 2, "joint": 2},
+    "anima": {"spatial": 2, "cross": 2},
+    "krea2": {"text": 4, "joint": 2},
 }
 
 

@@ -41,9 +41,13 @@ def test_rows_belong_to_branches_and_frames_lie_where_it_says(seen):
         assert q.shape[:2] == k.shape[:2] == v.shape[:2] == (len(call.q), call.heads)
         if call.site.frames_in == "rows":
             assert call.rows_per_branch == frames
-        if call.site.frames_in == "tokens":
-            assert q.shape[2] == call.leading_tokens + frames * call.tokens_per_frame
-            assert call.leading_tokens == (family.context[0] if call.site.text_first else 0)
+        if call.tokens_per_frame is not None:
+            inside = frames if call.site.frames_in == "tokens" else 1
+            assert q.shape[2] == call.leading_tokens + inside * call.tokens_per_frame + call.trailing_tokens
+            assert call.leading_tokens in (0, family.text_tokens)
+            assert call.leading_tokens == 0 or call.site.kind == "joint"
+            assert call.trailing_tokens == (family.padding if call.site.leading else 0)
+        assert (call.tokens_per_frame is None) == (call.site.leading is None)
         if call.site.kind in ("joint", "spatial", "temporal", "text"):
             assert k.shape[2] == q.shape[2]
 

@@ -3,18 +3,26 @@
 from types import SimpleNamespace
 
 import pytest
-import torch
-from coherence.attention.families import Site
+from coherence.attention.families import Family, Site
+from coherence.attention.families.site import after_text, alone, first, last, last_padded
 from coherence.attention.frames import Clip
 
-VIDEO, TEXT_AND_VIDEO, PICTURES = (
-    Site("blocks.0", 0, "joint", 8, None, frames_in=frames_in, text_first=text_first)
-    for frames_in, text_first in (("tokens", False), ("tokens", True), ("rows", False))
+VIDEO, TEXT_AND_VIDEO, VIDEO_AND_POSES, PICTURES, TEXT_AND_PICTURE, PADDED_PICTURE = (
+    Site("blocks.0", 0, "joint", 8, None, frames_in, leading)
+    for frames_in, leading in (
+        ("tokens", alone),
+        ("tokens", last),
+        ("tokens", first),
+        ("rows", None),
+        ("rows", after_text),
+        ("rows", last_padded(32)),
+    )
 )
 
 
-def clip(*shape, branches=2, patch=(1, 2, 2), **options):
-    return Clip.of(torch.empty(shape, device="meta"), branches, patch, options)
+def clip(*shape, branches=2, patch=(1, 2, 2), text=20, **options):
+    family = Family("", bool, list, list, lambda _model: patch, draws_pictures=len(shape) == 4 or shape[2] == 1)
+    return Clip.of(shape, branches, family, None, options, text)
 
 
 def window(*indices, anchor=None):
@@ -24,30 +32,38 @@ def window(*indices, anchor=None):
 @pytest.mark.parametrize(
     ("shape", "patch", "expected"),
     [
-        ((6, 4, 8, 8), (1, 1, 1), ((0, 1, 2), 1)),  # frames in the rows of two branches
-        ((2, 16, 3, 8, 8), (1, 2, 2), ((0, 1, 2), 16)),
-        ((2, 16, 3, 7, 9), (1, 2, 2), ((0, 1, 2), 20)),  # padded to whole patches
-        ((2, 16, 5, 8, 8), (2, 2, 2), ((0, 2, 4), 16)),  # two latent frames to a token, the last one padded
+        ((6, 4, 8, 8), (1, 1, 1), ((0, 1, 2), (8, 8))),  # frames in the rows of two branches
+        ((6, 16, 1, 8, 8), (1, 2, 2), ((0, 1, 2), (4, 4))),  # the same in latents with an axis of frames
+        ((2, 16, 3, 8, 8), (1, 2, 2), ((0, 1, 2), (4, 4))),
+        ((2, 16, 3, 7, 9), (1, 2, 2), ((0, 1, 2), (4, 5))),  # padded to whole patches
+        ((2, 16, 5, 8, 8), (2, 2, 2), ((0, 2, 4), (4, 4))),  # two latent frames to a token, the last one padded
     ],
 )
 def test_frames_and_their_tokens_follow_from_the_latents(shape, patch, expected):
     made = clip(*shape, patch=patch)
-    assert (made.frame_indices, made.tokens_per_frame) == expected
+    assert (made.frame_indices, made.grid) == expected
 
 
 @pytest.mark.parametrize(
     ("site", "tokens", "expected"),
     [
-        (VIDEO, 48, {"leading_tokens": 0, "tokens_per_frame": 16}),
-        (TEXT_AND_VIDEO, 48 + 20, {"leading_tokens": 20, "tokens_per_frame": 16}),
-        (VIDEO, 48 + 16, {}),  # a reference image among them
-        (VIDEO, 40, {}),  # one group of the queries
-        (TEXT_AND_VIDEO, 20, {}),
-        (PICTURES, 48, {}),
+        (VIDEO, 48, (0, 0)),
+        (TEXT_AND_VIDEO, 48 + 20, (20, 0)),
+        (VIDEO_AND_POSES, 48 + 32, (0, 32)),
+        (VIDEO, 48 + 16, None),  # a reference image among them
+        (VIDEO, 40, None),  # one group of the queries
+        (TEXT_AND_VIDEO, 20, None),
+        (PICTURES, 48, None),
+        (TEXT_AND_PICTURE, 20 + 16 + 16, (20, 16)),  # and a reference
+        (TEXT_AND_PICTURE, 20, None),
+        (PADDED_PICTURE, 32 + 32, (32, 16)),
+        (PADDED_PICTURE, 32, (0, 16)),
     ],
 )
-def test_tokens_are_told_only_where_nothing_else_is_among_them(site, tokens, expected):
-    assert clip(2, 16, 3, 8, 8).inside(site, tokens) == expected
+def test_tokens_are_told_where_it_is_known_what_else_is_among_them(site, tokens, expected):
+    told = clip(2, 16, 3, 8, 8).inside(site, tokens)
+    assert told.get("tokens_per_frame") == (None if expected is None else 16)
+    assert expected is None or (told["leading_tokens"], told["trailing_tokens"]) == expected
 
 
 @pytest.mark.parametrize(

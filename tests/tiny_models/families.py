@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import dits, unets
+from . import dits, pictures, unets
 
 Conditioning = list[list[Any]]
 
@@ -30,6 +31,9 @@ class Family:
         extras: shapes of further tensors of the conditioning, batch of one, by ComfyUI's name.
         settings: further fixed values of the conditioning.
         vision: tokens and width of the CLIP vision output in the conditioning.
+        unet_config: of a model that is built from ComfyUI's classes, where the loaders' widths are fixed and large.
+        sharp: names of the weights that make its attention sharp.
+        padded_to: text and picture are padded to a multiple of so many tokens.
     """
 
     file: str
@@ -43,6 +47,20 @@ class Family:
     extras: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     vision: tuple[int, int] | None = None
+    unet_config: Mapping[str, Any] = field(default_factory=dict)
+    sharp: str = ""
+    padded_to: int = 1
+
+    @property
+    def text_tokens(self) -> int:
+        """Of the prompt inside the model."""
+        return ceil(self.context[0] / self.padded_to) * self.padded_to
+
+    @property
+    def padding(self) -> int:
+        """Tokens that pad a picture of a picture transformer."""
+        tokens = (self.latent_shape[-1] // 2) ** 2
+        return ceil(tokens / self.padded_to) * self.padded_to - tokens
 
     def latent(self, seed: int = 0) -> dict[str, torch.Tensor]:
         """A LATENT of unit normal values."""
@@ -61,6 +79,39 @@ class Family:
         texts = torch.randn(2, 1, *self.context, generator=generator)
         positive, negative = ([[text, {**extras, **self.settings}]] for text in texts)
         return positive, negative
+
+
+def _pictures(
+    base: str,
+    config: str,
+    unet_config: Mapping[str, Any],
+    sharp: str,
+    dimensions: int,
+    size: int = 8,
+    width: int = 48,
+    padded_to: int = 1,
+    **extras: tuple[int, ...],
+) -> Family:
+    """A picture transformer: a clip of four frames on the batch, whose latents may have an axis for one frame more."""
+    shape = (4, 16, size, size) if dimensions == 4 else (4, 16, 1, size, size)
+    return Family(
+        file="",
+        kind="built",
+        write=_not_written,
+        base=base,
+        config=config,
+        latent_shape=shape,
+        frames_axis=0,
+        context=(7, width),
+        extras=extras,
+        unet_config=unet_config,
+        sharp=sharp,
+        padded_to=padded_to,
+    )
+
+
+def _not_written(_path: Path) -> None:
+    raise ValueError("expected a family with a file, got one that is built from ComfyUI's classes")
 
 
 FAMILIES: dict[str, Family] = {
@@ -171,4 +222,10 @@ FAMILIES: dict[str, Family] = {
         extras={"concat_latent_image": (1, 4, 16, 16)},
         settings={"motion_bucket_id": 127, "fps": 6, "augmentation_level": 0.0},
     ),
+    "flux": _pictures("Flux", "Flux", pictures.FLUX, r".*(query|key)_norm\.weight", 4, pooled_output=(1, 32)),
+    "sd3": _pictures("SD3", "SD3", pictures.SD3, r".*attn2?\.ln_[qk]\.weight", 4, pooled_output=(1, 32)),
+    "qwen_image": _pictures("QwenImage", "QwenImage", pictures.QWEN_IMAGE, r".*norm_(added_)?[qk]\.weight", 5),
+    "z_image": _pictures("Lumina2", "ZImage", pictures.Z_IMAGE, r".*\.[qk]_norm\.weight", 4, size=12, padded_to=32),
+    "anima": _pictures("Anima", "Anima", pictures.ANIMA, r".*self_attn\.[qk]_norm\.weight", 5),
+    "krea2": _pictures("Krea2", "Krea2", pictures.KREA2, r".*[qk]norm\.scale", 5, width=120),
 }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import adapters, dits, stand_ins
+from . import adapters, dits, pictures, stand_ins
 from .families import FAMILIES, Conditioning, Family
 
 if TYPE_CHECKING:
@@ -50,7 +50,10 @@ class TinyModels:
 
     def load(self, name: str) -> ModelPatcher:
         """The diffusion model of family ``name`` by its stock loader."""
-        if FAMILIES[name].kind == "checkpoints":
+        family = FAMILIES[name]
+        if family.unet_config:
+            return pictures.build(family.config, dict(family.unet_config), family.sharp)
+        if family.kind == "checkpoints":
             return self.load_checkpoint(name)[0]
         return self._nodes.UNETLoader().load_unet(self.path(name).name, "default")[0]
 

@@ -1,4 +1,4 @@
-"""Picture models whose latents have three dimensions, built from ComfyUI's classes: stock loaders hard-code widths."""
+"""Small picture transformers, built from ComfyUI's own classes: the stock loaders know them by their full width."""
 
 from __future__ import annotations
 
@@ -11,7 +11,85 @@ from .weights import draw
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
-_COSMOS = {
+_AXES = (8, 12, 12)
+FLUX: dict[str, Any] = {
+    "image_model": "flux",
+    "in_channels": 16,
+    "out_channels": 16,
+    "vec_in_dim": 32,
+    "context_in_dim": 48,
+    "hidden_size": 64,
+    "mlp_ratio": 2.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 2,
+    "axes_dim": [*_AXES],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "guidance_embed": True,
+    "txt_ids_dims": [],
+}
+SD3: dict[str, Any] = {
+    "input_size": None,
+    "pos_embed_scaling_factor": None,
+    "pos_embed_max_size": 32,
+    "num_patches": 1024,
+    "patch_size": 2,
+    "in_channels": 16,
+    "depth": 2,
+    "adm_in_channels": 32,
+    "qk_norm": "rms",
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 48, "out_features": 128}},
+    "x_block_self_attn_layers": [0],
+}
+QWEN_IMAGE: dict[str, Any] = {
+    "image_model": "qwen_image",
+    "patch_size": 2,
+    "in_channels": 64,
+    "out_channels": 16,
+    "num_layers": 2,
+    "attention_head_dim": 32,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 48,
+    "axes_dims_rope": _AXES,
+}
+Z_IMAGE: dict[str, Any] = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 16,
+    "dim": 256,
+    "n_layers": 2,
+    "n_refiner_layers": 2,
+    "n_heads": 8,
+    "n_kv_heads": 8,
+    "multiple_of": 32,
+    "ffn_dim_multiplier": 1.0,
+    "qk_norm": True,
+    "cap_feat_dim": 48,
+    "axes_dims": [*_AXES],
+    "axes_lens": [64, 64, 64],
+    "rope_theta": 256.0,
+    "z_image_modulation": True,
+    "time_scale": 1000.0,
+    "pad_tokens_multiple": 32,
+}
+KREA2: dict[str, Any] = {
+    "image_model": "krea2",
+    "features": 128,
+    "tdim": 64,
+    "txtdim": 40,
+    "heads": 4,
+    "kvheads": 2,
+    "multiplier": 2,
+    "layers": 2,
+    "patch": 2,
+    "channels": 16,
+    "txtlayers": 3,
+    "txtheads": 4,
+    "txtkvheads": 4,
+}
+_COSMOS: dict[str, Any] = {
     "max_img_h": 240,
     "max_img_w": 240,
     "max_frames": 128,
@@ -30,64 +108,25 @@ _COSMOS = {
     "rope_w_extrapolation_ratio": 4.0,
     "rope_enable_fps_modulation": False,
 }
-
-PICTURES: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
-    "qwen_image": (
-        "QwenImage",
-        {
-            "image_model": "qwen_image",
-            "patch_size": 2,
-            "in_channels": 64,
-            "out_channels": 16,
-            "num_layers": 2,
-            "attention_head_dim": 32,
-            "num_attention_heads": 2,
-            "joint_attention_dim": 48,
-            "axes_dims_rope": (8, 12, 12),
-        },
-        (7, 48),
-    ),
-    "krea2": (
-        "Krea2",
-        {
-            "image_model": "krea2",
-            "features": 128,
-            "tdim": 64,
-            "txtdim": 40,
-            "heads": 4,
-            "kvheads": 2,
-            "multiplier": 2,
-            "layers": 2,
-            "patch": 2,
-            "channels": 16,
-            "txtlayers": 3,
-            "txtheads": 4,
-            "txtkvheads": 4,
-        },
-        (7, 120),
-    ),
-    "anima": ("Anima", {"image_model": "anima", **_COSMOS}, (7, 48)),
-    "cosmos_predict2": ("CosmosT2IPredict2", {"image_model": "cosmos_predict2", **_COSMOS}, (7, 48)),
-}
-"""Name → ComfyUI's class in ``supported_models``, its config, and tokens and width of the text. 16 latent channels."""
+ANIMA = {"image_model": "anima", **_COSMOS}
+COSMOS = {"image_model": "cosmos_predict2", **_COSMOS}
 
 
-def load_picture_model(name: str) -> ModelPatcher:
-    """A small random model of the class."""
+def build(config: str, unet_config: dict[str, Any], sharp: str, seed: int = 0) -> ModelPatcher:
+    """A model of the class ``config`` of comfy.supported_models, of unit-variance random weights.
+
+    ``sharp``: a regular expression for the names of the weights, of queries' norms as a rule, that are raised until
+    attention is sharp.
+    """
     import comfy.supported_models
     from comfy.model_patcher import ModelPatcher
 
-    class_name, config, _ = PICTURES[name]
-    built = getattr(comfy.supported_models, class_name)(config)
-    built.set_inference_dtype(torch.float32, None)
-    model = built.get_model({}, "", device="cpu")
+    made = getattr(comfy.supported_models, config)(dict(unet_config))
+    made.set_inference_dtype(torch.float32, None)
+    model = made.get_model({}, "", device="cpu")
+    network = model.diffusion_model
     # Anima's adapter for T5 tokens has a fixed width of 1024, and these texts do not go through it.
-    shapes = {key: x.shape for key, x in model.diffusion_model.state_dict().items() if "llm_adapter" not in key}
-    model.diffusion_model.load_state_dict(draw(shapes, {}, seed=1), strict=False)
+    shapes = {name: weight.shape for name, weight in network.state_dict().items() if "llm_adapter" not in name}
+    weights = draw(shapes, {sharp: 3.0} if sharp else {}, seed)
+    network.load_state_dict(weights, strict=False)
     return ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
-
-
-def picture_conditioning(name: str) -> list[list[Any]]:
-    """CONDITIONING: unit normal text."""
-    *_, text = PICTURES[name]
-    return [[torch.randn(1, *text, generator=torch.Generator().manual_seed(1)), {}]]

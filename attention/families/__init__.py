@@ -1,0 +1,12 @@
+"""The families of models whose attention is known.
+
+A family is one function that walks a diffusion model and yields its attention sites in the order they run, and one
+line in the ``FAMILIES`` of its file. Techniques know nothing of families.
+"""
+
+from . import pictures, unets, videos
+from .site import Family, Kind, Site
+
+__all__ = ["FAMILIES", "Family", "Kind", "Site"]
+
+FAMILIES: tuple[Family, ...] = (*unets.FAMILIES, *pictures.FAMILIES, *videos.FAMILIES)

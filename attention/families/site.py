@@ -1,0 +1,85 @@
+"""What a family of models is: what tells it, where it attends, and how tokens lie there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Any, Literal
+
+from torch import nn
+
+Kind = Literal["spatial", "temporal", "joint", "cross", "text", "sound"]
+"""Whose tokens meet: those of one frame; one place's in all frames; all of the clip's, or one frame's and its text's;
+the clip's and those of a condition; only the text's among themselves; only the sound's."""
+
+Leading = Callable[[int, int, int], int]
+"""(tokens of q, tokens of the picture or clip in it, tokens of the text) → tokens before those of the picture; negative
+if it cannot be told."""
+
+
+def alone(tokens: int, picture: int, _text: int) -> int:
+    """The picture, and nothing else."""
+    return 0 if tokens == picture else -1
+
+
+def first(_tokens: int, _picture: int, _text: int) -> int:
+    """The picture begins the row; poses and references come after it."""
+    return 0
+
+
+def last(tokens: int, picture: int, _text: int) -> int:
+    """The picture ends the row."""
+    return tokens - picture
+
+
+def after_text(_tokens: int, _picture: int, text: int) -> int:
+    """Text, then the picture, then its references."""
+    return text
+
+
+def last_padded(multiple: int) -> Leading:
+    """The picture ends the row, padded to a multiple of ``multiple`` tokens."""
+    return lambda tokens, picture, _text: tokens - ceil(picture / multiple) * multiple
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention.
+
+    ``order`` counts a model's sites in the order they run. ``module`` is the one whose forward attends; where it does
+    so more than once, its sites share it, in the order of its calls, and further calls belong to the last.
+    ``frames_in`` tells whether frames lie in the rows or in the tokens of q, if they are there at all; ``leading``,
+    which tokens come before those of the picture or clip; None where a row holds nothing else. ``attends_by`` is the
+    module's attribute that holds its attention, where that is not ComfyUI's own: it is replaced for the length of a
+    call, so no two threads may share the module (AnimateDiff-Evolved's own rule too). ``replaced_in`` is the
+    transformer block, and the name there, by which other packs replace the attention.
+    """
+
+    name: str
+    order: int
+    kind: Kind
+    heads: int
+    module: nn.Module = field(repr=False, compare=False)
+    frames_in: Literal["rows", "tokens"] | None = field(default="rows", repr=False)
+    leading: Leading | None = field(default=None, repr=False, compare=False)
+    attends_by: str | None = field(default=None, repr=False)
+    replaced_in: tuple[nn.Module, str] | None = field(default=None, repr=False, compare=False)
+
+
+Walk = Callable[[Any, Iterator[int], Sequence[nn.Module] | None], Iterator[Site]]
+"""(diffusion model, counter of the order, motion models that a run inserts or None if it has) → sites as they run."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """``owns`` tells its diffusion models; ``walk`` yields their sites; ``layers`` are the modules that the latents'
+    rows go through, in the order they run. ``patch`` are the latent frames, rows and columns of one token; None if a
+    model's layers differ in that. ``draws_pictures``: a batch of latents is a clip, a frame to a row."""
+
+    name: str
+    owns: Callable[[nn.Module], bool]
+    walk: Walk
+    layers: Callable[[Any], Iterable[nn.Module]]
+    patch: Callable[[Any], Sequence[int]] | None = None
+    draws_pictures: bool = False
