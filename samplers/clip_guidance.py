@@ -125,7 +125,7 @@ def _joined(clips: list[Clip]) -> Clip:
     rows = [_by_row(clip) for clip in clips]
     return replace(
         clips[-1],
-        outputs=tuple(torch.cat(each) for each in zip(*(clip.outputs for clip in clips), strict=True)),
+        outputs=(torch.cat([clip.outputs[0] for clip in clips]), torch.cat([clip.outputs[1] for clip in clips])),
         scale=scales[0] if all(isinstance(s, int | float) and s == scales[0] for s in scales) else torch.cat(rows),
         x=torch.cat([clip.x for clip in clips]),
         timestep=torch.cat([clip.timestep for clip in clips]),
