@@ -260,7 +260,7 @@ def test_a_controlnet_with_methods_on_its_instance_is_told_each_clip_as_alone(ru
     control = TellingControl()
     controlled = with_control(run, control, control, control)
     is_plain(controlled, source_cfg=source_cfg)
-    assert difference(controlled.edit(layers="")[0], run.edit(layers="")[0]) > 0.01
+    assert difference(controlled.plain(controlled.target), run.plain(run.target)) > 0.01
     in_edits = {told for told in control.told if len(told[0]) > 2 or told[0] == (0, 0)}
     assert in_edits == {((1, 0, 0) if source_cfg == 1.0 else (1, 1, 0, 0), run.shape)}
 

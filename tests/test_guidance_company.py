@@ -236,7 +236,7 @@ FIRST, SECOND = "output.0", "middle"
 
 
 @pytest.mark.parametrize(
-    "pair", permutations(["U-I", "A-I", "strategy 1", "strategy 3", "strategy 4"], 2), ids=" + ".join
+    "pair", [*permutations(["U-I", "A-I", "strategy 1", "strategy 3", "strategy 4"], 2)], ids=" + ".join
 )
 def test_stacked_guidances_add_up_in_any_order(unet, pair):
     def change(model):
