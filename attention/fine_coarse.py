@@ -48,7 +48,8 @@ class FineCoarse(Technique):
         if call.frames == 1:
             return proceed(call.q, call.k, call.v)
         require_own_keys(call)
-        if call.grid is None:
+        grid = call.grid
+        if grid is None:
             raise GridError(
                 f"Fine-coarse attention needs the height and width of a frame at {call.site.name}, and the model does "
                 "not tell them: another node may have replaced the layer. Leave it out of 'layers', or use "
@@ -56,6 +57,6 @@ class FineCoarse(Technique):
             )
 
         def fine_coarse(x: Tensor) -> Tensor:
-            return call.with_frame(x, fine_and_coarse(call.of_frame(x), call.frames, call.grid, self.pool))
+            return call.with_frame(x, fine_and_coarse(call.of_frame(x), call.frames, grid, self.pool))
 
         return proceed(call.q, fine_coarse(call.k), fine_coarse(call.v))

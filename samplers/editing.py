@@ -127,9 +127,15 @@ class EditGuider(CFGGuider):
         layers = "*" if cross else edit.layers
         self._replacement = Replacement("map" if edit.replace == "cross_map" else edit.replace, {})
         if layers:
-            window = {"start_percent": edit.start_percent, "end_percent": edit.end_percent}
-            kinds = ("cross",) if cross else SELECTABLE
-            model, _ = tap(model, self._replacement, layers=layers, kinds=kinds, asked_by=asked_by, **window)
+            model, _ = tap(
+                model,
+                self._replacement,
+                layers=layers,
+                kinds=("cross",) if cross else SELECTABLE,
+                asked_by=asked_by,
+                start_percent=edit.start_percent,
+                end_percent=edit.end_percent,
+            )
         else:
             model = model.clone()
         model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "coherence.editing", _reserve_for_both)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from comfy.ldm.anima.model import Anima
@@ -15,7 +15,7 @@ from comfy.ldm.omnigen.omnigen2 import OmniGen2Transformer2DModel
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from torch import nn
 
-from .site import Family, Kind, Leading, Site, after_text, alone, last, last_padded
+from .site import Family, Kind, Layers, Leading, Site, Walk, after_text, alone, last, last_padded
 
 
 def _walk_flux(model: Any, order: Iterator[int], _motion_models: object) -> Iterator[Site]:
@@ -66,10 +66,10 @@ def _refined(model: Any, order: Iterator[int], leading: Leading, attention_of: A
     for part, kind in parts:
         for number, block in enumerate(getattr(model, part, None) or ()):
             module, heads = attention_of(block)
-            place = {} if kind == "text" else {"leading": leading}
-            yield Site(
-                f"{part}.{number}", next(order), kind, heads, module, None if kind == "text" else "rows", **place
-            )
+            if kind == "text":
+                yield Site(f"{part}.{number}", next(order), kind, heads, module, frames_in=None)
+            else:
+                yield Site(f"{part}.{number}", next(order), kind, heads, module, leading=leading)
 
 
 def _refined_layers(model: Any) -> Iterator[nn.Module]:
@@ -104,16 +104,23 @@ def _double_and_single(model: Any) -> Iterator[nn.Module]:
     return (block for part in (model.double_blocks, model.single_blocks) for block in part)
 
 
-# A subclass may lay its tokens out otherwise: where that is so, the class itself is asked for.
-FAMILIES = tuple(
-    Family(name, lambda m, classes=classes: type(m) in classes, walk, layers, _square(size), draws_pictures=True)
-    for name, classes, walk, layers, size in (
-        ("Flux", (Flux, Chroma), _walk_flux, _double_and_single, "patch_size"),
-        ("SD3", (OpenAISignatureMMDITWrapper,), _walk_sd3, lambda m: m.joint_blocks, "patch_size"),
-        ("Qwen-Image", (QwenImageTransformer2DModel,), _walk_qwen_image, lambda m: m.transformer_blocks, "patch_size"),
-        ("Z-Image and Lumina 2", (NextDiT,), _walk_lumina2, _refined_layers, "patch_size"),
-        ("OmniGen 2", (OmniGen2Transformer2DModel,), _walk_omnigen2, _refined_layers, "patch_size"),
-        ("Krea 2", (Krea2,), _walk_krea2, lambda m: m.blocks, "patch"),
-        ("Anima", (Anima,), _walk_anima, lambda m: m.blocks, "patch_spatial"),
-    )
+def _pictures(name: str, classes: Sequence[type], walk: Walk, layers: Layers, size: str) -> Family:
+    """A subclass may lay its tokens out otherwise: the classes themselves are asked for."""
+    return Family(name, lambda m: type(m) in classes, walk, layers, _square(size), draws_pictures=True)
+
+
+def _blocks(name: str) -> Layers:
+    return lambda model: getattr(model, name)
+
+
+FAMILIES = (
+    _pictures("Flux", (Flux, Chroma), _walk_flux, _double_and_single, "patch_size"),
+    _pictures("SD3", (OpenAISignatureMMDITWrapper,), _walk_sd3, _blocks("joint_blocks"), "patch_size"),
+    _pictures(
+        "Qwen-Image", (QwenImageTransformer2DModel,), _walk_qwen_image, _blocks("transformer_blocks"), "patch_size"
+    ),
+    _pictures("Z-Image and Lumina 2", (NextDiT,), _walk_lumina2, _refined_layers, "patch_size"),
+    _pictures("OmniGen 2", (OmniGen2Transformer2DModel,), _walk_omnigen2, _refined_layers, "patch_size"),
+    _pictures("Krea 2", (Krea2,), _walk_krea2, _blocks("blocks"), "patch"),
+    _pictures("Anima", (Anima,), _walk_anima, _blocks("blocks"), "patch_spatial"),
 )

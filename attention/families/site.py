@@ -71,6 +71,9 @@ Walk = Callable[[Any, Iterator[int], Sequence[nn.Module] | None], Iterator[Site]
 """(diffusion model, counter of the order, motion models that a run inserts or None if it has) → sites as they run."""
 
 
+Layers = Callable[[Any], Iterable[nn.Module]]
+
+
 @dataclass(frozen=True)
 class Family:
     """``owns`` tells its diffusion models; ``walk`` yields their sites; ``layers`` are the modules that the latents'
@@ -80,6 +83,6 @@ class Family:
     name: str
     owns: Callable[[nn.Module], bool]
     walk: Walk
-    layers: Callable[[Any], Iterable[nn.Module]]
+    layers: Layers
     patch: Callable[[Any], Sequence[int]] | None = None
     draws_pictures: bool = False
