@@ -70,10 +70,12 @@ def test_training_is_that_of_the_plain_model(unet, patch):
     assert tuned(patch(inflated)).history.losses == tuned(inflated).history.losses
 
 
-def test_what_is_left_out_and_what_stays_is_named(unet, caplog):
-    def others_wrapper(apply_model, args):
-        return apply_model(args["input"], args["timestep"], **args["c"])
+def others_wrapper(apply_model, args):
+    """As another pack sets it by set_model_unet_function_wrapper."""
+    return apply_model(args["input"], args["timestep"], **args["c"])
 
+
+def test_what_is_left_out_and_what_stays_is_named(unet, caplog):
     model = PATCHES["EasyCache"](PATCHES["PAG"](PATCHES["U-I"](unet)))
     model.set_model_unet_function_wrapper(others_wrapper)
     model.add_wrapper_with_key("diffusion_model", "another pack", lambda executor, *args, **how: executor(*args, **how))
