@@ -44,6 +44,10 @@ SOURCES: Prompt = {
         measure_steps="0",
         precision="exact",
     ),
+    "noise frames": node("NoiseFrames", noise=["noise", 0], latent_image=["latent", 0]),
+    "noisy": node(
+        "AddNoise", model=["demo", 0], noise=["noise", 0], sigmas=["sigmas", 0], latent_image=["latent", 0]
+    ),
     "images": given("IMAGE", shape=[FRAMES, 64, 64, 3]),
     "mask": given("MASK", shape=[FRAMES, 64, 64]),
     "inflated": node(
@@ -75,6 +79,8 @@ OF_TYPE = {
     "GE_ADAPTER": ["adapter", 0],
 }
 SMALL: dict[str, dict[str, Any]] = {
+    "DependencyNoise": {"previous": ["noise frames", 0]},
+    "NoiseFromLatent": {"latent": ["noisy", 0]},
     "MotionFieldNoise": {"t0": 0.4, "t1": 0.7},
     "CoherenceDemoClip": {"frames": 2, "size": 64},
     "ReselectAttentionLayers": {"registry": ["measured", 0]},
