@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..noise.bilateral import bilateral_temporal
+from ..frames.bilateral import bilateral_temporal
 from .sites import NoSuchSiteError, Site
 from .technique import AttentionCall, Proceed, Stage, Technique
 

@@ -17,7 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..noise.schedule import frame_schedule
+from ..frames.schedule import frame_schedule
 from .technique import AttentionCall, Proceed, Technique
 
 

@@ -134,7 +134,7 @@ def by_kornia_unfolded(latents: Tensor) -> Tensor:
 
 
 def ours(latents: Tensor) -> Tensor:
-    return pack("noise.bilateral").bilateral_spatial(latents, 5, 1.0, 1.0)
+    return pack("frames.bilateral").bilateral_spatial(latents, 5, 1.0, 1.0)
 
 
 FILTERS = {"ours": ours, "kornia": by_kornia, "kornia, unfolding": by_kornia_unfolded}

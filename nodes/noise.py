@@ -8,11 +8,11 @@ from comfy.nested_tensor import NestedTensor
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..frames.schedule import frame_schedule
 from ..noise.dependency import MOST_ITERATIONS, SEARCHED_FRAMES, SOLVERS, dependency_noise, require_reached
 from ..noise.divergence import DIVERGENCES
 from ..noise.measure import Moments
 from ..noise.priors import PRIORS, iid, mixed, progressive
-from ..noise.schedule import frame_schedule
 from ..noise.streams import Carried, Draw, NoiseModel, clip_noise, frames_axis, generator, plain_noise
 from ..samplers.latents import noise_for
 from .node import InputError, Node

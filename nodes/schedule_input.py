@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..noise.schedule import parse_schedule, schedule_text
+from ..frames.schedule import parse_schedule, schedule_text
 from .node import InputError
 
 Floats = io.Custom("FLOATS")

@@ -28,7 +28,7 @@ from torch import Tensor
 from ..attention.bilateral import TemporalBilateral, last_decoder_level
 from ..attention.sites import sites_of
 from ..attention.tap import tap
-from ..noise.bilateral import bilateral_spatial, restandardised
+from ..frames.bilateral import bilateral_spatial, restandardised
 from ..noise.streams import generator, plain_noise
 from .finite import require_finite_prediction
 from .latents import input_scale, require_levels, samples_for

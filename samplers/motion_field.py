@@ -14,7 +14,7 @@ from comfy.samplers import CFGGuider, sampler_object
 from latent_preview import prepare_callback
 from torch import Tensor
 
-from ..noise.motion_field import displacement, renoised, translated
+from ..frames.motion_field import displacement, renoised, translated
 from ..noise.streams import generator, plain_noise
 from .finite import require_finite_prediction, step_at
 from .latents import require_falling, require_levels, samples_for

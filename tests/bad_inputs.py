@@ -45,9 +45,7 @@ SOURCES: Prompt = {
         precision="exact",
     ),
     "noise frames": node("NoiseFrames", noise=["noise", 0], latent_image=["latent", 0]),
-    "noisy": node(
-        "AddNoise", model=["demo", 0], noise=["noise", 0], sigmas=["sigmas", 0], latent_image=["latent", 0]
-    ),
+    "noisy": node("AddNoise", model=["demo", 0], noise=["noise", 0], sigmas=["sigmas", 0], latent_image=["latent", 0]),
     "images": given("IMAGE", shape=[FRAMES, 64, 64, 3]),
     "mask": given("MASK", shape=[FRAMES, 64, 64]),
     "inflated": node(

@@ -5,7 +5,7 @@ import math
 import kornia
 import pytest
 import torch
-from coherence.noise.bilateral import bilateral_spatial, bilateral_temporal, restandardised
+from coherence.frames.bilateral import bilateral_spatial, bilateral_temporal, restandardised
 from hypothesis import given
 from hypothesis import strategies as st
 

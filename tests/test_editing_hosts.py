@@ -14,10 +14,8 @@ from coherence.nodes.register import SelectAttentionLayers
 from coherence.samplers.editing import Edit, EditGuider, Prompts, sample_edit
 from coherence.samplers.ie_guidance import guide
 from coherence.samplers.pairing import PairSampler
-from comfy.gligen import GatedSelfAttentionDense, Gligen, PositionNet
 from comfy.k_diffusion.sampling import sample_euler
 from comfy.model_management import InterruptProcessingException
-from comfy.model_patcher import CoreModelPatcher
 from comfy.nested_tensor import NestedTensor
 from comfy.patcher_extension import WrappersMP
 from comfy.samplers import KSAMPLER, SAMPLER_NAMES, sampler_object
@@ -27,6 +25,7 @@ from comfy_extras.nodes_model_advanced import RescaleCFG
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_void import VOID_DDIM
 from editing_runs import demo_run, tiny_run
+from gligen import gligen_for, with_boxes
 from watching import difference, watched
 
 from nodes import ConditioningSetArea, ControlNetApplyAdvanced
@@ -193,10 +192,8 @@ def test_a_prompt_that_cannot_share_the_call_is_refused_with_the_cause(tiny_mode
 
 def test_gligen_boxes_are_named_among_the_causes(run):
     """ComfyUI makes a patch of its own for each conditioning with boxes, even where the boxes are the same."""
-    layers = [GatedSelfAttentionDense(width, 64, 2, 32) for width in (64, 128, 128, 128, 128, 64, 64)]
-    gligen = CoreModelPatcher(Gligen(layers, PositionNet(128, 64), 128), torch.device("cpu"), torch.device("cpu"))
-    boxes = {"gligen": ("position", gligen, [(torch.zeros(1, 128), 4, 4, 0, 0)])}
-    source, target = ([[text, {**extras, **boxes}] for text, extras in each] for each in (run.source, run.target))
+    gligen = gligen_for(run.model)
+    source, target = (with_boxes(each, gligen) for each in (run.source, run.target))
     with pytest.raises(UnpairedBranchError, match="no GLIGEN boxes"):
         replace(run, source=source, target=target).edit()
 

@@ -11,9 +11,9 @@ from coherence.attention.sites import NoSuchSiteError, Site, sites_of
 from coherence.attention.technique import AttentionCall
 from coherence.demo.clips import render_clip
 from coherence.demo.model import load_clip, load_model, load_vae
+from coherence.frames.bilateral import bilateral_spatial, bilateral_temporal
 from coherence.metrics.similarity import psnr
 from coherence.nodes.inversion import BilateralDDIMInvert, GivenNoise, NoiseFromLatent, SamplerBilateralDDIMInvert
-from coherence.noise.bilateral import bilateral_spatial, bilateral_temporal
 from coherence.samplers.latents import input_scale
 from comfy.model_management import InterruptProcessingException, interrupt_current_processing
 from comfy.nested_tensor import NestedTensor

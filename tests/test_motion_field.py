@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from coherence.frames.motion_field import displacement, renoised, translated
 from coherence.nodes.motion_field import MotionFieldNoise
-from coherence.noise.motion_field import displacement, renoised, translated
 from coherence.noise.streams import generator, plain_noise
 from coherence.samplers.motion_field import MotionField
 from comfy_extras.nodes_custom_sampler import (

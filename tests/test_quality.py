@@ -14,6 +14,7 @@ FAMILIES = (
     "client",
     "demo",
     "files",
+    "frames",
     "hosting",
     "metrics",
     "nodes",

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from coherence.noise.schedule import frame_schedule, parse_schedule, schedule_text
+from coherence.frames.schedule import frame_schedule, parse_schedule, schedule_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -1,0 +1,41 @@
+"""The floors that CONTRIBUTING.md draws are those of the code: imports between rooms only go down."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from coherence.hosting.provision import PACK
+
+FLOORS = {
+    room: int(floor)
+    for room, floor in re.findall(
+        r"^(\w+)/ .* floor (\d)$", (PACK / "CONTRIBUTING.md").read_text("utf-8"), flags=re.MULTILINE
+    )
+}
+
+
+def rooms_imported_by(path: Path) -> set[str]:
+    """The rooms of the pack outside its own that a file imports from."""
+    up = len(path.relative_to(PACK).parts)
+    found = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.ImportFrom)]
+    outside = [node for node in found if node.level == up]
+    names = [name for node in outside for name in ([node.module] if node.module else [a.name for a in node.names])]
+    return {name.partition(".")[0] for name in names}
+
+
+def test_every_room_with_code_for_nodes_has_a_floor():
+    assert FLOORS.keys() >= {"nodes", "files", "training", "samplers", "attention", "noise", "frames", "metrics"}
+
+
+@pytest.mark.parametrize("room", FLOORS)
+def test_a_room_imports_from_the_floors_below_alone(room):
+    files = [path for path in (PACK / room).rglob("*.py")]
+    assert files
+    rising = {
+        path.relative_to(PACK).as_posix(): other
+        for path in files
+        for other in rooms_imported_by(path) & FLOORS.keys()
+        if FLOORS[other] >= FLOORS[room]
+    }
+    assert not rising
