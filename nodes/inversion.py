@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..samplers.inversion import MODES, Inversion, InversionSampler, Mode, invert_latent
-from ..samplers.latents import samples_for, with_samples
-from ..samplers.unfit import told_if_unfit
+from ..samplers.latents import with_samples
+from ..samplers.noises import GivenNoise
 from .cfg_input import cfg_input
 from .node import InputError, Node
 from .reports import to_json
@@ -203,32 +202,6 @@ class SamplerBilateralDDIMInvert(Node):
             mode, kernel_size, sigma_spatial, sigma_intensity, filter_until, restandardise, refine_iterations
         )
         return io.NodeOutput(InversionSampler(inversion))
-
-
-@dataclass(frozen=True)
-class GivenNoise:
-    """A NOISE that is given: sampling starts at it as it is."""
-
-    noise: Tensor
-    seed: int = 0
-
-    @classmethod
-    def of(cls, model: ModelPatcher, latent: dict) -> GivenNoise:
-        """The noise with which ``model`` starts at ``latent``, at its highest noise level."""
-        sampling = model.get_model_object("model_sampling")
-        with told_if_unfit(model, latent):
-            x = model.get_model_object("process_latent_in")(samples_for(model, latent))
-        scale = sampling.noise_scaling(sampling.sigma_max, torch.ones(()), torch.zeros(()), max_denoise=True)
-        return cls((x / scale).cpu())
-
-    def generate_noise(self, input_latent: dict) -> Tensor:
-        wanted = input_latent["samples"].shape
-        if self.noise.shape != wanted:
-            raise ValueError(
-                f"NoiseFromLatent holds noise of shape {tuple(self.noise.shape)}, but the sampler's latent_image has "
-                f"shape {tuple(wanted)}. Use the latent that was inverted, or an empty one of its size."
-            )
-        return self.noise
 
 
 class NoiseFromLatent(Node):

@@ -1,65 +1,21 @@
 """Noise for coherent clips: ZS²'s dependency noise (arXiv 2407.21475), and priors beside it."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 
-from comfy.nested_tensor import NestedTensor
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..frames.schedule import frame_schedule
-from ..noise.dependency import MOST_ITERATIONS, SEARCHED_FRAMES, SOLVERS, dependency_noise, require_reached
+from ..noise.dependency import MOST_ITERATIONS, SOLVERS, require_reached
 from ..noise.divergence import DIVERGENCES
 from ..noise.measure import Moments
 from ..noise.priors import PRIORS, iid, mixed, progressive
-from ..noise.streams import Carried, Draw, NoiseModel, clip_noise, frames_axis, generator, plain_noise
-from ..samplers.latents import noise_for
+from ..noise.streams import Carried, NoiseModel
+from ..samplers.noises import ClipNoise, DependencyClipNoise, carried_by, noise_latent
 from .node import InputError, Node
 from .schedule_input import schedule_input, schedule_of
 
 CATEGORY = "coherence/noise"
 MAX_KL = 1.65
-_LAST_FRAME = "noise_frame"
-"""Entry of a LATENT: the number of a 5-D noise's last frame; in 4-D noise batch_index tells it."""
-
-
-@dataclass(frozen=True)
-class ClipNoise:
-    """A NOISE: what SamplerCustomAdvanced and AddNoise ask for noise."""
-
-    seed: int
-    model: NoiseModel
-    carried: Carried | None = None
-
-    def generate_noise(self, input_latent: dict) -> Tensor | NestedTensor:
-        """CPU noise in the shape and dtype of ``input_latent["samples"]``; honours its ``batch_index``.
-
-        Of a latent of several modalities the 5-D parts are clips, of one frame, too; the others get plain noise.
-        """
-        samples = input_latent["samples"]
-        indices = input_latent.get("batch_index")
-        source = generator(self.seed)
-        if not samples.is_nested:
-            return clip_noise(samples.shape, self.model, self.seed, source, indices, self.carried).to(samples.dtype)
-        return NestedTensor(
-            (
-                clip_noise(part.shape, self.model, self.seed, source, indices, self.carried, axis=2)
-                if part.ndim == 5
-                else plain_noise(part.shape, source, indices)
-            ).to(part.dtype)
-            for part in samples.unbind()
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DependencyClipNoise(ClipNoise):
-    """A NOISE that follows a schedule: ``kl(n)`` is the λ of frames 0 to n − 1 of the whole clip, in the nats of
-    ``divergence``.
-    """
-
-    divergence: str
-    kl: Callable[[int], list[float]]
 
 
 def seed_input() -> io.Int.Input:
@@ -172,25 +128,20 @@ class DependencyNoise(Node):
         if solver == "line_search" and not schedule:
             require_reached(kl, divergence, line_iterations)
         carried = None if previous is None else _carried(previous)
-        # The model's frame 0, in the clip's numbers, from which schedule and search count.
-        start = 0 if carried is None else carried.number
 
         def kl_of(frames: int) -> list[float]:
             return frame_schedule(schedule, kl, frames, 0.0, MAX_KL).tolist()
 
-        def model(first: Tensor, draw: Draw, frames: int) -> Iterator[Tensor]:
-            return dependency_noise(
-                first,
-                draw,
-                kl_of(start + frames)[start:],
-                divergence=divergence,
-                solver=solver,
-                candidates=random_candidates,
-                line_iterations=line_iterations,
-                searched_frames=SEARCHED_FRAMES - start,
-            )
-
-        return io.NodeOutput(DependencyClipNoise(noise_seed, model, carried, divergence=divergence, kl=kl_of))
+        noise = DependencyClipNoise.of(
+            noise_seed,
+            kl_of,
+            carried,
+            divergence=divergence,
+            solver=solver,
+            candidates=random_candidates,
+            line_iterations=line_iterations,
+        )
+        return io.NodeOutput(noise)
 
 
 class VideoNoisePrior(Node):
@@ -268,28 +219,12 @@ class NoiseFrames(Node):
 
     @classmethod
     def execute(cls, noise, latent_image: dict) -> io.NodeOutput:
-        made = noise_for(noise, _in_float32(latent_image))
-        frames, start = clip_of(made), first_frame(noise)
-        latent: dict = {"samples": frames}
-        indices = latent_image.get("batch_index")
-        if frames_axis_of(noise, made) == 0:
-            latent["batch_index"] = [start + number for number in (range(len(frames)) if indices is None else indices)]
-            return io.NodeOutput(latent)
-        latent[_LAST_FRAME] = start + frames.shape[2] - 1
-        return io.NodeOutput(latent if indices is None else latent | {"batch_index": indices})
-
-
-def _in_float32(latent: dict) -> dict:
-    """A LATENT whose noise keeps every bit, whatever the precision of latents."""
-    samples = latent["samples"]
-    if samples.is_nested:
-        return latent | {"samples": NestedTensor(part.float() for part in samples.unbind())}
-    return latent | {"samples": samples.float()}
+        return io.NodeOutput(noise_latent(noise, latent_image))
 
 
 def _carried(latent: dict) -> Carried:
     """Of ``previous``. InputError where a clip's last frame is no noise."""
-    carried = Carried.of(clip_of(latent["samples"]), latent.get("batch_index"), latent.get(_LAST_FRAME))
+    carried = carried_by(latent)
     for frame in carried.frames.values():
         moments = Moments.of(frame)
         if not moments.are_of_noise(frame.numel()):
@@ -299,33 +234,6 @@ def _carried(latent: dict) -> Carried:
                 "and 0. It is probably a sampler's output. Connect the latent of Noise Frames."
             )
     return carried
-
-
-def first_frame(noise) -> int:
-    """The number of the first frame that a NOISE makes: not 0 where it goes on from an earlier clip."""
-    carried = getattr(noise, "carried", None)
-    return 0 if carried is None else carried.number + 1
-
-
-def frames_axis_of(noise, made: Tensor | NestedTensor) -> int:
-    """Where the frames lie in what a NOISE ``made``: 0, the batch, or 2; see :func:`..noise.streams.frames_axis`."""
-    clips = clip_of(made)
-    if made.is_nested and clips.ndim == 5:
-        return 2
-    return frames_axis(clips.shape, getattr(noise, "carried", None))
-
-
-def clip_of(noise: Tensor | NestedTensor) -> Tensor:
-    """The clips of a noise as they lie in a LATENT, 4-D or 5-D: of several modalities the first 5-D part."""
-    parts = noise.unbind() if noise.is_nested else [noise]
-    clips = [part for part in parts if part.ndim == 5 or (part.ndim == 4 and len(parts) == 1)]
-    if not clips:
-        shapes = ", ".join(str(tuple(part.shape)) for part in parts)
-        raise ValueError(
-            f"Expected the noise of a clip, (frames, channels, height, width) or (batch, channels, frames, "
-            f"height, width), but it has shape {shapes}. Connect the latent of a clip."
-        )
-    return clips[0]
 
 
 NODES = [DependencyNoise, VideoNoisePrior, NoiseFrames]

@@ -10,9 +10,10 @@ from ..noise.measure import correlation, neighbour_alpha, neighbour_kl
 from ..noise.solvers import closed_form
 from ..noise.streams import clip_frames
 from ..samplers.latents import noise_for
+from ..samplers.noises import DependencyClipNoise, clip_of, first_frame, frames_axis_of
 from .charts import COLOURS, RULE, draw_heat_map, drawn, new_figure, render, style_axes
 from .node import Node
-from .noise import CATEGORY, DependencyClipNoise, clip_of, first_frame, frames_axis_of
+from .noise import CATEGORY
 from .reports import to_json
 
 

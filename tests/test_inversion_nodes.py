@@ -13,8 +13,9 @@ from coherence.demo.clips import render_clip
 from coherence.demo.model import load_clip, load_model, load_vae
 from coherence.frames.bilateral import bilateral_spatial, bilateral_temporal
 from coherence.metrics.similarity import psnr
-from coherence.nodes.inversion import BilateralDDIMInvert, GivenNoise, NoiseFromLatent, SamplerBilateralDDIMInvert
+from coherence.nodes.inversion import BilateralDDIMInvert, NoiseFromLatent, SamplerBilateralDDIMInvert
 from coherence.samplers.latents import input_scale
+from coherence.samplers.noises import GivenNoise
 from comfy.model_management import InterruptProcessingException, interrupt_current_processing
 from comfy.nested_tensor import NestedTensor
 from comfy_extras.nodes_custom_sampler import (

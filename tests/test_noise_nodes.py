@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from coherence.nodes.momentum import TemporalMomentumAttention
-from coherence.nodes.noise import NODES, ClipNoise, DependencyNoise, NoiseFrames, VideoNoisePrior
+from coherence.nodes.noise import NODES, DependencyNoise, NoiseFrames, VideoNoisePrior
 from coherence.nodes.noise_chart import NoiseCorrelation
 from coherence.noise.divergence import DIVERGENCES
 from coherence.noise.measure import neighbour_kl
+from coherence.samplers.noises import ClipNoise
 from tiny_models import FAMILIES, TinyModels
 
 FACES = {

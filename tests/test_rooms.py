@@ -30,7 +30,7 @@ def test_every_room_with_code_for_nodes_has_a_floor():
 
 @pytest.mark.parametrize("room", FLOORS)
 def test_a_room_imports_from_the_floors_below_alone(room):
-    files = [path for path in (PACK / room).rglob("*.py")]
+    files = list((PACK / room).rglob("*.py"))
     assert files
     rising = {
         path.relative_to(PACK).as_posix(): other
