@@ -1,0 +1,66 @@
+"""What the trainings share: noise levels, rates, number formats, when to stop."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import time
+
+import torch
+from torch import Tensor
+
+from .state import Training
+
+LOG, SAVE = 60.0, 300.0  # seconds
+
+
+def schedule_rate(training: Training, peak: float, plan: tuple[int, int], warm_up: int) -> float:
+    """Rises over ``warm_up`` steps, stays, and falls to zero between the two numbers seen of ``plan``.
+
+    So it can be stopped anywhere before, and fall whenever time is short; a fresh optimizer warms up again.
+    """
+    fall, end = plan
+    left = min(1.0, max(0.0, (end - training.seen) / max(end - fall, 1)))
+    return peak * left * min(1.0, (training.fresh + 1) / warm_up)
+
+
+def half_precision(device: torch.device) -> torch.autocast:
+    """bf16 where the hardware multiplies it faster."""
+    fast = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+
+
+def stratified(count: int, generator: torch.Generator) -> Tensor:
+    """(count,) numbers in [0, 1), one in every part of that length, in random order."""
+    return ((torch.arange(count) + torch.rand(count, generator=generator)) / count)[
+        torch.randperm(count, generator=generator)
+    ]
+
+
+class Clock:
+    """Says when to log, to save and to stop: on a signal, or after ``--seconds``; both end with a save."""
+
+    def __init__(self, training: Training, arguments: argparse.Namespace) -> None:
+        self._training, self._end = training, time.monotonic() + arguments.seconds
+        self._logged = self._saved = time.monotonic()
+        self._seen, self._losses, self._stop = training.seen, dict[str, float](), False
+        for name in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(name, self._stopped)
+
+    def _stopped(self, *_: object) -> None:
+        self._stop = True
+
+    def tick(self, **losses: float) -> bool:
+        """After every step, with its losses, which are smoothed; False when it was the last one."""
+        for name, loss in losses.items():
+            self._losses[name] = loss + 0.98 * (self._losses.get(name, loss) - loss)
+        now, training = time.monotonic(), self._training
+        if now - self._logged > LOG or self._stop:
+            speed = (training.seen - self._seen) / max(now - self._logged, 1e-3)
+            training.note(**{k: round(v, 5) for k, v in self._losses.items()}, per_second=round(speed, 2))
+            self._logged, self._seen = now, training.seen
+        stop = self._stop or now > self._end
+        if now - self._saved > SAVE or stop:
+            training.save()
+            self._saved = time.monotonic()
+        return not stop

@@ -1,0 +1,48 @@
+"""Trains the models of the demo's world. One command, resumable at any time, CPU or GPU:
+
+    python demo/training/run.py --comfyui PATH --part image
+
+Parts, in order: tokenizer, text, decoder, image, transformer. How far each is, and its schedule: README.md here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from train import enter, part  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
+    parser.add_argument("--part", required=True, choices=("tokenizer", "text", "decoder", "image", "transformer"))
+    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, help="pictures, or frames, a step; the part's own by default")
+    parser.add_argument("--rate", type=float, help="learning rate; the part's own by default")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop, and save, after so many")
+    parser.add_argument("--plan", type=int, nargs=2, help="seen when the rate starts to fall, and when it is zero")
+    parser.add_argument("--text-steps", type=int, default=600)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.set_flush_denormal(True)
+    enter(arguments.comfyui)
+    trainers = {
+        "tokenizer": lambda: part("training.text").train_tokenizer,
+        "text": lambda: part("training.text").train_text,
+        "decoder": lambda: part("training.decoder").train_decoder,
+        "image": lambda: part("training.image").train_image,
+        "transformer": lambda: part("training.transformer").train_transformer,
+    }
+    trainers[arguments.part]()(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What a training leaves behind: a checkpoint to go on from, fp16 weights, its curve.
+
+Checkpoints live outside the repository, for they are large; the weights that a later session needs are in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+STATE = Path(os.environ.get("COHERENCE_TRAINING", Path.home() / ".cache" / "comfyui-coherence" / "training"))
+FOLDER = Path(__file__).resolve().parent
+WEIGHTS = FOLDER / "weights"  # fp16, of trainings that are still going on: what a new machine goes on from
+
+
+class Training:
+    """A module, its optimizer and the moving average of its weights, saved and resumed as one.
+
+    It goes on from its checkpoint, or, on a new machine, from the weights in the repository with a fresh optimizer:
+    then ``fresh`` counts the steps since. ``seen``: pictures or clips.
+    """
+
+    def __init__(self, part: str, module: torch.nn.Module, optimizer: torch.optim.Optimizer, decay: float) -> None:
+        self.part, self.module, self.optimizer, self.decay = part, module, optimizer, decay
+        self.step, self.fresh, self.seen = 0, 0, 0
+        self.curve: list[dict[str, float]] = []
+        self._checkpoint = STATE / f"{part}.pt"
+        shipped, curve = WEIGHTS / f"{part}.safetensors", WEIGHTS / f"{part}.json"
+        if self._checkpoint.is_file():
+            saved = torch.load(self._checkpoint, weights_only=True, map_location="cpu")
+            module.load_state_dict(saved["module"])
+            optimizer.load_state_dict(saved["optimizer"])
+            self.step, self.fresh, self.seen, self.curve = (saved[k] for k in ("step", "fresh", "seen", "curve"))
+            self.average = {name: saved["average"][name].to(t.device) for name, t in module.state_dict().items()}
+        else:
+            if shipped.is_file():
+                module.load_state_dict(load_file(shipped))
+                self.curve = json.loads(curve.read_text())
+                self.step, self.seen = int(self.curve[-1]["step"]), int(self.curve[-1]["seen"])
+            self.average = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        print(f"{part}: goes on at step {self.step}, after {self.seen}", flush=True)
+
+    def descend(self, loss: Tensor, rate: float, seen: int) -> None:
+        """One step on ``loss``, gradients clipped to norm 1; the average follows."""
+        loss.backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        decay = min(self.decay, (self.fresh + 1) / (self.fresh + 10))
+        with torch.no_grad():
+            for name, tensor in self.module.state_dict().items():
+                self.average[name].lerp_(tensor, 1 - decay)
+        self.step, self.fresh, self.seen = self.step + 1, self.fresh + 1, self.seen + seen
+
+    def note(self, **figures: float) -> None:
+        self.curve.append({"step": self.step, "seen": self.seen, **figures})
+        print(self.part, json.dumps(self.curve[-1]), flush=True)
+
+    def save(self) -> None:
+        STATE.mkdir(parents=True, exist_ok=True)
+        partial = self._checkpoint.with_suffix(".partial")
+        state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "average": self.average}
+        counts = {"step": self.step, "fresh": self.fresh, "seen": self.seen, "curve": self.curve}
+        torch.save({**state, **counts}, partial)
+        partial.replace(self._checkpoint)
+        write_weights(self.average, STATE / f"{self.part}.safetensors")
+
+
+def write_weights(weights: Mapping[str, Tensor], file: Path) -> None:
+    """fp16."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    save_file({name: tensor.half().contiguous().cpu() for name, tensor in weights.items()}, partial)
+    partial.replace(file)
+
+
+def write_curve(curve: list[dict[str, float]], file: Path) -> None:
+    file.write_text("[\n" + ",\n".join(map(json.dumps, curve)) + "\n]\n")
+
+
+def trained_weights(part: str) -> dict[str, Tensor]:
+    """The newest: of the training on this machine, else the repository's."""
+    newest = STATE / f"{part}.safetensors"
+    return load_file(newest if newest.is_file() else WEIGHTS / f"{part}.safetensors")

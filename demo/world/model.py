@@ -1,0 +1,75 @@
+"""The world's picture model: ComfyUI's own SD1.5 classes, as in :mod:`..model`, with more convolutions at 16×16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import comfy.model_base
+import comfy.sd1_clip
+import torch
+
+from ..model import CONTEXT_WIDTH, MAX_TOKENS, UNET_CONFIG, DemoConfig, SmallVocabulary
+
+FOLDER = Path(__file__).parent
+TEXT_LAYERS = 2
+WORLD_UNET_CONFIG: dict[str, Any] = {
+    **UNET_CONFIG,
+    "num_res_blocks": [2, 2],
+    "transformer_depth": [0, 1, 0, 1],
+    "transformer_depth_output": [0, 1, 1, 0, 1, 1],
+}
+
+
+class WorldTokenizer(comfy.sd1_clip.SDTokenizer):
+    """CLIP's byte-level tokenizer with merges for the words of the world's captions; other words fall into bytes."""
+
+    def __init__(self, embedding_directory=None, tokenizer_data=None):
+        super().__init__(
+            tokenizer_path=str(FOLDER / "tokenizer"),
+            max_length=MAX_TOKENS,
+            embedding_directory=embedding_directory,
+            embedding_size=CONTEXT_WIDTH,
+            tokenizer_data=tokenizer_data or {},
+        )
+
+
+class WorldSD1Tokenizer(comfy.sd1_clip.SD1Tokenizer):
+    def __init__(self, embedding_directory=None, tokenizer_data=None):
+        super().__init__(embedding_directory, tokenizer_data or {}, tokenizer=WorldTokenizer)
+
+
+class WorldTextEncoder(comfy.sd1_clip.SDClipModel):
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        tokens = WorldTokenizer()
+        super().__init__(
+            device=device,
+            dtype=dtype,
+            max_length=MAX_TOKENS,
+            model_class=SmallVocabulary,
+            return_projected_pooled=False,
+            special_tokens={"start": tokens.start_token, "end": tokens.end_token, "pad": tokens.pad_token},
+            textmodel_json_config={
+                "num_hidden_layers": TEXT_LAYERS,
+                "hidden_size": CONTEXT_WIDTH,
+                "num_attention_heads": 4,
+                "intermediate_size": 4 * CONTEXT_WIDTH,
+                "hidden_act": "quick_gelu",
+                "max_position_embeddings": MAX_TOKENS,
+                "eos_token_id": tokens.end_token,
+                "vocab_size": len(tokens.inv_vocab),
+            },
+            model_options=model_options or {},
+        )
+
+
+class WorldClip(comfy.sd1_clip.SD1ClipModel):
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        super().__init__(device, dtype, model_options or {}, clip_model=WorldTextEncoder)
+
+
+def unet_module(dtype: torch.dtype, device: torch.device | str, operations=None) -> comfy.model_base.BaseModel:
+    """ComfyUI's BaseModel around its UNet, with weights still to be loaded."""
+    config = DemoConfig({**WORLD_UNET_CONFIG, "dtype": dtype})
+    config.custom_operations = operations
+    return comfy.model_base.BaseModel(config, device=device)
