@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import time
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from .state import Training
 
@@ -35,6 +38,23 @@ def stratified(count: int, generator: torch.Generator) -> Tensor:
     return ((torch.arange(count) + torch.rand(count, generator=generator)) / count)[
         torch.randperm(count, generator=generator)
     ]
+
+
+def attention(_, q: Tensor, k: Tensor, v: Tensor, heads: int, *__, **___) -> Tensor:
+    """torch's own, whose backward pass is fast on CPU and GPU."""
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def painters(device: torch.device) -> int:
+    """Processes that paint beside the training: as many as cores, where a GPU waits for them."""
+    return max(0, (os.cpu_count() or 1) - 2) if device.type == "cuda" else 0
+
+
+def batches(data: Dataset, first: int, workers: int) -> DataLoader:
+    """Those of all steps from ``first`` on."""
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    return DataLoader(data, batch_size=None, sampler=range(first, 10**9), num_workers=workers)
 
 
 class Clock:

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import os
+from itertools import pairwise
 
 import comfy.ops
 import torch
 from torch import Tensor
 
 from ..train_text import encode
-from ..train_unet import _initialise, alphas_cumprod, explicit_attention
+from ..train_unet import _initialise, alphas_cumprod
 from ..world.model import unet_module
-from .diffusion import Clock, half_precision, schedule_rate, stratified
+from .diffusion import Clock, attention, batches, half_precision, painters, schedule_rate, stratified
 from .optimizer import Muon
-from .pictures import batches
+from .pictures import OUTLINE_WEIGHT, Pictures
 from .state import Training
 from .text import trained_encoder
 
 PLAN = (4_000_000, 5_000_000)  # pictures
 BATCH, RATE, WARM_UP, AVERAGE = 48, 2e-3, 100, 0.999
 LEVELS = ((0.0, 0), (0.04, 60), (0.5, 500), (1.0, 1000))  # shares of the pictures below a timestep: σ 0.14, 1.6, 14.6
-EMPHASIS = 2.0  # more weight of cells that an outline crosses, where noise does not hide it
+ENDS = r"^(input_blocks\.0|out|time_embed)\."  # no matrices of equal steps
 
 
 def sample_timesteps(count: int, generator: torch.Generator) -> Tensor:
     """Almost half of them where things are known but their outlines are not: σ from 0.14 to 1.6."""
     u, timesteps = stratified(count, generator), torch.zeros(count)
-    for (low, first), (high, last) in zip(LEVELS, LEVELS[1:], strict=False):
+    for (low, first), (high, last) in pairwise(LEVELS):
         timesteps = torch.where((u >= low) & (u < high), first + (u - low) / (high - low) * (last - first), timesteps)
     return timesteps.long().clamp(0, 999)
 
@@ -40,14 +40,12 @@ def train_image(arguments: argparse.Namespace) -> None:
     _initialise(unet)
     unet.requires_grad_(True)
     unet.train()
-    optimizer = Muon(unet.named_parameters(), ends=("input_blocks.0.", "out.", "time_embed."))
+    optimizer = Muon(unet.named_parameters(), ENDS)
     training = Training("world_image", unet, optimizer, decay=AVERAGE)
     encoder, signals = trained_encoder(arguments.device), alphas_cumprod().to(device)
     model = torch.compile(unet) if device.type == "cuda" else unet
-    options = {} if device.type == "cuda" else {"optimized_attention_override": explicit_attention}
-    workers = max(0, (os.cpu_count() or 1) - 2) if device.type == "cuda" else 0
     clock, plan = Clock(training, arguments), tuple(arguments.plan or PLAN)
-    for batch in batches(count, arguments.seed, training.step, workers):
+    for batch in batches(Pictures(count, arguments.seed), training.step, painters(device)):
         batch, generator = batch.to(device), torch.Generator().manual_seed(arguments.seed * 1_000_003 + training.step)
         timesteps = sample_timesteps(count, generator).to(device)
         noise = torch.randn(batch.latents.shape, generator=generator).to(device)
@@ -57,15 +55,18 @@ def train_image(arguments: argparse.Namespace) -> None:
                 signal.sqrt() * batch.latents + (1 - signal).sqrt() * noise,
                 timesteps=timesteps.float(),
                 context=encode(encoder, batch.tokens),
-                transformer_options=options,
+                transformer_options={"optimized_attention_override": attention},
             )
         squared = (predicted.float() - noise).square().mean(1, keepdim=True)
-        emphasis = 1 + EMPHASIS * signal * batch.outlines  # 1 / (1 + σ²) is the signal
+        emphasis = 1 + OUTLINE_WEIGHT * signal * batch.outlines  # 1 / (1 + σ²) is the signal
         each = (squared * emphasis).mean((1, 2, 3)) * (1 / signal.flatten()).clamp(max=50.0)
         loss = each.mean()
         rate = schedule_rate(training, arguments.rate or RATE, plan, WARM_UP)
         training.descend(loss, rate, seen=count)
         fine = timesteps < LEVELS[2][1]
-        if not clock.tick(loss=loss.item(), fine=each[fine].mean().item(), coarse=each[~fine].mean().item()) or not rate:
+        if (
+            not clock.tick(loss=loss.item(), fine=each[fine].mean().item(), coarse=each[~fine].mean().item())
+            or not rate
+        ):
             break
     training.save()

@@ -5,6 +5,7 @@ For few steps: it learned as much from the same pictures as AdamW from about twi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import torch
@@ -14,13 +15,13 @@ from torch import Tensor
 class Muon(torch.optim.Optimizer):
     """``rate`` is set by whoever steps, for matrices; vectors move by a half of it, in Adam's way.
 
-    Kernels of convolutions are matrices, one row for each output. ``first``, ``last``: ids of parameters at either
-    end of the network, embeddings among them, that are Adam's as well.
+    Kernels of convolutions are matrices, one row for each output. ``ends``: a pattern of the names of those
+    that are Adam's as well: at either end of the network, and embeddings.
     """
 
-    def __init__(self, parameters: Iterable[tuple[str, Tensor]], ends: Iterable[str] = (), decay: float = 0.01) -> None:
-        named, ends = list(parameters), tuple(ends)
-        matrices = [p for name, p in named if p.ndim > 1 and not name.startswith(ends or ("\0",))]
+    def __init__(self, parameters: Iterable[tuple[str, Tensor]], ends: str, decay: float = 0.01) -> None:
+        named = list(parameters)
+        matrices = [p for name, p in named if p.ndim > 1 and not re.search(ends, name)]
         chosen = {id(p) for p in matrices}
         vectors = [p for _, p in named if id(p) not in chosen]
         groups = [{"params": matrices, "matrix": True}, {"params": vectors, "matrix": False}]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..training_data import BLOCK, encode
 from ..world.captions import caption
@@ -17,6 +17,7 @@ from ..world.scenes import random_scene
 from .text import Captions
 
 UNSAID, PARTIAL = 0.1, 0.3  # shares of captions that are dropped, and that leave attributes out
+OUTLINE_WEIGHT = 2.0  # more, of cells that an outline crosses, where noise does not hide it
 OUTLINE = 0.15  # least difference in colour, within a block, that is no gradient's
 
 
@@ -51,9 +52,3 @@ def outlines(pictures: Tensor) -> Tensor:
     channels = pictures.movedim(-1, 1)
     spread = F.max_pool2d(channels, BLOCK) + F.max_pool2d(-channels, BLOCK)
     return (spread.amax(1, keepdim=True) > OUTLINE).float()
-
-
-def batches(count: int, seed: int, first: int, workers: int) -> DataLoader:
-    """Those of all steps from ``first`` on; ``workers``: processes that paint."""
-    torch.multiprocessing.set_sharing_strategy("file_system")
-    return DataLoader(Pictures(count, seed), batch_size=None, sampler=range(first, 10**9), num_workers=workers)

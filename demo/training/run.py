@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from train import enter, part  # noqa: E402
+from train import enter, part
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="learning rate; the part's own by default")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop, and save, after so many")
     parser.add_argument("--plan", type=int, nargs=2, help="seen when the rate starts to fall, and when it is zero")
-    parser.add_argument("--text-steps", type=int, default=600)
+    parser.add_argument("--text-steps", type=int, default=400)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)

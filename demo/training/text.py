@@ -15,15 +15,18 @@ from ..train_text import encode, prepare_norms
 from ..world import captions
 from ..world.captions import describe
 from ..world.model import FOLDER, WorldTextEncoder, WorldTokenizer
+from ..world.motion import MOTIONS
 from ..world.scenes import COLOURS, COLUMNS, PATTERNS, RADII, RELATIONS, ROWS, random_scene
 from ..world.things import THINGS
+from .optimizer import Muon
 from .state import WEIGHTS, trained_weights, write_curve, write_weights
 
 # Words of captions to come get tokens of their own, as those of today's do.
 _MORE_WORDS = (
-    "moving up down to growing shrinking spinning turning standing still fading jumping from into the and then video "
-    "photo drawing icon two three gray grey brown pink"
+    "moving left right up down growing shrinking spinning standing still turning fading jumping to from into the and "
+    "then video photo drawing icon two three gray grey brown pink"
 )
+RATE = 5e-3  # falls from the start, in a line
 _COLOURS = tuple(COLOURS)
 _CLASSES: dict[str, tuple[str, ...]] = {
     "thing": THINGS,
@@ -38,6 +41,7 @@ _CLASSES: dict[str, tuple[str, ...]] = {
     "background": _COLOURS,
     "pattern": PATTERNS,
     "other": ("", *_COLOURS),
+    "motion": MOTIONS,
 }
 
 
@@ -105,12 +109,11 @@ def train_text(arguments: argparse.Namespace) -> None:
     width = encoder.transformer.text_model.final_layer_norm.weight.shape[0]
     heads = torch.nn.ModuleDict({name: torch.nn.Linear(width, len(values)) for name, values in _CLASSES.items()})
     heads.to(arguments.device)
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], weight_decay=0.01)
+    named = [*encoder.named_parameters(), *heads.named_parameters("heads")]
+    optimizer = Muon(named, ends=r"^heads|embedding")
     steps, rng, tokenize, curve = arguments.text_steps, random.Random(arguments.seed), Captions(), []
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     for step in range(steps):
-        scenes = [random_scene(rng, pairs=0.35, backgrounds=0.4, fills=0.3) for _ in range(64)]
-        texts, said = zip(*(describe(scene, rng, partial=0.3) for scene in scenes), strict=True)
+        texts, said = zip(*(_described(rng) for _ in range(64)), strict=True)
         tokens = tokenize(list(texts))
         ends = (tokens == encoder.special_tokens["end"]).int().argmax(1)
         after = ends + (torch.rand(len(ends)) * (tokens.shape[1] - ends)).long()
@@ -126,13 +129,23 @@ def train_text(arguments: argparse.Namespace) -> None:
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min(1.0, (step + 1) / 50) * (1 - step / steps)
         optimizer.step()
-        schedule.step()
         if step % 50 == 0 or step == steps - 1:
             curve.append({"step": step, "loss": loss.item(), **right})
             print("text", json.dumps(curve[-1]), flush=True)
     write_weights(encoder.state_dict(), WEIGHTS / "world_text.safetensors")
     write_curve(curve, WEIGHTS / "world_text.json")
+
+
+def _described(rng: random.Random) -> tuple[str, dict[str, str]]:
+    """A picture's caption, or a clip's, and what it says."""
+    text, said = describe(random_scene(rng, pairs=0.35, backgrounds=0.4, fills=0.3), rng, partial=0.3)
+    if rng.random() < 0.6:
+        return text, said
+    motion = rng.choice(MOTIONS)
+    return f"{text}, {motion}", said | {"motion": motion}
 
 
 def _initialise(encoder: torch.nn.Module) -> None:

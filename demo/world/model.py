@@ -6,10 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
 import comfy.sd1_clip
+import comfy.supported_models_base
+import comfy.utils
 import torch
 
 from ..model import CONTEXT_WIDTH, MAX_TOKENS, UNET_CONFIG, DemoConfig, SmallVocabulary
+from .transformer import transformer_module
 
 FOLDER = Path(__file__).parent
 TEXT_LAYERS = 2
@@ -73,3 +79,31 @@ def unet_module(dtype: torch.dtype, device: torch.device | str, operations=None)
     config = DemoConfig({**WORLD_UNET_CONFIG, "dtype": dtype})
     config.custom_operations = operations
     return comfy.model_base.BaseModel(config, device=device)
+
+
+def load_model(weights: dict[str, torch.Tensor]) -> comfy.model_patcher.ModelPatcher:
+    """``weights``: the UNet's, as a training left them."""
+    management = comfy.model_management
+    dtype = management.unet_dtype(model_params=comfy.utils.calculate_parameters(weights))
+    return _patcher(unet_module(dtype, management.unet_offload_device()), weights)
+
+
+def load_transformer(weights: dict[str, torch.Tensor]) -> comfy.model_patcher.ModelPatcher:
+    """``weights``: the WanModel's, as a training left them."""
+    return _patcher(transformer_module(torch.float32, comfy.model_management.unet_offload_device()), weights)
+
+
+def _patcher(model: comfy.model_base.BaseModel, weights: dict[str, torch.Tensor]) -> comfy.model_patcher.ModelPatcher:
+    model.diffusion_model.load_state_dict(weights)
+    management = comfy.model_management
+    devices = {"load_device": management.get_torch_device(), "offload_device": management.unet_offload_device()}
+    return comfy.model_patcher.ModelPatcher(model, **devices)
+
+
+def load_clip(weights: dict[str, torch.Tensor]) -> comfy.sd.CLIP:
+    """``weights``: the text encoder's, as a training left them."""
+    return comfy.sd.CLIP(
+        comfy.supported_models_base.ClipTarget(WorldSD1Tokenizer, WorldClip),
+        parameters=comfy.utils.calculate_parameters(weights),
+        state_dict={f"clip_l.{name}": tensor for name, tensor in weights.items()},
+    )

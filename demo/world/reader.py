@@ -72,14 +72,13 @@ def correct(reading: Reading, meant: Scene) -> dict[str, bool]:
     pairs = list(zip(things, wanted, strict=False)) if len(things) == len(wanted) else []
     behind = (scene.background, meant.background)
     same = [surface.colours if surface.pattern != "stripes" else frozenset(surface.colours) for surface in behind]
-    result = {
+    return {
         "thing": bool(pairs) and all(a.kind == b.kind for a, b in pairs),
         "colour": bool(pairs) and all(frozenset(a.surface.colours) == frozenset(b.surface.colours) for a, b in pairs),
         "background": behind[0].pattern == behind[1].pattern and same[0] == same[1],
         "position": bool(pairs) and all((a.row, a.column) == (b.row, b.column) for a, b in pairs),
         "size": bool(pairs) and all(a.size == b.size for a, b in pairs),
     }
-    return result
 
 
 # The background -------------------------------------------------------------------------------------------------------

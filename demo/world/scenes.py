@@ -23,7 +23,12 @@ MARGIN = 11.0  # pixels between a thing and the frame
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "centre", "right")
 RELATIONS = ("left of", "right of", "above", "below")
-_PLACES = {"left of": ("middle", "left"), "right of": ("middle", "right"), "above": ("top", "centre"), "below": ("bottom", "centre")}
+_PLACES = {
+    "left of": ("middle", "left"),
+    "right of": ("middle", "right"),
+    "above": ("top", "centre"),
+    "below": ("bottom", "centre"),
+}
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 APART = 0.3  # least distance in RGB of a thing's colours from those behind it
 
@@ -78,7 +83,9 @@ def random_scene(rng: random.Random, pairs: float = 0.15, backgrounds: float = 0
     patterns = ("stripes",) if not pair and rng.random() < fills else ("plain",)
     if not pair:
         surface = _surface(rng, patterns, [background])
-        return Scene((_thing(rng, rng.choice(tuple(RADII)), (rng.choice(ROWS), rng.choice(COLUMNS)), surface),), background)
+        return Scene(
+            (_thing(rng, rng.choice(tuple(RADII)), (rng.choice(ROWS), rng.choice(COLUMNS)), surface),), background
+        )
     relation = rng.choice(RELATIONS)
     things = tuple(
         _thing(rng, "small", _PLACES[side], _surface(rng, patterns, [background]))

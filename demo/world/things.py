@@ -61,7 +61,7 @@ def distance(kinds: Tensor, x: Tensor, y: Tensor, radius: Tensor, angle: Tensor,
 
 
 def look_up(kinds: Tensor, points: Tensor) -> Tensor:
-    """Signed distances (B, H, W) at ``points`` (B, H, W, 2), all in units of the radius; beyond the table, its edge's."""
+    """Signed distances (B, H, W) at ``points`` (B, H, W, 2), all in units of the radius."""
     chosen = tables().to(points.device)[kinds][:, None]
     return F.grid_sample(chosen, points / REACH, padding_mode="border", align_corners=False)[:, 0]
 

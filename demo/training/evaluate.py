@@ -1,0 +1,77 @@
+"""Measures a model of the world against its gates:
+
+    python demo/training/evaluate.py --comfyui PATH --part image [--count 200] [--cfg 3 5] [--sheet FILE]
+
+The newest weights: of the training on this machine, else the repository's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from train import enter, part
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
+    parser.add_argument("--part", choices=("image", "transformer"), default="image")
+    parser.add_argument("--count", type=int, default=200, help="pictures, or clips")
+    parser.add_argument("--pairs", type=int, default=50, help="pictures of two things, beside")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--cfg", type=float, nargs="+", default=[3.0, 5.0])
+    parser.add_argument("--one-step", type=int, default=48, help="drawn pictures for the table of σ; 0: none")
+    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
+    parser.add_argument("--sheet", type=Path, help="write the first 64 pictures, or clips, here (PNG)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    enter(arguments.comfyui)
+    {"image": evaluate_image, "transformer": evaluate_transformer}[arguments.part](arguments)
+
+
+def evaluate_image(arguments: argparse.Namespace) -> None:
+    world, model, state = part("world.evaluation"), part("world.model"), part("training.state")
+    loaded = (
+        model.load_model(state.trained_weights("world_image")),
+        model.load_clip(state.trained_weights("world_text")),
+        model.load_vae(),
+    )
+    for cfg in arguments.cfg:
+        for pairs, count in ((False, arguments.count), (True, arguments.pairs)):
+            if count:
+                seen = world.evaluate(*loaded, count, arguments.seed, pairs=pairs, cfg=cfg, steps=arguments.steps)
+                words = "two things" if pairs else "one thing"
+                print(f"\n{words}, {arguments.steps} steps, cfg {cfg:g}, seed {arguments.seed}\n\n{world.table(seen)}")
+                if arguments.sheet and not pairs:
+                    name = arguments.sheet.with_stem(f"{arguments.sheet.stem}_cfg{cfg:g}")
+                    part("world.sheet").save_sheet([each.picture for each in seen[:64]], name)
+    if arguments.one_step:
+        print("\noutlines of what is predicted in one step from drawn pictures at σ (0: the VAE alone), in pixels")
+        for sigma, off in world.one_step_outlines(*loaded, arguments.one_step).items():
+            print(f"  {sigma:5.1f}  {off:.3f}")
+
+
+def evaluate_transformer(arguments: argparse.Namespace) -> None:
+    world, model, state = part("world.clip_evaluation"), part("world.model"), part("training.state")
+    loaded = (
+        model.load_transformer(state.trained_weights("world_transformer")),
+        model.load_clip(state.trained_weights("world_text")),
+        model.load_vae(),
+    )
+    for cfg in arguments.cfg:
+        seen = world.evaluate_clips(*loaded, arguments.count, arguments.seed, cfg=cfg, steps=arguments.steps)
+        print(f"\n{arguments.steps} steps, cfg {cfg:g}, seed {arguments.seed}\n\n{world.table(seen)}")
+        if arguments.sheet:
+            name = arguments.sheet.with_stem(f"{arguments.sheet.stem}_cfg{cfg:g}")
+            part("world.sheet").save_sheet([frame for each in seen[:8] for frame in each.clip[::2]][:72], name, 9)
+
+
+if __name__ == "__main__":
+    main()
