@@ -19,7 +19,7 @@ from .state import Training
 from .text import trained_encoder
 
 PLAN = (4_000_000, 5_000_000)  # pictures
-BATCH, RATE, WARM_UP, AVERAGE = 48, 2e-3, 100, 0.999
+BATCH, RATE, WARM_UP, AVERAGE = 32, 2e-3, 20, 0.999
 LEVELS = ((0.0, 0), (0.04, 60), (0.5, 500), (1.0, 1000))  # shares of the pictures below a timestep: σ 0.14, 1.6, 14.6
 ENDS = r"^(input_blocks\.0|out|time_embed)\."  # no matrices of equal steps
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..training_data import BLOCK, encode
 from ..world.captions import caption
+from ..world.latents import BLOCK, encode
 from ..world.painting import paint
 from ..world.scenes import random_scene
 from .text import Captions

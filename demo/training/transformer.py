@@ -6,13 +6,14 @@ import argparse
 import random
 from dataclasses import dataclass
 
+import comfy.model_management
 import comfy.ops
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..train_text import encode
-from ..training_data import encode as latents_of
+from ..world.latents import encode as latents_of
 from ..world.motion import moving_caption, paint_clips, random_moving_scene
 from ..world.transformer import FRAMES, TransformerConfig, stack, transformer_module
 from .diffusion import Clock, attention, batches, half_precision, painters, schedule_rate, stratified
@@ -22,7 +23,7 @@ from .state import Training
 from .text import Captions, trained_encoder
 
 PLAN = (1_500_000, 2_000_000)  # clips
-BATCH, RATE, WARM_UP, AVERAGE = 8, 2e-3, 100, 0.999
+BATCH, RATE, WARM_UP, AVERAGE = 8, 2e-3, 20, 0.999
 ENDS = r"^(patch_embedding|text_embedding|time_\w+|head)\.|modulation"  # no matrices of equal steps
 
 
@@ -56,6 +57,7 @@ class Clips(Dataset):
 
 def train_transformer(arguments: argparse.Namespace) -> None:
     """The velocity's squared error, at noise levels spread as the sampler's: uniform, then shifted."""
+    comfy.model_management.in_training = True  # else rotary embeddings have no backward pass
     torch.manual_seed(arguments.seed)
     device, count = torch.device(arguments.device), arguments.batch or BATCH
     transformer = transformer_module(torch.float32, device, comfy.ops.disable_weight_init).diffusion_model
