@@ -162,7 +162,7 @@ def modules_for(
     return Inserted(modules)
 
 
-def record_of(model: ModelPatcher) -> Record | None:
+def find_inflation(model: ModelPatcher) -> Record | None:
     """What ``model`` was inflated with last; None for a model that is not."""
     records = [each.record for each in inflations_of(model.model_options["transformer_options"])]
     return records[-1] if records else None

@@ -97,7 +97,7 @@ class Run:
                     "ControlNets do, and attends in its own way. Leave them out of 'layers', or remove that node."
                 )
 
-    def raise_if_missed(self) -> None:
+    def require_all_reached(self) -> None:
         for tapped in self.asked:
             missed = sorted(tapped.sites - {name for who, name in self.reached if who == tapped})
             if missed:

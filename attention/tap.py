@@ -89,7 +89,7 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
             result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     finally:
         del options[RUN]
-    run.raise_if_missed()
+    run.require_all_reached()
     return result
 
 

@@ -20,7 +20,6 @@ from . import (
     one_shot,
     perturbation,
     register,
-    renamed,
 )
 
 FACES = (
@@ -45,8 +44,5 @@ FACES = (
 
 
 class CoherenceExtension(ComfyExtension):
-    async def on_load(self) -> None:
-        await renamed.register()
-
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [node for face in FACES for node in face.NODES]

@@ -7,7 +7,7 @@ import logging
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..attention.forms import TUNE_A_VIDEO, Form, FrameAttention, InflationWeights, inflated, record_of
+from ..attention.forms import TUNE_A_VIDEO, Form, FrameAttention, InflationWeights, find_inflation, inflated
 from ..attention.inflation import Position
 from ..attention.stam import Norm
 from .attention_inputs import pool_input
@@ -41,7 +41,7 @@ def _layers_input() -> io.String.Input:
 
 def _put(model: ModelPatcher, form: Form, weights: InflationWeights | None, layers: str, strength: float, node: str):
     clone = inflated(model, form, weights, layers=layers, strength=strength, asked_by=node)
-    record = record_of(clone)
+    record = find_inflation(clone)
     assert record
     places = ", ".join(layer.place for layer in record.layers)
     state = "untuned" if weights is None else f"tuned for {weights.steps} steps on {weights.frames} frames"

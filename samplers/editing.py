@@ -41,7 +41,7 @@ from .finite import require_finite_prediction, step_at
 from .latents import input_scale, noise_for, require_falling, require_levels, samples_for
 from .pairing import PairSampler
 from .told import Conds, in_told_order, meanwhile, told
-from .unfit import told_if_unfit
+from .unfit import explain_unfit_inputs
 
 SOURCE, TARGET = range(2)
 """The clips, in the order of their rows."""
@@ -101,7 +101,7 @@ def sample_edit(
     samples = samples_for(model, latent)
     guider = EditGuider(model, prompts, edit, samples.shape, asked_by)
     drawn = noise_for(noise, {**latent, "samples": samples})
-    with told_if_unfit(model, {"samples": samples}, **vars(prompts)):
+    with explain_unfit_inputs(model, {"samples": samples}, **vars(prompts)):
         both = guider.sample(
             drawn,
             samples,

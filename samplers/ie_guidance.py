@@ -19,7 +19,7 @@ changes about it, and the differences are taken of the predictions, not of what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -28,12 +28,10 @@ from torch import Tensor
 
 from ..attention.perturbation import IDENTITY, UNIFORM, CopyPerturbation
 from ..attention.registry import SELECTABLE, AttentionRegistry, selector_for
-from ..attention.sites import Site
 from ..attention.steps import is_between
 from ..attention.tap import tap
 from ..attention.wrappers import put_wrappers
 from .branches import Combination, StepBranches, Variant, combined
-from .cost import cost_of_step, watch_cost
 from .told import meanwhile, told
 
 if TYPE_CHECKING:
@@ -118,8 +116,8 @@ def guide(
     model. While sampling, MissingBranchError where the guider leaves out a conditioning that the guidance needs.
     """
     technique = CopyPerturbation()
-    clone, sites = tap(
-        watch_cost(model),
+    clone, _ = tap(
+        model,
         technique,
         layers=selector_for(model, registry, asked_by),
         kinds=SELECTABLE,
@@ -130,7 +128,7 @@ def guide(
     if scale == 0:
         return model.clone()
     formula = FORMULAS[guidance].owned_by(technique)
-    guided = _Guided(formula, scale, rescale, start_percent, end_percent, f"{asked_by} ({guidance})", sites)
+    guided = _Guided(formula, scale, rescale, start_percent, end_percent, f"{asked_by} ({guidance})")
     clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, _WRAPPER, _Together((guided,)).predict)
     put_wrappers(clone, _WRAPPER, {WrappersMP.OUTER_SAMPLE: _innermost})
     return clone
@@ -161,7 +159,6 @@ class _Guided:
     start_percent: float
     end_percent: float
     asked_by: str
-    sites: Sequence[Site]
 
     def acts_at(self, timestep: Tensor, sampling: Any) -> bool:
         return is_between(float(timestep.flatten()[0]), self.start_percent, self.end_percent, sampling)
@@ -202,9 +199,7 @@ class _Together:
             model_options.get("context_handler"),
         )
         ours = {"context_handler": step, "model_function_wrapper": told(model_options.get("model_function_wrapper"))}
-        sites = [site for each in acting for site in each.sites]
-        names = " and ".join(each.asked_by for each in acting)
-        with meanwhile(model_options, **ours), cost_of_step(model_options, sites, names):
+        with meanwhile(model_options, **ours):
             guided = executor(x, timestep, model_options, seed)
         for each in acting:
             each.require_all(step, guider)

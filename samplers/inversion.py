@@ -32,7 +32,7 @@ from ..frames.bilateral import bilateral_spatial, restandardised
 from ..noise.streams import generator, plain_noise
 from .finite import require_finite_prediction
 from .latents import input_scale, require_levels, samples_for
-from .unfit import told_if_unfit
+from .unfit import explain_unfit_inputs
 
 Mode = Literal["latent_spatial", "feature_temporal", "none", "literal"]
 MODES = get_args(Mode)
@@ -275,7 +275,7 @@ def invert_latent(
     samples = samples_for(model, latent)
     if samples.is_nested:
         raise ValueError(NO_PICTURES)
-    with told_if_unfit(model, {"samples": samples}, positive=positive, negative=negative):
+    with explain_unfit_inputs(model, {"samples": samples}, positive=positive, negative=negative):
         inverted = guider.sample(
             samples.cpu() * 0,
             samples,

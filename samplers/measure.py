@@ -24,7 +24,7 @@ from ..attention.sites import Kind, Site, select_sites, sites_of
 from ..attention.tap import tap
 from .finite import require_finite_prediction
 from .latents import input_scale, noise_for, require_levels, samples_for
-from .unfit import told_if_unfit
+from .unfit import explain_unfit_inputs
 from .unguided import UnguidedGuider
 
 
@@ -170,7 +170,7 @@ def run_to_step(
     samples = samples_for(model, latent)
     with torch.random.fork_rng(devices=[]):
         drawn = noise_for(start.noise, {**latent, "samples": samples})
-        with told_if_unfit(model, {"samples": samples}, conditioning=start.conditioning):
+        with explain_unfit_inputs(model, {"samples": samples}, conditioning=start.conditioning):
             guider.sample(
                 drawn,
                 samples,

@@ -18,7 +18,7 @@ from ..frames.motion_field import displacement, renoised, translated
 from ..noise.streams import generator, plain_noise
 from .finite import require_finite_prediction, step_at
 from .latents import require_falling, require_levels, samples_for
-from .unfit import told_if_unfit
+from .unfit import explain_unfit_inputs
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def motion_latents(
             preview(step, denoised, x, total)
 
         euler = sampler_object("euler")
-        with told_if_unfit(model, {"samples": samples}, positive=positive, negative=negative):
+        with explain_unfit_inputs(model, {"samples": samples}, positive=positive, negative=negative):
             return guider.sample(noise, start, euler, levels, callback=callback, disable_pbar=True, seed=seed).cpu()
 
     nothing = torch.zeros(shape)

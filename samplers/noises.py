@@ -14,7 +14,7 @@ from torch import Tensor
 from ..noise.dependency import SEARCHED_FRAMES, dependency_noise
 from ..noise.streams import Carried, Draw, NoiseModel, clip_noise, frames_axis, generator, plain_noise
 from .latents import noise_for, samples_for
-from .unfit import told_if_unfit
+from .unfit import explain_unfit_inputs
 
 LAST_FRAME = "noise_frame"
 """Entry of a LATENT: the number of the last frame of noise whose frames are on axis 2; else batch_index tells it."""
@@ -89,7 +89,7 @@ class GivenNoise:
     def of(cls, model: ModelPatcher, latent: dict) -> GivenNoise:
         """The noise with which ``model`` starts at ``latent``, at its highest noise level."""
         sampling = model.get_model_object("model_sampling")
-        with told_if_unfit(model, latent):
+        with explain_unfit_inputs(model, latent):
             x = model.get_model_object("process_latent_in")(samples_for(model, latent))
         scale = sampling.noise_scaling(sampling.sigma_max, torch.ones(()), torch.zeros(()), max_denoise=True)
         return cls((x / scale).cpu())

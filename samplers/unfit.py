@@ -16,7 +16,7 @@ class UnfitError(ValueError):
 
 
 @contextmanager
-def told_if_unfit(model: ModelPatcher, latent: Mapping[str, Any], **prompts: list | None) -> Iterator[None]:
+def explain_unfit_inputs(model: ModelPatcher, latent: Mapping[str, Any], **prompts: list | None) -> Iterator[None]:
     """UnfitError in place of what ComfyUI's model code raises: it checks neither shapes nor what a prompt holds.
 
     ``prompts``: CONDITIONING by the names of the inputs. What others raise, the pack itself among them, passes.

@@ -1,6 +1,5 @@
 """IE-Adapt's guidance on real models, against a guider that calls the model branch by branch."""
 
-import logging
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -214,14 +213,6 @@ def test_before_the_first_perturbed_layer_copies_are_not_computed(models, family
         sample(guided(model, layers=LAYERS[family]), shape, steps=1)
     per_branch = shape.latent_shape[0]
     assert rows == [2 * per_branch, 4 * per_branch]
-
-
-def test_it_says_once_a_run_what_it_costs(unet, caplog):
-    caplog.set_level(logging.INFO)
-    sample(guided(unet, layers="middle"), DEMO, steps=3)
-    said = [record.getMessage() for record in caplog.records if "branches a step" in record.getMessage()]
-    assert len(said) == 1
-    assert "test (U-I): 4 branches a step in 1 model call; first perturbed layer middle.0.attn1" in said[0]
 
 
 # Beside other nodes --------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from coherence.demo.model import load_model
 from coherence.training.loop import Schedule, TrainingError
 from coherence.training.memory import extrapolated, kept_for_backward
 from coherence.training.one_shot import Settings, tune
-from coherence.training.sampler import dtype_of, grown_up_tensors, train_in_run, trainable
+from coherence.training.sampler import autograd_enabled, dtype_of, train_in_run, trainable
 from comfy.patcher_extension import WrappersMP
 from hypothesis import given
 from hypothesis import strategies as st
@@ -318,7 +318,7 @@ def test_the_estimate_for_a_clip_is_what_a_step_keeps(model):
 
     inflation = put(model, EI2)
     estimated = tuned(inflation, latent=latent, steps=1)
-    with grown_up_tensors():
+    with autograd_enabled():
         copied = trainable(inflation, torch.float32)
         copied.model.requires_grad_(True)
         (there,) = inflations_of(copied.model_options["transformer_options"])
@@ -336,7 +336,7 @@ def test_what_is_kept_for_backward_is_let_go_once_it_is_counted():
         made.append(StorageWeakRef(shares.untyped_storage()))
         return shares.square().sum()
 
-    with grown_up_tensors():
+    with autograd_enabled():
         assert kept_for_backward(forward) == 8 * 8 * 4
     assert made[0].expired()
 

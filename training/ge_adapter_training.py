@@ -32,7 +32,7 @@ from .ge_adapter import GEAdapter, Training, untrained
 from .loop import History, Schedule, TrainingError, count, fit
 from .low_rank import Layers, attention_projections
 from .memory import is_free, needed_for, require
-from .sampler import Denoiser, dtype_of, grown_up_tensors, train_in_run, trainable
+from .sampler import Denoiser, autograd_enabled, dtype_of, train_in_run, trainable
 from .temporal_consistency import MIN_FRAMES, temporal_loss_of_layers
 
 ASKED_BY = "GEAdapterTrain"
@@ -106,7 +106,7 @@ def train_adapter(
     _require_clips(clips, model.get_model_object("latent_format").latent_channels)
     dtype = dtype_of("auto")
     done: dict[str, Any] = {}
-    with grown_up_tensors():
+    with autograd_enabled():
         start = _start(model, clips, settings, adapter)
         copied = trainable(model, dtype)
         learned = _Learned(start, copied.load_device)
@@ -315,7 +315,7 @@ def _require_memory(loss_of: _Loss, learned: _Learned, frames: int, denoiser: De
     whole = needed()
     if is_free(whole):
         return whole, False
-    denoiser.compute_blocks_twice()
+    denoiser.enable_checkpointing()
     less = needed()
     cures = ["take smaller clips", "set frames_per_clip to fewer frames", "set layers to down"]
     require(less, f"Training on clips of {frames} frames", cures)

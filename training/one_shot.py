@@ -16,12 +16,12 @@ from comfy.ldm.modules.attention import attention_pytorch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ..attention.forms import InflationWeights, Record, modules_for, record_of
+from ..attention.forms import InflationWeights, Record, find_inflation, modules_for
 from ..attention.inflation import INSERTED, Inflation, Inserted, base_of, beside
 from ..attention.stam import STAM, keep_unit, tensors_of
 from .loop import Group, History, Schedule, TrainingError, count, fit
 from .memory import needed_for, require
-from .sampler import Denoiser, Precision, dtype_of, grown_up_tensors, train_in_run, trainable
+from .sampler import Denoiser, Precision, autograd_enabled, dtype_of, train_in_run, trainable
 
 ASKED_BY = "OneShotTune"
 GATE_RATE = 100.0
@@ -65,7 +65,7 @@ def tune(
     Raises:
         TrainingError: the model is not inflated, the latent is no clip, memory will not do, or the loss is no number.
     """
-    record = record_of(model)
+    record = find_inflation(model)
     if record is None:
         raise TrainingError(
             "model: expected one that is inflated, got a plain one. Put STAMInflate or TuneAVideoInflate before "
@@ -78,14 +78,14 @@ def tune(
         )
     dtype = dtype_of(settings.precision)
     done: dict[str, Any] = {}
-    with grown_up_tensors():
+    with autograd_enabled():
         copied = trainable(model, dtype)
         modules = _trained_modules(record, settings.seed).to(copied.load_device)
         _put_in(copied, modules, record)
 
         def train(denoiser: Denoiser) -> None:
             if settings.gradient_checkpointing:
-                denoiser.compute_blocks_twice()
+                denoiser.enable_checkpointing()
             loss_of = _Loss(denoiser, settings)
             done["needed"] = _require_memory(loss_of, modules, settings)
             groups: list[Group] = [

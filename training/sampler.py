@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..attention.keys import HOLD
 from ..samplers.latents import samples_for
-from ..samplers.unfit import told_if_unfit
+from ..samplers.unfit import explain_unfit_inputs
 from ..samplers.unguided import UnguidedGuider
 from .frame_tokens import join_tokens
 from .loop import TrainingError
@@ -41,7 +41,7 @@ def dtype_of(precision: Precision) -> torch.dtype:
 def trainable(model: ModelPatcher, dtype: torch.dtype) -> ModelPatcher:
     """A copy of ``model``, weights and all, through which gradients pass; its own weights ask for none.
 
-    To be called, and used, in :func:`grown_up_tensors`.
+    To be called, and used, in :func:`autograd_enabled`.
     """
     copied = _with_own_weights(model)
     copied.set_model_compute_dtype(dtype)
@@ -88,7 +88,7 @@ def _differentiable(_func: Callable, *args, **kwargs) -> Tensor:
 
 
 @contextmanager
-def grown_up_tensors() -> Iterator[None]:
+def autograd_enabled() -> Iterator[None]:
     """Nodes run in inference mode, whose tensors autograd refuses; ComfyUI's models ask whether they are trained."""
     was_training = management.in_training
     with torch.inference_mode(False), torch.enable_grad():
@@ -109,7 +109,7 @@ class Denoiser:
         self._told = self._prompts[0]
         self._held: _Held | None = None
 
-    def compute_blocks_twice(self) -> None:
+    def enable_checkpointing(self) -> None:
         """Gradient checkpointing: from now on a block is computed again for its backward pass, and not kept."""
         for module in self._guider.inner_model.diffusion_model.modules():
             # these get transformer_options that nobody writes into later, or none
@@ -232,7 +232,7 @@ def train_in_run(
     # a step may be at any level: what acts between two percentages of sampling finds some there
     levels = torch.tensor([float(sampling.percent_to_sigma(percent / LEVELS)) for percent in range(LEVELS + 1)])
     sigmas = levels.clamp(max=float(sampling.sigma_max))
-    with torch.random.fork_rng(devices=[]), told_if_unfit(model, {"samples": samples}, positive=prompts[0]):
+    with torch.random.fork_rng(devices=[]), explain_unfit_inputs(model, {"samples": samples}, positive=prompts[0]):
         guider.sample(torch.zeros_like(samples), samples, _TrainingRun(train, dtype), sigmas, disable_pbar=True, seed=0)
 
 
