@@ -75,8 +75,9 @@ def registered(model: Any) -> Any:
 
 
 def tuned() -> Any:
-    """STAM that is not tuned does nothing."""
-    return LoadSTAM.execute("(example) red_star.stam.safetensors")[0]
+    """STAM that is not tuned does nothing. As if tuned with self-attention: identity maps go with that."""
+    weights = LoadSTAM.execute("(example) red_star.stam.safetensors")[0]
+    return replace(weights, form=replace(weights.form, frame_attention="self"))
 
 
 def adapter(model: Any) -> GEAdapter:
