@@ -134,7 +134,7 @@ def demo(frames: int, side: int) -> Subject:
 
 
 def wan(folder: Path, frames: int, side: int) -> Subject:
-    sys.path.append(str(PACK / "tests"))
+    sys.path.append(str(PACK / "tests" / "support"))
     from tiny_models import FAMILIES, TinyModels
 
     layers = {f"blocks.{n}.self_attn": lambda model, n=n: wan_pag(model, n) for n in (0, 2, 3)}

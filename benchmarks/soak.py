@@ -30,7 +30,7 @@ from soak_prompts import Draws, Prompt
 from soak_record import Record, Run, finished, growths, line_of, refused, report, verdicts
 from studies import PACK, enter_comfyui
 
-sys.path += [str(PACK), str(PACK / "tests")]
+sys.path += [str(PACK), str(PACK / "tests" / "support")]
 
 import _enter_pack
 

@@ -1,0 +1,401 @@
+"""What every node that touches a model does on each family: it works, or says why it cannot."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from animatediff_layout import animate
+from clear_errors import unclear
+from coherence.attention.sites import sites_of
+from coherence.demo.model import load_model
+from coherence.nodes.cross_frame import CrossFrameAttention
+from coherence.nodes.editing import EntropyGuidedEdit
+from coherence.nodes.ge_adapter import GEAdapterApply
+from coherence.nodes.ge_adapter_train import GEAdapterTrain
+from coherence.nodes.guidance import IEGuidanceCFG, IEGuider
+from coherence.nodes.inflation import STAMInflate, TuneAVideoInflate
+from coherence.nodes.inversion import BilateralDDIMInvert, NoiseFromLatent, SamplerBilateralDDIMInvert
+from coherence.nodes.map_preview import AttentionMapPreview
+from coherence.nodes.momentum import TemporalMomentumAttention
+from coherence.nodes.motion_field import MotionFieldNoise
+from coherence.nodes.noise import DependencyNoise, NoiseFrames, VideoNoisePrior
+from coherence.nodes.noise_chart import NoiseCorrelation
+from coherence.nodes.one_shot import OneShotTune
+from coherence.nodes.perturbation import PerturbAttention
+from coherence.nodes.register import EntropyRegister, SelectAttentionLayers
+from coherence.samplers.unfit import UnfitError
+from coherence.training.ge_adapter import GEAdapter, Training
+from comfy.samplers import CFGGuider, calculate_sigmas, sampler_object
+from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
+from tiny_models import FAMILIES, Family, TinyModels
+from watching import DEMO, difference
+
+LEAST = 1e-3
+"""What an effect is: the least change, relative to the largest value."""
+
+
+class Encoder:
+    """A text encoder for families whose own is too large: every prompt is the family's conditioning."""
+
+    def __init__(self, conditioning: list) -> None:
+        self._conditioning = conditioning
+
+    def tokenize(self, text: str) -> str:
+        return text
+
+    def encode_from_tokens_scheduled(self, _tokens: str) -> list:
+        return self._conditioning
+
+
+@dataclass
+class Subject:
+    """A family's model with latents and prompts for it. ``family``: of tiny_models, or the demo model's like."""
+
+    model: Any
+    family: Family | SimpleNamespace
+
+    @cached_property
+    def conditioning(self) -> tuple[list, list]:
+        return self.family.conditioning()
+
+    @property
+    def latent(self) -> dict[str, torch.Tensor]:
+        samples = torch.randn(self.family.latent_shape, generator=torch.Generator().manual_seed(0))
+        return {"samples": 0.5 * samples}
+
+    @property
+    def empty(self) -> dict[str, torch.Tensor]:
+        return {"samples": torch.zeros(self.family.latent_shape)}
+
+    def sigmas(self, steps: int = 2) -> torch.Tensor:
+        return calculate_sigmas(self.model.get_model_object("model_sampling"), "simple", steps)
+
+    @property
+    def late(self) -> torch.Tensor:
+        """One step, from where attention counts and float32 does not cancel."""
+        sampling = self.model.get_model_object("model_sampling")
+        return torch.tensor([float(sampling.percent_to_sigma(0.5)), 0.0])
+
+    @property
+    def layers(self) -> str:
+        """The last self-attention layer that several tokens go through."""
+        return next(s.name for s in reversed(sites_of(self.model)) if s.kind in ("spatial", "joint"))
+
+    @cached_property
+    def registry(self) -> Any:
+        return SelectAttentionLayers.execute(self.model, self.layers)[0]
+
+    def sample(self, guider: Any, noise: Any = None, **how: Any) -> torch.Tensor:
+        how = {"latent": self.empty, "sampler": sampler_object("euler"), "sigmas": self.late} | how
+        latent, noise = how["latent"], noise or Noise_RandomNoise(3)
+        with torch.inference_mode():
+            return guider.sample(
+                noise.generate_noise(latent),
+                latent["samples"],
+                how["sampler"],
+                how["sigmas"],
+                disable_pbar=True,
+                seed=3,
+            )
+
+    def drawn(self, model: Any, cfg: float = 1.0, positive: list | None = None, **how: Any) -> torch.Tensor:
+        guider = CFGGuider(model)
+        guider.set_conds(positive or self.conditioning[0], self.conditioning[1])
+        guider.set_cfg(cfg)
+        return self.sample(guider, **how)
+
+    @cached_property
+    def plain(self) -> torch.Tensor:
+        return self.drawn(self.model)
+
+
+def subject(name: str, tiny_models: TinyModels) -> Subject:
+    if name == "animatediff":
+        return Subject(animate(load_model()), DEMO)
+    return Subject(tiny_models.load(name), FAMILIES[name])
+
+
+SUBJECTS = {
+    "SD1.5": "sd15",
+    "SDXL": "sdxl",
+    "SVD": "svd",
+    "AnimateDiff-Evolved": "animatediff",
+    "CogVideoX": "cogvideox",
+    "Wan 2.1": "wan21",
+    "LTXV": "ltxv",
+    "HunyuanVideo": "hunyuan_video",
+    "Flux": "flux",
+    "SD3.5": "sd3",
+    "Qwen-Image": "qwen_image",
+    "Z-Image": "z_image",
+    "Krea 2": "krea2",
+    "Anima": "anima",
+}
+"""Column of the table → name of the subject."""
+
+# What a node does on a subject; returns what came, to be finite, and by how much it made a difference. ---------------
+
+Trial = Callable[[Subject], tuple[Any, float]]
+
+
+def patched(node: Callable[[Subject], Any]) -> Trial:
+    """Of a node that gives a MODEL: the change of what is sampled."""
+
+    def trial(s: Subject) -> tuple[Any, float]:
+        out = s.drawn(node(s)[0])
+        return out, difference(out, s.plain)
+
+    return trial
+
+
+def noise(node: Callable[[], Any]) -> Trial:
+    """Of a node that gives NOISE: the change of what is sampled from it."""
+
+    def trial(s: Subject) -> tuple[Any, float]:
+        out = s.drawn(s.model, noise=node()[0])
+        return out, difference(out, s.plain)
+
+    return trial
+
+
+def dependency() -> Any:
+    return DependencyNoise.execute(3, 0.01, "", "generalised", "bisection", 1, 15)
+
+
+def noise_frames(s: Subject) -> tuple[Any, float]:
+    frames = NoiseFrames.execute(dependency()[0], s.empty)[0]["samples"]
+    assert frames.shape == torch.Size(s.family.latent_shape)
+    return frames, float(frames.std())
+
+
+def noise_correlation(s: Subject) -> tuple[Any, float]:
+    chart, report = NoiseCorrelation.execute(dependency()[0], s.empty).result
+    return chart, json.loads(report)["neighbour_correlation"]
+
+
+def start(s: Subject) -> tuple:
+    return s.model, s.conditioning[0], Noise_RandomNoise(3), s.late, s.empty
+
+
+def entropy_register(s: Subject) -> tuple[Any, float]:
+    registry, chart, _ = EntropyRegister.execute(*start(s), "all", "highest", 1, 50.0, "0", "exact").result
+    entropies = torch.tensor([layer.figures.entropy for layer in registry.layers])
+    assert len(registry.selected) == 1
+    return [chart, entropies], float(1 - entropies.min())
+
+
+def map_preview(s: Subject) -> tuple[Any, float]:
+    maps = AttentionMapPreview.execute(*start(s), s.layers, 0, 1.0)[0]
+    return maps, float(maps.std())
+
+
+def select(s: Subject) -> tuple[Any, float]:
+    return torch.zeros(1), len(SelectAttentionLayers.execute(s.model, s.layers)[0].selected)
+
+
+def ie_guider(s: Subject) -> tuple[Any, float]:
+    out = s.sample(IEGuider.execute(s.model, s.registry, "U-I", 2.0, *s.conditioning, 1.0)[0])
+    return out, difference(out, s.plain)
+
+
+FILTER = (5, 1.0, 1.0, 0.5, True, 0)
+
+
+def inverted(s: Subject) -> torch.Tensor:
+    how = (s.latent, s.sigmas(), "latent_spatial", *FILTER)
+    return BilateralDDIMInvert.execute(s.model, s.conditioning[0], 1.0, *how)[0]["samples"]
+
+
+def invert(s: Subject) -> tuple[Any, float]:
+    return (out := inverted(s)), difference(out, s.latent["samples"])
+
+
+def invert_by_sampler(s: Subject) -> tuple[Any, float]:
+    walk = SamplerBilateralDDIMInvert.execute("latent_spatial", *FILTER)[0]
+    out = s.drawn(s.model, latent=s.latent, noise=Zero(), sampler=walk, sigmas=s.sigmas().flip(0))
+    return out, difference(out, s.latent["samples"])
+
+
+class Zero:
+    """ComfyUI's DisableNoise."""
+
+    seed = 0
+
+    def generate_noise(self, latent: dict) -> torch.Tensor:
+        return torch.zeros_like(latent["samples"])
+
+
+def noise_from_latent(s: Subject) -> tuple[Any, float]:
+    sampling, noise = s.model.get_model_object("model_sampling"), 2 * s.latent["samples"]
+    x = sampling.noise_scaling(sampling.sigma_max, noise, torch.zeros_like(noise), max_denoise=True)
+    noisy = {"samples": s.model.get_model_object("process_latent_out")(x)}
+    out = s.drawn(s.model, noise=NoiseFromLatent.execute(noisy, s.model)[0], sigmas=s.late)
+    return out, difference(out, s.plain)
+
+
+def edit(s: Subject) -> tuple[Any, float]:
+    source, negative = s.conditioning
+    target = [[-text, extras] for text, extras in source]
+    how = (s.registry, Noise_RandomNoise(3), sampler_object("euler"), s.late, s.empty, 1.0, 1.0, "map")
+    edited, _ = EntropyGuidedEdit.execute(s.model, source, target, negative, *how).result
+    return edited["samples"], difference(edited["samples"], s.drawn(s.model, positive=target))
+
+
+def motion_field(s: Subject) -> tuple[Any, float]:
+    latent, rest = MotionFieldNoise.execute(
+        s.model, *s.conditioning, 1.0, 0, s.empty, s.sigmas(3), 16.0, 0.0, 0.4, 0.7
+    ).result
+    frames = latent["samples"]
+    assert len(rest) > 1
+    return frames, difference(frames[1:], frames[:1])
+
+
+def one_shot(s: Subject) -> tuple[Any, float]:
+    try:
+        model = STAMInflate.execute(s.model, "before_cross", "self", 2, "spectral", 1.0, s.layers.rsplit(".", 1)[0])[0]
+    except ValueError:  # a family that cannot be inflated: the node has to say so itself
+        model = s.model
+    weights, chart, _ = (
+        OneShotTune.PREPARE_CLASS_CLONE(None)
+        .execute(model, s.conditioning[0], s.latent, 1, 1e-2, 0, False, "fp32", 0)
+        .result
+    )
+    return [chart, *weights.tensors.values()], max(
+        float(x.abs().max()) for n, x in weights.tensors.items() if "attn" in n
+    )
+
+
+def ge_train(s: Subject) -> tuple[Any, float]:
+    latent = s.latent
+    frames = len(latent["samples"]) if latent["samples"].ndim == 4 else 3
+    how = (frames, "", 1, "down", 1, 0.01, 1.0, 0.0, 1, 1e-2, 0, 1, 0)
+    adapter, chart, _ = (
+        GEAdapterTrain.PREPARE_CLASS_CLONE(None).execute(s.model, Encoder(s.conditioning[0]), latent, *how).result
+    )
+    return [chart, *adapter.lora.values()], max(float(x.abs().max()) for n, x in adapter.lora.items() if "up" in n)
+
+
+def ge_apply(s: Subject) -> Any:
+    from test_low_rank import lora_for
+
+    try:
+        lora = lora_for(s.model, "down")
+    except ValueError:  # no adapter can be trained for this family: one of another
+        lora = lora_for(load_model(), "down")
+    adapter = GEAdapter(lora, torch.zeros(0, 8), None, Training("BaseModel", "down", 3, 1))
+    return GEAdapterApply.execute(s.model, adapter, 1.0, 0.0, 1.0)
+
+
+TRIALS: dict[str, Trial] = {
+    "DependencyNoise": noise(dependency),
+    "VideoNoisePrior": noise(lambda: VideoNoisePrior.execute(3, "mixed", 0.5)),
+    "NoiseFrames": noise_frames,
+    "NoiseCorrelation": noise_correlation,
+    "MotionFieldNoise": motion_field,
+    "TemporalMomentumAttention": patched(lambda s: TemporalMomentumAttention.execute(s.model, 0.9)),
+    "CrossFrameAttention": patched(lambda s: CrossFrameAttention.execute(s.model, "first")),
+    "EntropyRegister": entropy_register,
+    "SelectAttentionLayers": select,
+    "AttentionMapPreview": map_preview,
+    "PerturbAttention": patched(lambda s: PerturbAttention.execute(s.model, s.registry, "uniform")),
+    "IEGuidanceCFG": patched(lambda s: IEGuidanceCFG.execute(s.model, s.registry, "U-I", 2.0)),
+    "IEGuider": ie_guider,
+    "BilateralDDIMInvert": invert,
+    "SamplerBilateralDDIMInvert": invert_by_sampler,
+    "NoiseFromLatent": noise_from_latent,
+    "EntropyGuidedEdit": edit,
+    "STAMInflate": patched(
+        lambda s: STAMInflate.execute(s.model, "before_cross", "fine_coarse", 2, "spectral", 1.0, "*")
+    ),
+    "TuneAVideoInflate": patched(lambda s: TuneAVideoInflate.execute(s.model, "*")),
+    "OneShotTune": one_shot,
+    "GEAdapterTrain": ge_train,
+    "GEAdapterApply": patched(ge_apply),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """``refused``: the reason; ``effect``: by how much the node made a difference, where it is not refused."""
+
+    refused: str = ""
+    effect: float = 0.0
+    wrong: str = ""
+
+
+def tried(s: Subject, trial: Trial) -> Cell:
+    with torch.inference_mode():
+        try:
+            came, effect = trial(s)
+        except Exception as error:
+            # inputs that go together and a model that fails on them all the same are for the node to foresee
+            problem = str(error) if isinstance(error, UnfitError) else unclear(error)
+            return Cell(wrong=problem) if problem else Cell(refused=reason(error))
+    tensors = came if isinstance(came, list) else [came]
+    if not all(x.isfinite().all() for x in tensors):
+        return Cell(wrong="what came is not finite")
+    return Cell(effect=effect) if effect >= LEAST else Cell(wrong=f"no effect: {effect:.1e}")
+
+
+def reason(error: Exception) -> str:
+    """The first sentence of what an error says, without an example of missing layers."""
+    return re.split(r"\. (?=[A-Z])|, such as ", str(error).splitlines()[0])[0].rstrip(".")
+
+
+def column(name: str, tiny_models: TinyModels) -> dict[str, Cell]:
+    """Every node on one family, which must be as it was afterwards, bit by bit."""
+    s = subject(name, tiny_models)
+    before = s.plain
+    cells = {node: tried(s, trial) for node, trial in TRIALS.items()}
+    if not torch.equal(s.drawn(s.model), before):
+        cells = {node: replace(cell, wrong="the model is not as it was") for node, cell in cells.items()}
+    return cells
+
+
+def markdown(table: dict[str, dict[str, Cell]]) -> str:
+    """The table as FAMILIES.md has it: reasons are numbered in the order they come."""
+    reasons: dict[str, int] = {}
+    rows = []
+    for node in TRIALS:
+        cells = []
+        for column in table.values():
+            refused = column[node].refused
+            number = reasons.setdefault(refused, len(reasons) + 1) if refused else 0
+            cells.append(f"refused ({number})" if refused else "works")
+        rows.append(f"| [{node}](web/docs/{node}.md) | {' | '.join(cells)} |")
+    return "\n".join(
+        [
+            HEAD,
+            f"| node | {' | '.join(table)} |",
+            f"|---|{'---|' * len(table)}",
+            *rows,
+            "",
+            "Refused with these words:",
+            "",
+            *(f"{number}. {text}." for text, number in reasons.items()),
+            "",
+        ]
+    )
+
+
+HEAD = """# Nodes and families of models
+
+Written by `tests/whole/test_families.py`, which tries every node that touches a model on a small random model of every
+family: through ComfyUI's stock loaders, or built from ComfyUI's classes where the loaders only know full widths
+(AnimateDiff-Evolved: a stand-in with its layout on the demo model). *works*: the result is finite, the node changes it,
+and the model is bit-identical afterwards. *refused*: the node raises an error that says why. Nodes that are not listed
+touch no model. `tests/whole/test_half_precision.py` finds the same with weights in fp16, bf16 and fp8 (e4m3fn).
+
+After an intended change:
+
+```
+python3 host.py test tests/whole/test_families.py; cp test-artifacts/FAMILIES.md FAMILIES.md
+```
+"""
