@@ -9,7 +9,7 @@ from clear_errors import unclear
 from coherence.attention.chunks import ChunkError
 from coherence.attention.cross_frame import CrossFrame
 from coherence.attention.momentum import TemporalMomentum
-from coherence.attention.register import named_registry
+from coherence.attention.registry import named_registry
 from coherence.attention.rows import RowsError
 from coherence.attention.sites import NoSuchSiteError, UnknownModelError, select_sites, sites_of
 from coherence.attention.steps import NoStepError
