@@ -10,17 +10,18 @@ from comfy.hooks import EnumHookScope, HookGroup, TransformerOptionsHook
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_apg import APG
 from comfy_extras.nodes_cfg import CFGZeroStar
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_fresca import FreSca
 from comfy_extras.nodes_mahiro import Mahiro
 from comfy_extras.nodes_model_advanced import RescaleCFG
 from comfy_extras.nodes_nag import NAGuidance
 from comfy_extras.nodes_video_model import VideoLinearCFGGuidance, VideoTriangleCFGGuidance
-from editing_runs import demo_run
+from editing_runs import demo_run, tiny_run
 from random_controlnet import controlnet
 from telling_control import TellingControl
 from watching import difference
 
-from nodes import ControlNetApplyAdvanced
+from nodes import ConditioningSetArea, ControlNetApplyAdvanced
 
 NODES = {
     "NAGuidance": lambda m: NAGuidance.execute(m, 5.0, 0.5, 1.5)[0],
@@ -84,6 +85,28 @@ def test_outside_the_mask_the_target_is_the_source(run, name):
     target, source = patched.edit(mask=mask, source_cfg=2.0)
     assert torch.equal(target[..., :8], source[..., :8])
     assert torch.equal(source, patched.edit(source_cfg=2.0)[1])
+
+
+def halves(prompt):
+    return [entry for x in (0, 64) for entry in ConditioningSetArea().append(prompt, 64, 128, x, 0, strength=1.0)[0]]
+
+
+def test_each_clip_is_as_with_the_node_alone_where_prompts_have_areas(run):
+    areas = replace(run, source=halves(run.source), target=halves(run.target), model=NODES["NAGuidance"](run.model))
+    is_plain(areas, source_cfg=2.0, tolerance=1e-3)
+
+
+def test_each_clip_is_as_with_the_nodes_alone_in_context_windows(unet):
+    run = demo_run(unet, shape=(4, 4, 16, 16))
+    windows = (2, 1, "standard_static", 1, False, "pyramid", 0, False, [])
+    model = ContextWindowsManualNode.execute(run.model, *windows, causal_window_fix=False)[0]
+    patched = NODES["NAGuidance"](NODES["VideoLinearCFG"](model))
+    is_plain(replace(run, model=patched), source_cfg=2.0, tolerance=1e-3)
+
+
+def test_each_clip_of_a_video_model_is_as_with_the_nodes_alone(tiny_models):
+    run = tiny_run(tiny_models, "wan21")
+    is_plain(replace(run, model=NODES["Mahiro"](NODES["APG"](run.model))), source_cfg=2.0, tolerance=1e-3)
 
 
 # What they are told --------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from coherence.demo.model import load_model
 from coherence.samplers.ie_guidance import MissingBranchError
 from comfy.hooks import EnumHookScope, HookGroup, TransformerOptionsHook
 from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_freelunch import FreeU_V2
 from comfy_extras.nodes_nag import NAGuidance
@@ -96,6 +97,25 @@ def test_a_patch_that_compares_branches_acts_on_the_guiders_own_however_memory_s
     reference = sample(with_extra_calls(unet, patch, guidance), DEMO)
     agree(ours, reference, sample(patch(unet), DEMO))
     assert difference(ours, sample(guided(unet, guidance), DEMO)) > 0.01
+
+
+def in_windows(model):
+    windows = (2, 1, "standard_static", 1, False, "pyramid", 0, False, [])
+    return ContextWindowsManualNode.execute(nag(model), *windows, causal_window_fix=False)[0]
+
+
+def test_a_patch_that_compares_branches_does_so_in_context_windows_too(unet):
+    reference = sample(with_extra_calls(unet, in_windows), DEMO)
+    agree(sample(guided(in_windows(unet)), DEMO), reference, sample(in_windows(unet), DEMO))
+
+
+def test_a_patch_that_compares_branches_is_told_those_of_combined_prompts(unet):
+    (positive,), negative = DEMO.conditioning()
+    prompts = [positive, [positive[0].flip(1), {}]], negative
+    reference = sample(with_extra_calls(unet, nag), DEMO, conditioning=prompts)
+    agree(
+        sample(guided(nag(unet)), DEMO, conditioning=prompts), reference, sample(nag(unet), DEMO, conditioning=prompts)
+    )
 
 
 def spied(model):
