@@ -28,7 +28,7 @@ class ByClip:
     def __init__(self) -> None:
         self.state = OwnState()
         self._wrapped: dict[tuple[int, int], tuple[Any, Callable]] = {}
-        self._together: set[int] = set()
+        self._together: dict[int, Any] = {}  # patches with which clips cannot be parted, and where these keep things
 
     def options(self, options: dict[str, Any], rows: int) -> dict[str, Any]:
         """Transformer options of a model call with ``rows`` rows, whose patches take one clip at a time."""
@@ -62,9 +62,11 @@ class ByClip:
         options = _options_in((args, kwargs))
         found = _rows_in((args, kwargs))
         clips = clips_of(branches_of(options)) if options else {}
-        if options is None or found not in _layouts(rows, options) or len(clips) < 2 or id(patch) in self._together:
+        holders = list(holders_of(patch))
+        together = any(id(each) in self._together for each in (patch, *holders))
+        if options is None or found not in _layouts(rows, options) or len(clips) < 2 or together:
             return patch(*args, **kwargs)
-        branches, holders = branches_of(options), list(holders_of(patch))
+        branches = branches_of(options)
         outputs = []
         for clip, positions in clips.items():
             own = _only(options, branches, clip, positions)
@@ -77,7 +79,8 @@ class ByClip:
         try:
             return _merged(outputs, sizes, [place for positions in clips.values() for place in positions], options)
         except _OtherRowsError:  # it gives a branch further rows, by a layout of its own
-            self._together.add(id(patch))
+            self._together.update({id(each): each for each in (patch, *holders)})
+            self.state.forget(holders)
             return patch(*args, **kwargs)
 
 

@@ -61,6 +61,13 @@ class OwnState:
                     else:
                         kept.pop((id(holder), name), None)
 
+    def forget(self, holders: Iterable[Holder]) -> None:
+        """No clip has anything of its own in ``holders``."""
+        places = {id(holder) for holder in holders}
+        for kept in self._kept.values():
+            for slot in [slot for slot in kept if slot[0] in places]:
+                del kept[slot]
+
 
 def holders_of(function: Any) -> Iterator[Holder]:
     """Where ``function`` may keep what it remembers."""
