@@ -26,7 +26,7 @@ from .host_attention import HostAttention
 from .keys import INSERTED, OPEN_TAP, REPLACED, RUN, SITES
 from .prefix import is_patched, shared
 from .run import Run, Tapped
-from .sites import Site, family_of
+from .sites import NoSuchSiteError, Site, family_of
 from .technique import AttentionCall
 
 
@@ -63,7 +63,7 @@ class OpenTap:
         self.options = self._leading_here(options)
         """Transformer options that lead the attention here."""
         self._options_near, self._thread = self.options, threading.get_ident()
-        self._entered: set[str] = set()
+        self._entered: dict[str, str] = {}
 
     def _leading_here(self, options: dict) -> dict:
         return {
@@ -97,8 +97,8 @@ class OpenTap:
         if parting and self._shares:
             stack.enter_context(shared(self._anatomy.before(parting), self._branches, self._rows))
 
-    def near(self, names: Iterable[str], options: dict | None) -> dict:
-        """The transformer options of a module of ours that begins to run, as it was given them.
+    def near(self, module: nn.Module, names: Iterable[str], options: dict | None) -> dict:
+        """The transformer options of a ``module`` that begins to run, and holds the sites ``names``.
 
         A block whose code another node replaced may give its attention none, or others: then those of the last block.
         """
@@ -107,12 +107,25 @@ class OpenTap:
         if options is None or OPEN_TAP not in options:
             options = {**self._options_near, **(options or {}), "optimized_attention_override": _override()}
         self._options_near = options
-        self._entered.update(names)
+        code = getattr(module.forward, "__module__", None) or type(module).__module__
+        for name in names:
+            if name not in self._entered or not code.startswith("comfy."):
+                self._entered[name] = code
         return options
 
     def require_reached(self) -> None:
-        """NoSuchSiteError where a layer ran, but not its attention."""
-        self._run.require_reached(self._active, self._entered)
+        """NoSuchSiteError where the code around a site ran, but not ComfyUI's attention."""
+        for tapped in self._active:
+            names = sorted(tapped.sites & self._entered.keys())
+            missed = [name for name in names if (tapped, name) not in self._run.reached]
+            if missed:
+                code = sorted({place for name in missed if not (place := self._entered[name]).startswith("comfy.")})
+                raise NoSuchSiteError(
+                    f"{tapped.asked_by} asked for attention layers whose attention it cannot see, although they ran: "
+                    f"{', '.join(missed)}. Another node has replaced the code of these blocks "
+                    f"({', '.join(code) or 'as reference ControlNets do'}), and attends in its own way. Leave them out "
+                    "of 'layers', or remove that node."
+                )
 
     def attend(self, func: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
         """Instead of ComfyUI's attention ``func``; an override of another pack runs inside."""
@@ -212,7 +225,7 @@ def _uncompiled_attend() -> Callable:
     return torch.compiler.disable(_attend)
 
 
-def _writing(note: dict[str, Any], near: Callable[[Iterable[str], dict | None], dict]) -> Callable:
+def _writing(note: dict[str, Any], near: Callable[[nn.Module, Iterable[str], dict | None], dict]) -> Callable:
     """A forward pre-hook that adds ``note`` to the module's copy of transformer_options; its lists fresh every time.
 
     A note is plain text: torch.compile would look into anything more. The module's input passes here, too: a technique
@@ -221,13 +234,13 @@ def _writing(note: dict[str, Any], near: Callable[[Iterable[str], dict | None], 
 
     names = [name for value in note.values() for name in ([value] if isinstance(value, str) else value)]
 
-    def write(_module, args, kwargs=None):
+    def write(module, args, kwargs=None):
         if kwargs is None:  # torch drops them from a hook that another thread just removed
             return None
         fresh = {key: [*value] if isinstance(value, list) else value for key, value in note.items()}
         options = kwargs.get("transformer_options")
         if not torch.compiler.is_compiling():
-            options = near(names, options)
+            options = near(module, names, options)
         return args, {**kwargs, "transformer_options": {**(options or {}), **fresh}}
 
     return write

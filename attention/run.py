@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -85,17 +85,6 @@ class Run:
     def ask(self, active: list[Tapped]) -> None:
         with self._lock:
             self.asked += [tapped for tapped in active if tapped not in self.asked]
-
-    def require_reached(self, active: Iterable[Tapped], entered: Collection[str]) -> None:
-        """NoSuchSiteError where the code around a site ran, ``entered``, but not ComfyUI's attention."""
-        for tapped in active:
-            missed = [name for name in sorted(tapped.sites.intersection(entered)) if (tapped, name) not in self.reached]
-            if missed:
-                raise NoSuchSiteError(
-                    f"{tapped.asked_by} asked for attention layers whose attention it cannot see, although they ran: "
-                    f"{', '.join(missed)}. Another node has replaced the code of these blocks, as reference "
-                    "ControlNets do, and attends in its own way. Leave them out of 'layers', or remove that node."
-                )
 
     def require_all_reached(self) -> None:
         for tapped in self.asked:

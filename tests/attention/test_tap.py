@@ -218,7 +218,7 @@ def test_percentages_out_of_order_are_refused(unet):
 
 
 class Skipped(torch.nn.Module):
-    def forward(self, x, **_):
+    def forward(self, x, *_args, **_kwargs):
         return x
 
 
@@ -226,10 +226,8 @@ def test_a_site_that_was_never_reached_raises_when_the_run_ends(unet):
     """Another pack may skip a block, attention and all."""
     model = momentum(unet)
     tree = model.get_model_object("diffusion_model")
-    block = next(site for site in list_sites(tree) if site.name.startswith("middle")).module
-    model.add_object_patch(
-        next(f"diffusion_model.{name}" for name, module in tree.named_modules() if module is block),
-        Skipped(),
-    )
+    (attention,) = (site.module for site in list_sites(tree) if site.name == "middle.0.attn1")
+    place = next(name for name, module in tree.named_modules() if module is attention)
+    model.add_object_patch(f"diffusion_model.{place.partition('.transformer_blocks')[0]}", Skipped())
     with pytest.raises(NoSuchSiteError, match=r"never reached.*middle\.0"):
         sample(model, DEMO)
