@@ -143,7 +143,7 @@ def wan(folder: Path, frames: int, side: int) -> Subject:
 
 
 def ours(model: Any, guidance: str, layer: str) -> Any:
-    (registry,) = pack("nodes.register").SelectAttentionLayers.execute(model, layer).args
+    (registry,) = pack("nodes.entropy_register").SelectAttentionLayers.execute(model, layer).args
     return pack("samplers.ie_guidance").guide(model, registry, guidance, SCALE, asked_by="benchmark")
 
 

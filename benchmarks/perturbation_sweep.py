@@ -161,7 +161,7 @@ def damage(clips: Tensor, plain: Tensor, scenes: list[Any]) -> dict[str, list[fl
 
 def sweep(world: World, spans: list[str]) -> tuple[Results, dict[str, Tensor]]:
     """Entropy and damage for every span, matrix and layer; and the clips of the first scenes for the sheet."""
-    perturb, select = pack("nodes.perturbation").PerturbAttention, pack("nodes.register").SelectAttentionLayers
+    perturb, select = pack("nodes.perturbation").PerturbAttention, pack("nodes.entropy_register").SelectAttentionLayers
     plain = world.draw(world.model)
     shown_clips = {"unperturbed": plain[:, 0]}
     results: Results = {}

@@ -7,6 +7,7 @@ from . import (
     cross_frame,
     demo,
     editing,
+    entropy_register,
     ge_adapter,
     ge_adapter_train,
     guidance,
@@ -19,7 +20,6 @@ from . import (
     noise_chart,
     one_shot,
     perturbation,
-    register,
 )
 
 FACES = (
@@ -29,7 +29,7 @@ FACES = (
     motion_field,
     cross_frame,
     demo,
-    register,
+    entropy_register,
     map_preview,
     perturbation,
     guidance,

@@ -10,8 +10,9 @@ from comfy_api.latest import io
 from ..attention.cross_frame import CrossFrame
 from ..attention.fine_coarse import FineCoarse
 from ..attention.technique import Technique
-from .attention_inputs import CATEGORY, layers_input, percent_inputs, pool_input, tapped
+from .inputs import ATTENTION, layers_input, percent_inputs, pool_input
 from .node import Node
+from .tapped import tapped
 
 
 class CrossFrameAttention(Node):
@@ -20,7 +21,7 @@ class CrossFrameAttention(Node):
         return io.Schema(
             node_id="CrossFrameAttention",
             display_name="Cross-Frame Attention",
-            category=CATEGORY,
+            category=ATTENTION,
             description="Lets each frame attend to other frames instead of itself, so that they share one look. "
             "For image models (SD1.5, SD2, SDXL); the latent's batch is the clip.",
             search_aliases=[

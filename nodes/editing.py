@@ -10,10 +10,8 @@ from torch import Tensor
 from ..attention.registry import AttentionRegistry, require_model
 from ..samplers.editing import REPLACES, Edit, Prompts, Replace, sample_edit
 from ..samplers.latents import with_samples
-from .attention_inputs import percent_inputs
-from .cfg_input import cfg_input
+from .inputs import Registry, cfg_input, percent_inputs
 from .node import Node
-from .register_inputs import Registry
 
 
 class EntropyGuidedEdit(Node):

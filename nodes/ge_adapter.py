@@ -13,16 +13,11 @@ from ..files.saved import SavedFiles
 from ..samplers.lora_steps import with_lora
 from ..training.ge_adapter import GEAdapter
 from ..training.token_conditioning import with_tokens
-from .inflation import CATEGORY
+from .inputs import TUNING, Adapter, adapter_input
 from .node import Node
 from .saved_files import LoadingNode, SavingNode
 
 ADAPTERS = SavedFiles(ge_adapter_file, "a saved adapter", "SaveGEAdapter")
-Adapter = io.Custom("GE_ADAPTER")
-
-
-def adapter_input() -> Any:
-    return Adapter.Input("adapter", tooltip="A GE-Adapter, from GEAdapterTrain or LoadGEAdapter.")
 
 
 class GEAdapterApply(Node):
@@ -31,7 +26,7 @@ class GEAdapterApply(Node):
         return io.Schema(
             node_id="GEAdapterApply",
             display_name="GE-Adapter Apply",
-            category=CATEGORY,
+            category=TUNING,
             description="Puts a GE-Adapter's LoRA on a model for the first steps of sampling, where it was trained to "
             "make neighbouring frames change evenly. For image models with a UNet; the latent's batch is the clip.",
             search_aliases=["ge-adapter", "temporal lora", "frame consistency", "video adapter"],
@@ -95,7 +90,7 @@ class GEAdapterTokens(Node):
         return io.Schema(
             node_id="GEAdapterTokens",
             display_name="GE-Adapter Tokens",
-            category=CATEGORY,
+            category=TUNING,
             description="Puts a GE-Adapter's learned tokens before a prompt: those that all frames share and, with a "
             "CLIP vision output, some of each frame's own. Each frame then has a prompt row of its own.",
             search_aliases=["ge-adapter", "prompt tokens", "image prompt", "video prompt", "prefix tokens"],
@@ -135,7 +130,7 @@ class SaveGEAdapter(SavingNode):
         return io.Schema(
             node_id="SaveGEAdapter",
             display_name="Save GE-Adapter",
-            category=CATEGORY,
+            category=TUNING,
             description="Saves a trained GE-Adapter as a safetensors file in the output folder. In its loras folder "
             "ComfyUI's own LoRA loaders find it, too, and take its LoRA.",
             search_aliases=["export adapter", "write lora", "ge-adapter"],
@@ -163,7 +158,7 @@ class LoadGEAdapter(LoadingNode):
         return io.Schema(
             node_id="LoadGEAdapter",
             display_name="Load GE-Adapter",
-            category=CATEGORY,
+            category=TUNING,
             description="Loads a GE-Adapter that SaveGEAdapter wrote: its LoRA, its tokens, and what it was trained "
             "on.",
             search_aliases=["import adapter", "read lora", "ge-adapter"],

@@ -13,8 +13,7 @@ from ..training.low_rank import LAYERS, Layers
 from ..training.memory import gibibytes
 from ..training.temporal_consistency import MIN_FRAMES
 from .charts import drawn
-from .ge_adapter import Adapter
-from .inflation import CATEGORY
+from .inputs import TUNING, Adapter
 from .node import Node
 from .training import Progress, draw_losses, time_text
 
@@ -25,7 +24,7 @@ class GEAdapterTrain(Node):
         return io.Schema(
             node_id="GEAdapterTrain",
             display_name="GE-Adapter Train",
-            category=CATEGORY,
+            category=TUNING,
             description="Trains a GE-Adapter on short clips: a small LoRA that makes neighbouring frames change "
             "evenly, and tokens that go before the prompt. Once trained, it serves other clips, too. The model stays "
             "as it is.",

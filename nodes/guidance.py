@@ -10,10 +10,8 @@ from comfy_api.latest import io
 
 from ..attention.registry import AttentionRegistry
 from ..samplers.ie_guidance import GUIDANCES, Guidance, guide
-from .attention_inputs import percent_inputs
-from .cfg_input import cfg_input
+from .inputs import cfg_input, percent_inputs, perturbed_layers_input
 from .node import Node
-from .register_inputs import perturbed_layers_input
 
 CATEGORY = "coherence/guidance"
 ALIASES = ["ie-adapt", "perturbed attention guidance", "pag", "entropy guidance", "uniform attention", "U-I"]

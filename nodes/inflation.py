@@ -10,11 +10,8 @@ from comfy_api.latest import io
 from ..attention.forms import TUNE_A_VIDEO, Form, FrameAttention, InflationWeights, find_inflation, inflated
 from ..attention.inflation import Position
 from ..attention.stam import Norm
-from .attention_inputs import pool_input
+from .inputs import TUNING, Weights, pool_input
 from .node import Node
-
-CATEGORY = "coherence/tuning"
-Weights = io.Custom("STAM_WEIGHTS")
 
 
 def _model_input() -> io.Model.Input:
@@ -55,7 +52,7 @@ class STAMInflate(Node):
         return io.Schema(
             node_id="STAMInflate",
             display_name="STAM Inflate (EI²)",
-            category=CATEGORY,
+            category=TUNING,
             description="Puts EI²'s shift-restricted temporal attention (STAM) and fine-coarse frame attention into an "
             "image model, so that it can be tuned on one clip and edit it. The latent's batch is the clip.",
             search_aliases=["ei2", "stam", "one-shot tuning", "temporal attention", "tune a video", "video editing"],
@@ -122,7 +119,7 @@ class TuneAVideoInflate(Node):
         return io.Schema(
             node_id="TuneAVideoInflate",
             display_name="Tune-A-Video Inflate",
-            category=CATEGORY,
+            category=TUNING,
             description="Puts Tune-A-Video's layers into an image model: sparse-causal attention, and plain temporal "
             "attention after the feed-forward. The baseline that STAM Inflate is compared with.",
             search_aliases=["tune-a-video", "one-shot tuning", "temporal attention", "sparse-causal attention"],

@@ -11,8 +11,9 @@ from torch import Tensor
 from ..samplers.inversion import MODES, Inversion, InversionSampler, Mode, invert_latent
 from ..samplers.latents import with_samples
 from ..samplers.noises import GivenNoise
-from .cfg_input import cfg_input
-from .node import InputError, Node
+from .checks import InputError
+from .inputs import cfg_input
+from .node import Node
 from .reports import to_json
 
 CATEGORY = "coherence/inversion"

@@ -10,10 +10,9 @@ from torch import Tensor
 from ..attention.maps import AttentionMap
 from ..attention.sites import Site
 from ..samplers.measure import Start, record_maps
-from .attention_inputs import CATEGORY
 from .charts import HEIGHT, INK, MUTED, WIDTH, new_figure, render, require_matplotlib
+from .inputs import ATTENTION, start_inputs
 from .node import Node
-from .register_inputs import start_inputs
 
 
 class AttentionMapPreview(Node):
@@ -22,7 +21,7 @@ class AttentionMapPreview(Node):
         return io.Schema(
             node_id="AttentionMapPreview",
             display_name="Attention Map Preview (IE-Adapt)",
-            category=CATEGORY,
+            category=ATTENTION,
             description="Shows the attention map of one layer at one step, averaged over its heads: as it is, and the "
             "weights above a threshold. One picture for each frame, 16 at most.",
             search_aliases=["attention visualization", "attention heatmap", "show attention", "ie-adapt"],

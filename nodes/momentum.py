@@ -6,9 +6,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..attention.momentum import TemporalMomentum
-from .attention_inputs import CATEGORY, layers_input, percent_inputs, tapped
+from .inputs import ATTENTION, layers_input, percent_inputs, schedule_input, schedule_of
 from .node import Node
-from .schedule_input import schedule_input, schedule_of
+from .tapped import tapped
 
 
 class TemporalMomentumAttention(Node):
@@ -17,7 +17,7 @@ class TemporalMomentumAttention(Node):
         return io.Schema(
             node_id="TemporalMomentumAttention",
             display_name="Temporal Momentum Attention (ZS²)",
-            category=CATEGORY,
+            category=ATTENTION,
             description="Keeps the look of a clip from frame to frame: each frame attends to a running average of "
             "all frames before it. For image models (SD1.5, SD2, SDXL); the latent's batch is the clip.",
             search_aliases=[

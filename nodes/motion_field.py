@@ -9,9 +9,9 @@ from torch import Tensor
 from ..samplers.latents import with_samples
 from ..samplers.motion_field import MotionField, motion_latents
 from ..training.token_conditioning import frames_with_tokens
-from .cfg_input import cfg_input
-from .node import InputError, Node
-from .noise import CATEGORY, seed_input
+from .checks import InputError
+from .inputs import NOISE, cfg_input, seed_input
+from .node import Node
 
 
 class MotionFieldNoise(Node):
@@ -20,7 +20,7 @@ class MotionFieldNoise(Node):
         return io.Schema(
             node_id="MotionFieldNoise",
             display_name="Motion Field Noise (Text2Video-Zero)",
-            category=CATEGORY,
+            category=NOISE,
             description="Starts a clip whose content moves in a chosen direction: draws the first frame part of the "
             "way, moves it for every other frame, and adds noise again. A sampler without noise of its own goes on "
             "from its two outputs.",

@@ -11,23 +11,11 @@ from ..noise.measure import Moments
 from ..noise.priors import PRIORS, iid, mixed, progressive
 from ..noise.streams import Carried, NoiseModel
 from ..samplers.noises import ClipNoise, DependencyClipNoise, carried_by, noise_latent
-from .node import InputError, Node
-from .schedule_input import schedule_input, schedule_of
+from .checks import InputError
+from .inputs import NOISE, schedule_input, schedule_of, seed_input
+from .node import Node
 
-CATEGORY = "coherence/noise"
 MAX_KL = 1.65
-
-
-def seed_input() -> io.Int.Input:
-    return io.Int.Input(
-        "noise_seed",
-        default=0,
-        min=0,
-        max=0xFFFFFFFFFFFFFFFF,
-        control_after_generate=True,
-        tooltip="Same seed, same noise, on every machine. The first frame is the one RandomNoise gives for "
-        "this seed. Change it for another clip.",
-    )
 
 
 def _noise_output() -> io.Noise.Output:
@@ -40,7 +28,7 @@ class DependencyNoise(Node):
         return io.Schema(
             node_id="DependencyNoise",
             display_name="Dependency Noise (ZS²)",
-            category=CATEGORY,
+            category=NOISE,
             description="Noise for a clip in which every frame differs from the one before by a chosen "
             "amount: a small kl keeps the picture steady, a large one lets it change. Connect it to "
             "SamplerCustomAdvanced.",
@@ -150,7 +138,7 @@ class VideoNoisePrior(Node):
         return io.Schema(
             node_id="VideoNoisePrior",
             display_name="Video Noise Prior",
-            category=CATEGORY,
+            category=NOISE,
             description="Noise for a clip by one of three classic models: independent frames, frames that "
             "share one common noise, or frames that drift away from the first. Connect it to "
             "SamplerCustomAdvanced.",
@@ -195,7 +183,7 @@ class NoiseFrames(Node):
         return io.Schema(
             node_id="NoiseFrames",
             display_name="Noise Frames",
-            category=CATEGORY,
+            category=NOISE,
             description="The frames of a clip's noise as a latent. Connect it to previous of a second Dependency "
             "Noise, which goes on where this clip ends: a long clip in several runs.",
             search_aliases=["continue clip", "noise to latent", "extend video", "long clip"],

@@ -12,8 +12,8 @@ from ..noise.streams import clip_frames
 from ..samplers.latents import noise_for
 from ..samplers.noises import DependencyClipNoise, clip_of, first_frame, frames_axis_of
 from .charts import COLOURS, RULE, draw_heat_map, drawn, new_figure, render, style_axes
+from .inputs import NOISE
 from .node import Node
-from .noise import CATEGORY
 from .reports import to_json
 
 
@@ -23,7 +23,7 @@ class NoiseCorrelation(Node):
         return io.Schema(
             node_id="NoiseCorrelation",
             display_name="Noise Correlation",
-            category=CATEGORY,
+            category=NOISE,
             description="Shows how much noise the frames of a clip share: a chart to look at and the "
             "figures as JSON. Works with any NOISE, so other noise can be compared with ours.",
             search_aliases=["noise chart", "noise statistics", "correlation matrix", "kl divergence"],

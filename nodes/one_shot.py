@@ -12,7 +12,7 @@ from ..training.memory import gibibytes
 from ..training.one_shot import Settings, Tuned, tune
 from ..training.sampler import Precision
 from .charts import drawn
-from .inflation import CATEGORY, Weights
+from .inputs import TUNING, Weights
 from .node import Node
 from .saved_files import LoadingNode, SavingNode
 from .training import Progress, draw_losses, time_text
@@ -26,7 +26,7 @@ class OneShotTune(Node):
         return io.Schema(
             node_id="OneShotTune",
             display_name="One-Shot Tune (EI², Tune-A-Video)",
-            category=CATEGORY,
+            category=TUNING,
             description="Tunes an inflated image model on one clip, so that it can draw the clip's motion with other "
             "things in it. The model stays as it is; what is learned comes out as weights.",
             search_aliases=["train", "fine-tune", "one-shot", "tune-a-video", "ei2", "video training"],
@@ -141,7 +141,7 @@ class SaveSTAM(SavingNode):
         return io.Schema(
             node_id="SaveSTAM",
             display_name="Save STAM Weights",
-            category=CATEGORY,
+            category=TUNING,
             description="Saves what OneShotTune learned as a safetensors file in the output folder.",
             search_aliases=["export weights", "one-shot tuning", "ei2"],
             is_output_node=True,
@@ -165,7 +165,7 @@ class LoadSTAM(LoadingNode):
         return io.Schema(
             node_id="LoadSTAM",
             display_name="Load STAM Weights",
-            category=CATEGORY,
+            category=TUNING,
             description="Loads what SaveSTAM saved, for STAMInflate or TuneAVideoInflate.",
             search_aliases=["import weights", "one-shot tuning", "ei2"],
             inputs=[cls.file_input()],

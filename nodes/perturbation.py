@@ -7,9 +7,9 @@ from comfy_api.latest import io
 
 from ..attention.perturbation import IDENTITY, UNIFORM, Perturbation
 from ..attention.registry import SELECTABLE, AttentionRegistry, selector_for
-from .attention_inputs import CATEGORY, percent_inputs, tapped
+from .inputs import ATTENTION, percent_inputs, perturbed_layers_input
 from .node import Node
-from .register_inputs import perturbed_layers_input
+from .tapped import tapped
 
 
 class PerturbAttention(Node):
@@ -18,7 +18,7 @@ class PerturbAttention(Node):
         return io.Schema(
             node_id="PerturbAttention",
             display_name="Perturb Attention (IE-Adapt)",
-            category=CATEGORY,
+            category=ATTENTION,
             description="Replaces the attention maps of the registered layers in every branch, to see what they are "
             "for: by the uniform map, where every token sees the mean of all, or by the identity, where it sees "
             "itself alone. To make pictures better by it, use IEGuidanceCFG.",

@@ -18,7 +18,7 @@ from coherence.attention.registry import (
     Ranking,
 )
 from coherence.files.registry_file import SUFFIX, RegistryFileError, from_json, load, save, to_json
-from coherence.nodes.register import LoadAttentionRegistry, SaveAttentionRegistry
+from coherence.nodes.entropy_register import LoadAttentionRegistry, SaveAttentionRegistry
 from hypothesis import given
 from hypothesis import strategies as st
 from register_runs import KINDS, layer, registry

@@ -13,9 +13,9 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
+from coherence.nodes.entropy_register import REGISTRIES, LoadAttentionRegistry, SaveAttentionRegistry
 from coherence.nodes.ge_adapter import LoadGEAdapter, SaveGEAdapter
 from coherence.nodes.one_shot import LoadSTAM, SaveSTAM
-from coherence.nodes.register import REGISTRIES, LoadAttentionRegistry, SaveAttentionRegistry
 from safetensors.torch import load_file
 from saved_examples import GOOD, LOADERS
 

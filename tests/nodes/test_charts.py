@@ -8,12 +8,12 @@ import torch
 from coherence.demo.model import load_model
 from coherence.nodes.charts import ChartError
 from coherence.nodes.consistency import TemporalConsistency
+from coherence.nodes.entropy_register import EntropyRegister, ReselectAttentionLayers
 from coherence.nodes.ge_adapter_train import GEAdapterTrain
 from coherence.nodes.inflation import TuneAVideoInflate
 from coherence.nodes.map_preview import AttentionMapPreview
 from coherence.nodes.noise_chart import NoiseCorrelation
 from coherence.nodes.one_shot import OneShotTune
-from coherence.nodes.register import EntropyRegister, ReselectAttentionLayers
 from comfy.patcher_extension import WrappersMP
 from family_table import Encoder
 from register_runs import demo_start

@@ -10,7 +10,7 @@ from coherence.client.workflow import to_prompt
 from coherence.demo.model import load_model
 from coherence.hosting.provision import PACK
 from coherence.nodes.editing import EntropyGuidedEdit
-from coherence.nodes.register import SelectAttentionLayers
+from coherence.nodes.entropy_register import SelectAttentionLayers
 from comfy.samplers import sampler_object
 from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise, Noise_RandomNoise
 from editing_runs import demo_run

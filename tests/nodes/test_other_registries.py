@@ -9,9 +9,9 @@ from coherence.attention.forms import Form, inflated
 from coherence.attention.registry import AttentionRegistry, RegistryError, model_names, selector_for
 from coherence.demo.model import load_model
 from coherence.nodes.editing import EntropyGuidedEdit
+from coherence.nodes.entropy_register import SelectAttentionLayers
 from coherence.nodes.guidance import IEGuidanceCFG, IEGuider
 from coherence.nodes.perturbation import PerturbAttention
-from coherence.nodes.register import SelectAttentionLayers
 from comfy.samplers import sampler_object
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 from watching import DEMO

@@ -13,8 +13,8 @@ from coherence.client.workflow import to_prompt
 from coherence.demo.model import load_model
 from coherence.files.registry_file import SUFFIX, from_json, to_json
 from coherence.hosting.provision import PACK
+from coherence.nodes.entropy_register import NODES, EntropyRegister, ReselectAttentionLayers, SelectAttentionLayers
 from coherence.nodes.map_preview import AttentionMapPreview
-from coherence.nodes.register import NODES, EntropyRegister, ReselectAttentionLayers, SelectAttentionLayers
 from PIL import Image
 from register_runs import demo_start
 

@@ -10,7 +10,7 @@ import torch
 from animatediff_layout import find_packs
 from coherence.attention.replacement import UnpairedBranchError
 from coherence.demo.model import load_model
-from coherence.nodes.register import SelectAttentionLayers
+from coherence.nodes.entropy_register import SelectAttentionLayers
 from coherence.samplers.editing import Edit, EditGuider, Prompts, sample_edit
 from coherence.samplers.ie_guidance import guide
 from coherence.samplers.pairing import PairSampler

@@ -17,6 +17,7 @@ from coherence.attention.sites import sites_of
 from coherence.demo.model import load_model
 from coherence.nodes.cross_frame import CrossFrameAttention
 from coherence.nodes.editing import EntropyGuidedEdit
+from coherence.nodes.entropy_register import EntropyRegister, SelectAttentionLayers
 from coherence.nodes.ge_adapter import GEAdapterApply
 from coherence.nodes.ge_adapter_train import GEAdapterTrain
 from coherence.nodes.guidance import IEGuidanceCFG, IEGuider
@@ -29,7 +30,6 @@ from coherence.nodes.noise import DependencyNoise, NoiseFrames, VideoNoisePrior
 from coherence.nodes.noise_chart import NoiseCorrelation
 from coherence.nodes.one_shot import OneShotTune
 from coherence.nodes.perturbation import PerturbAttention
-from coherence.nodes.register import EntropyRegister, SelectAttentionLayers
 from coherence.samplers.unfit import UnfitError
 from coherence.training.ge_adapter import GEAdapter, Training
 from comfy.samplers import CFGGuider, calculate_sigmas, sampler_object

@@ -39,3 +39,14 @@ def test_a_room_imports_from_the_floors_below_alone(room):
         if FLOORS[other] >= FLOORS[room]
     }
     assert not rising
+
+
+def test_faces_import_no_faces():
+    """What they share is in inputs.py, checks.py, charts.py and their like."""
+    from coherence.nodes import FACES
+
+    faces = {Path(face.__file__).stem for face in FACES}
+    for path in (PACK / "nodes" / f"{face}.py" for face in sorted(faces)):
+        found = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.ImportFrom)]
+        beside = {node.module.partition(".")[0] for node in found if node.level == 1 and node.module}
+        assert not beside & faces, path.name

@@ -14,13 +14,13 @@ from coherence.attention.sites import sites_of
 from coherence.attention.technique import FurtherKeysError
 from coherence.demo.model import load_model
 from coherence.nodes.cross_frame import CrossFrameAttention
+from coherence.nodes.entropy_register import SelectAttentionLayers
 from coherence.nodes.ge_adapter import GEAdapterApply
 from coherence.nodes.guidance import IEGuidanceCFG
 from coherence.nodes.inflation import STAMInflate, TuneAVideoInflate
 from coherence.nodes.momentum import TemporalMomentumAttention
 from coherence.nodes.one_shot import LoadSTAM
 from coherence.nodes.perturbation import PerturbAttention
-from coherence.nodes.register import SelectAttentionLayers
 from coherence.training.ge_adapter import GEAdapter, Training
 from comfy.sd import load_lora_for_models
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode

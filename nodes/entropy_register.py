@@ -26,11 +26,10 @@ from ..attention.sites import select_sites, sites_of
 from ..files import registry_file
 from ..files.saved import SavedFiles
 from ..samplers.measure import Start, measure_layers, parse_steps
-from .attention_inputs import CATEGORY
 from .charts import drawn
+from .inputs import ATTENTION, Registry, ranking_inputs, registry_input, start_inputs
 from .node import Node
 from .register_chart import draw_registry
-from .register_inputs import Registry, ranking_inputs, registry_input, start_inputs
 from .saved_files import LoadingNode, SavingNode
 
 REGISTRIES = SavedFiles(registry_file, "a saved registry", "SaveAttentionRegistry")
@@ -52,7 +51,7 @@ class EntropyRegister(Node):
         return io.Schema(
             node_id="EntropyRegister",
             display_name="Entropy Register (IE-Adapt)",
-            category=CATEGORY,
+            category=ATTENTION,
             description="Measures how evenly each attention layer of a model attends (entropy) and how much it "
             "smooths (energy), draws it, and selects layers by it for guidance or editing. Costs one model call.",
             search_aliases=[
@@ -120,7 +119,7 @@ class SelectAttentionLayers(Node):
         return io.Schema(
             node_id="SelectAttentionLayers",
             display_name="Select Attention Layers",
-            category=CATEGORY,
+            category=ATTENTION,
             description="Selects attention layers by name, without measuring: for nodes that take an attention "
             "registry.",
             search_aliases=["layer selection", "attention blocks", "choose layers"],
@@ -151,7 +150,7 @@ class ReselectAttentionLayers(Node):
         return io.Schema(
             node_id="ReselectAttentionLayers",
             display_name="Reselect Attention Layers",
-            category=CATEGORY,
+            category=ATTENTION,
             description="Selects other layers from figures that were measured already: no model, no new measurement.",
             search_aliases=["layer selection", "attention entropy", "choose layers"],
             inputs=[registry_input(), *ranking_inputs()],
@@ -175,7 +174,7 @@ class SaveAttentionRegistry(SavingNode):
         return io.Schema(
             node_id="SaveAttentionRegistry",
             display_name="Save Attention Registry",
-            category=CATEGORY,
+            category=ATTENTION,
             description="Saves layers, figures and selection as a JSON file in the output folder.",
             search_aliases=["export layers", "attention entropy", "write registry"],
             is_output_node=True,
@@ -199,7 +198,7 @@ class LoadAttentionRegistry(LoadingNode):
         return io.Schema(
             node_id="LoadAttentionRegistry",
             display_name="Load Attention Registry",
-            category=CATEGORY,
+            category=ATTENTION,
             description="Loads layers, figures and selection that SaveAttentionRegistry wrote.",
             search_aliases=["import layers", "attention entropy", "read registry"],
             inputs=[cls.file_input()],

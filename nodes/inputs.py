@@ -1,0 +1,178 @@
+"""What the schemas of several nodes share: categories, the pack's own types, and inputs.
+
+:mod:`.checks` holds what comes in to what its type promises.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..attention.registry import CHOICES, ORDERS
+from ..frames.schedule import parse_schedule, schedule_text
+from .checks import InputError
+
+NOISE = "coherence/noise"
+ATTENTION = "coherence/attention"
+TUNING = "coherence/tuning"
+
+Registry = io.Custom("ATTENTION_REGISTRY")
+Weights = io.Custom("STAM_WEIGHTS")
+Adapter = io.Custom("GE_ADAPTER")
+Floats = io.Custom("FLOATS")
+"""A list of numbers, as core's and other packs' keyframe nodes take; many others call the same FLOAT."""
+
+
+def seed_input() -> io.Int.Input:
+    return io.Int.Input(
+        "noise_seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=True,
+        tooltip="Same seed, same noise, on every machine. The first frame is the one RandomNoise gives for "
+        "this seed. Change it for another clip.",
+    )
+
+
+def cfg_input(default: float, tooltip: str, name: str = "cfg") -> io.Float.Input:
+    """The strength of classifier-free guidance, with ComfyUI's range and steps."""
+    return io.Float.Input(name, default=default, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip)
+
+
+def schedule_input(name: str, placeholder: str, tooltip: str, advanced: bool = False) -> io.MultiType.Input:
+    """A text field that takes links of STRING, FLOAT and FLOATS; :func:`schedule_of` reads them all."""
+    text = io.String.Input(name, default="", placeholder=placeholder)
+    return io.MultiType.Input(text, [Floats, io.Float], tooltip=tooltip, advanced=advanced or None)
+
+
+def schedule_of(name: str, value: Any, low: float, high: float) -> str:
+    """What came in at the input ``name`` as frame:value pairs. InputError where it is no schedule, so that a slip in it
+    shows at its node, not at the sampler."""
+    try:
+        text = schedule_text(value)
+        parse_schedule(text, low, high)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: {error}") from None
+    return text
+
+
+def layers_input() -> io.String.Input:
+    return io.String.Input(
+        "layers",
+        default="*",
+        tooltip="Which attention layers. '*' is all; else pieces separated by commas: 'middle', 'input.4', "
+        "'output.3-8'. Narrow it when the effect is too strong: 'output' keeps composition free, 'input, middle' "
+        "keeps detail free.",
+    )
+
+
+def pool_input(optional: bool = False) -> io.Int.Input:
+    return io.Int.Input(
+        "pool",
+        default=2,
+        min=1,
+        max=16,
+        optional=optional,
+        advanced=optional,
+        tooltip="Size of fine_coarse's coarse patches, 1 to 16 tokens wide and high. 1 is full attention among all "
+        "frames. Raise it for long clips or large pictures: memory falls with its square.",
+    )
+
+
+def percent_inputs() -> list[io.Float.Input]:
+    return [
+        io.Float.Input(
+            "start_percent",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            advanced=True,
+            tooltip="Where in sampling it sets in: 0 is the first step (pure noise), 1 the last. Raise it to let the "
+            "first steps lay out every frame on its own.",
+        ),
+        io.Float.Input(
+            "end_percent",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            advanced=True,
+            tooltip="Where in sampling it stops: 0 is the first step, 1 the last. Lower it to let the last steps "
+            "draw every frame's details on their own.",
+        ),
+    ]
+
+
+def adapter_input() -> Any:
+    return Adapter.Input("adapter", tooltip="A GE-Adapter, from GEAdapterTrain or LoadGEAdapter.")
+
+
+def start_inputs() -> list[io.Input]:
+    """What a measuring run starts from, as the sampler gets it."""
+    return [
+        io.Model.Input("model", tooltip="The model to look into. It is neither changed nor left with anything."),
+        io.Conditioning.Input(
+            "conditioning",
+            tooltip="The prompt to measure with, usually the positive one. It is used alone: no negative, no cfg.",
+        ),
+        io.Noise.Input("noise", tooltip="The noise that goes into the sampler, so that its very steps are measured."),
+        io.Sigmas.Input(
+            "sigmas", tooltip="The noise levels that go into the sampler, from a scheduler node. Step 0 is the first."
+        ),
+        io.Latent.Input(
+            "latent_image",
+            tooltip="The latent that goes into the sampler: it gives frames and size. Bigger ones cost more.",
+        ),
+    ]
+
+
+def ranking_inputs() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "kind",
+            options=list(CHOICES),
+            default="all",
+            tooltip="Which layers may be selected. spatial: within a picture. temporal: across frames. joint: both at "
+            "once (video transformers). all: any of these; never cross-attention.",
+        ),
+        io.Combo.Input(
+            "select",
+            options=list(ORDERS),
+            default="highest",
+            tooltip="highest: the most even maps, for perturbation guidance. lowest: the most structured maps, for "
+            "editing.",
+        ),
+        io.Int.Input(
+            "count",
+            default=1,
+            min=0,
+            max=4096,
+            tooltip="How many layers to select, 1 to as many as there are. 1 is the paper's choice for guidance. "
+            "0: use percent instead.",
+        ),
+        io.Float.Input(
+            "percent",
+            default=50.0,
+            min=0.0,
+            max=100.0,
+            step=1.0,
+            tooltip="Share of the layers to select where count is 0, 0 to 100, rounded down, at least one. 50 is the "
+            "paper's choice for editing; more keeps more of the source.",
+        ),
+    ]
+
+
+def registry_input() -> io.Input:
+    return Registry.Input("registry", tooltip="Layers and their figures: from EntropyRegister or a saved file.")
+
+
+def perturbed_layers_input() -> io.Input:
+    """The registry of a node that acts on the layers it selects."""
+    return Registry.Input(
+        "registry",
+        tooltip="Which layers: those it selects. From EntropyRegister (measured), SelectAttentionLayers (named) or "
+        "LoadAttentionRegistry; ReselectAttentionLayers chooses others by the same figures.",
+    )
