@@ -32,6 +32,7 @@ from ..attention.branches import OfClip, branches_of
 from ..attention.registry import SELECTABLE
 from ..attention.replacement import Replacement, UnpairedBranchError
 from ..attention.tap import tap
+from ..noise.streams import frames_axis
 from .animatediff import AnimateDiff
 from .branches import StepBranches
 from .by_clip import ByClip
@@ -283,10 +284,12 @@ def _own_clip(x: Tensor, options: dict[str, Any]) -> Tensor:
 
 
 def _latent_mask(mask: Tensor, shape: Sequence[int]) -> Tensor:
-    """A MASK in the size of latents of ``shape``. ValueError for a number of frames that 4-D latents have not."""
+    """A MASK in the size of latents of ``shape``. ValueError for a number of frames that a batch of frames has not."""
     frames = 1 if mask.ndim == 2 else len(mask)
-    if len(shape) == 4 and frames not in (1, shape[0]):
-        raise ValueError(f"mask has {frames} frames and latent_image {shape[0]}; expected as many, or one for all.")
+    if len(shape) in (4, 5) and frames_axis(shape) == 0:
+        if frames not in (1, shape[0]):
+            raise ValueError(f"mask has {frames} frames and latent_image {shape[0]}; expected as many, or one for all.")
+        mask = mask.reshape(frames, *[1] * (len(shape) - 3), *mask.shape[-2:])  # else 5-D latents get the frames' mean
     return prepare_mask(mask.float(), shape, mask.device)
 
 

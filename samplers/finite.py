@@ -30,7 +30,7 @@ def step_at(sigma: Tensor, sigmas: Tensor) -> int:
 
 def _where(finite: Tensor) -> str:
     """In which rows, where not in all; of a video latent in which frames."""
-    axis = 2 if finite.ndim == 5 else 0
+    axis = 2 if finite.ndim == 5 and finite.shape[2] > 1 else 0  # pictures with video latents have one frame each
     size = finite.shape[axis]
     places = [i for i, each in enumerate(finite.transpose(0, axis).flatten(1).all(1).tolist()) if not each]
     if len(places) == size:

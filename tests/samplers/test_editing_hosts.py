@@ -135,6 +135,18 @@ def test_a_mask_holds_on_latents_of_videos(tiny_models):
     assert difference(target[..., :8, :], source[..., :8, :]) > 0.05
 
 
+def test_a_mask_for_each_frame_holds_on_pictures_with_video_latents(tiny_models):
+    """The sampler gives their frames an axis of one frame each."""
+    mask = torch.zeros(3, 16, 16)
+    mask[1] = 1
+    run = tiny_run(tiny_models, "qwen_image", shape=(3, 16, 1, 16, 16))
+    target, source = run.edit(layers="", mask=mask)
+    assert torch.equal(target[[0, 2]], source[[0, 2]])
+    assert difference(target[1], source[1]) > 1e-3
+    with pytest.raises(ValueError, match="mask has 2 frames and latent_image 3"):
+        run.edit(layers="", mask=mask[:2])
+
+
 def test_a_mask_of_other_frames_is_refused(run):
     with pytest.raises(ValueError, match="mask has 2 frames and latent_image 3"):
         run.edit(mask=torch.ones(2, 16, 16))
