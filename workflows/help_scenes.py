@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 PACK = Path(__file__).resolve().parent.parent
 sys.path += [str(PACK), str(PACK / "benchmarks")]
 
-from studies import PICTURES, font, slim  # noqa: E402
+from figures import PICTURES, font, slim  # noqa: E402
 
 from hosting.server import Server  # noqa: E402
 

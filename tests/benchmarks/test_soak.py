@@ -2,16 +2,13 @@
 
 import json
 import random
-import sys
 from dataclasses import replace
 
 import pytest
 from coherence.client.workflow import to_prompt
 from coherence.hosting.provision import PACK
-
-sys.path.append(str(PACK / "benchmarks"))
-import soak_prompts
-import soak_record as soak
+from soak import prompts
+from soak import record as soak
 
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
 GIB = 2**30
@@ -21,9 +18,7 @@ GIB = 2**30
 def draws(server):
     """Workflow → its random prompts."""
     info = server.object_info()
-    return {
-        path.stem: soak_prompts.Draws(to_prompt(json.loads(path.read_text("utf-8")), info), info) for path in WORKFLOWS
-    }
+    return {path.stem: prompts.Draws(to_prompt(json.loads(path.read_text("utf-8")), info), info) for path in WORKFLOWS}
 
 
 def differing(one: dict, other: dict) -> list[str]:
@@ -41,9 +36,9 @@ def differing(one: dict, other: dict) -> list[str]:
 def test_a_valid_prompt_is_small_random_and_within_the_ranges_of_its_nodes(draws):
     for name, of_workflow in draws.items():
         rng = random.Random(name)
-        prompts = [of_workflow.valid(rng) for _ in range(20)]
-        assert len({json.dumps(prompt) for prompt in prompts}) == 20
-        for node in (node for prompt in prompts for node in prompt.values()):
+        drawn = [of_workflow.valid(rng) for _ in range(20)]
+        assert len({json.dumps(prompt) for prompt in drawn}) == 20
+        for node in (node for prompt in drawn for node in prompt.values()):
             for key, (kind, options) in of_workflow._own_inputs(node).items():
                 value = node["inputs"][key]
                 if kind in ("INT", "FLOAT"):
@@ -51,7 +46,7 @@ def test_a_valid_prompt_is_small_random_and_within_the_ranges_of_its_nodes(draws
                     assert kind == "FLOAT" or isinstance(value, int)
                 if key in ("steps", "frames", "width", "height", "size"):
                     assert value <= 128
-                if kind == "COMBO" and soak_prompts.is_ours(of_workflow.object_info[node["class_type"]]):
+                if kind == "COMBO" and prompts.is_ours(of_workflow.object_info[node["class_type"]]):
                     assert value in options["options"]
 
 

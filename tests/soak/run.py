@@ -1,19 +1,18 @@
 """A soak: one server runs random prompts over all workflows, some cancelled, some invalid, and must stay as it was.
 
-    python benchmarks/soak.py --comfyui DIR [--prompts 200] [--seed 0] [--minutes M] [--out FOLDER]
+    python tests/soak/run.py --comfyui DIR [--prompts 200] [--seed 0] [--minutes M] [--out FOLDER]
 
 Every workflow is run small, with random inputs from the ranges that its nodes state; those for users' models run on
 small random ones under the same names. Each workflow runs once to warm up; then one prompt in ten is cancelled at a
 random moment and one has an input that is wrong. Every twenty prompts, the plain models draw the same pictures, which
 must not differ in a bit; then ComfyUI is told to free its memory, and what its process still holds is read from
-within, by a node folder that is put beside the pack for this (``soak_probe``). A failure is clear if it is refused
+within, by a node folder that is put beside the pack for this (``probe``). A failure is clear if it is refused
 before it runs, or if the error was raised on purpose: not a KeyError or its like, and no complaint of shapes from the
 depths of a library. Run it with the Python of that ComfyUI. The exit code is 1 if something did not hold.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -26,23 +25,17 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from soak_prompts import Draws, Prompt
-from soak_record import Record, Run, finished, growths, line_of, refused, report, verdicts
-from studies import PACK, enter_comfyui
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from soak.prompts import Draws, Prompt
+from soak.record import Record, Run, finished, growths, line_of, refused, report, verdicts
 
-sys.path += [str(PACK), str(PACK / "tests" / "support")]
+from harness import PACK, command_line, enter, pack  # isort: skip  (it names the pack)
 
-import _enter_pack
+outputs, to_prompt = pack("client.server").outputs, pack("client.workflow").to_prompt
+HostError, Host = pack("hosting.errors").HostError, pack("hosting.provision").Host
+Server, link_folder = pack("hosting.server").Server, pack("hosting.workspace").link_folder
 
-_enter_pack.enter()
-from coherence.client.server import outputs  # noqa: E402
-from coherence.client.workflow import to_prompt  # noqa: E402
-from coherence.hosting.errors import HostError  # noqa: E402
-from coherence.hosting.provision import Host  # noqa: E402
-from coherence.hosting.server import Server  # noqa: E402
-from coherence.hosting.workspace import link_folder  # noqa: E402
-
-PROBE = Path(__file__).resolve().parent / "soak_probe"
+PROBE = Path(__file__).resolve().parent / "probe"
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 EVERY = 20
 """Prompts between two readings."""
@@ -188,9 +181,8 @@ def one_colour(colour: int) -> Prompt:
     }
 
 
-def soak(comfyui: Path, prompts: int = 200, seed: int = 0, minutes: float = 120.0) -> Record:
+def soak(comfyui: Path, prompts: int, seed: int, minutes: float) -> Record:
     """Start a server with the pack, the probe and the small models; and soak it."""
-    enter_comfyui(comfyui)
     from tiny_models import TinyModels
     from tiny_models.stand_ins import STAND_INS
 
@@ -198,7 +190,7 @@ def soak(comfyui: Path, prompts: int = 200, seed: int = 0, minutes: float = 120.
         base, models = Path(folder, "server"), TinyModels(Path(folder, "models"))
         models.folder.mkdir()
         (base / "custom_nodes").mkdir(parents=True)
-        link_folder(base / "custom_nodes" / PROBE.name, PROBE)
+        link_folder(base / "custom_nodes" / "soak_probe", PROBE)
         for name in STAND_INS:
             path = base / "models" / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -210,21 +202,19 @@ def soak(comfyui: Path, prompts: int = 200, seed: int = 0, minutes: float = 120.
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
-    parser.add_argument("--prompts", type=int, default=200, help="beside one of each workflow to warm up")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=120.0, help="end after these at the latest")
-    parser.add_argument("--out", type=Path, help="write soak.json and soak.md to this folder")
+    parser = command_line(
+        __doc__, "minutes", prompts=(200, "beside one of each workflow to warm up"), seed=(0, "of what is drawn")
+    )
+    parser.set_defaults(minutes=120.0)
     arguments = parser.parse_args()
+    enter(arguments)
     record = soak(arguments.comfyui.resolve(), arguments.prompts, arguments.seed, arguments.minutes)
     text = report(record)
     print(text)
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        figures = {"seed": arguments.seed, "verdicts": verdicts(record), "growth": growths(record), **asdict(record)}
-        (arguments.out / "soak.json").write_text(json.dumps(figures, indent=1, allow_nan=False), "utf-8")
-        (arguments.out / "soak.md").write_text(text + "\n", "utf-8")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    figures = {"seed": arguments.seed, "verdicts": verdicts(record), "growth": growths(record), **asdict(record)}
+    (arguments.out / "soak.json").write_text(json.dumps(figures, indent=1, allow_nan=False), "utf-8")
+    (arguments.out / "soak.md").write_text(text + "\n", "utf-8")
     return 0 if all(verdicts(record).values()) else 1
 
 

@@ -7,8 +7,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from soak_prompts import is_ours
-from studies import markdown
+from figures import table
+
+from .prompts import is_ours
 
 OUR_CODE = "custom_nodes/ComfyUI-Coherence/"
 """In a traceback."""
@@ -131,9 +132,9 @@ def report(record: Record) -> str:
     growth = ", ".join(f"{name} {share:+.1%}" for name, share in growths(record).items())
     return "\n\n".join(
         [
-            markdown(["holds", ""], held),
-            markdown(["prompts", *outcomes], counts),
-            markdown(["after prompts", "tensors, MiB", "storages", "resident, MiB"], memory),
+            table(["holds", ""], held),
+            table(["prompts", *outcomes], counts),
+            table(["after prompts", "tensors, MiB", "storages", "resident, MiB"], memory),
             f"Growth from the first reading to the last: {growth}.",
             f"A cancelled prompt ended within {max(waits, default=0.0):.1f} s.",
             *unclear,
