@@ -17,17 +17,16 @@ over clips.
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
-from ei2_bench import FORMS, Bench, Budget, Clip, remember
-from studies import COLOURS, PICTURES, bootstrap, markdown, pack, shown, slim
+from claims import Claim, estimate, shown
+from ei2_bench import FORMS, Bench, Clip, options
+from figures import claims_table, legend, line, panels, publish, style, table
+from harness import Json, Records, pack
 from torch import Tensor, nn
 
 NAME = "covariate_shift"
@@ -37,7 +36,9 @@ NOISES = 2
 POINTS = {"module": "where the module adds", "layer": "where the next layers take over", "alone": "the module alone"}
 QUERIES = "{}, W_q alone"
 WAYS = (*FORMS, QUERIES.format("Tune-A-Video"), QUERIES.format("STAM"))
-Json = dict[str, Any]
+SYMBOLS, MOMENTS = ("‖Δμ‖/‖μ‖", "‖ΔΣ‖/‖Σ‖"), ("mean", "covariance")
+LITTLE = 0.05
+"""‖Δμ‖/‖μ‖ or ‖ΔΣ‖/‖Σ‖ that counts as little impact."""
 
 
 # The mathematics -----------------------------------------------------------------------------------------------------
@@ -161,9 +162,10 @@ def ways_of(bench: Bench, clip: Clip) -> Iterator[tuple[str, Any, Any]]:
         yield QUERIES.format(name), bench.inflated(name, None), bench.inflated(name, only)
 
 
-def measure(bench: Bench, clip: Clip) -> Json:
+def measure(bench: Bench, number: int) -> Json:
     """Way → noise level → point → layer → shifts of mean and covariance, and errors before and after."""
     record: Json = {}
+    clip = bench.clip(number)
     for way, before, after in ways_of(bench, clip):
         record[way] = {}
         for share in LEVELS:
@@ -183,41 +185,6 @@ def errors(records: list[Json], way: str, which: int) -> Tensor:
     return torch.tensor([[level["error"][which] for level in record[way].values()] for record in records])
 
 
-def tables(records: list[Json]) -> str:
-    """All ways, means over layers and noise levels; then the paper's pair layer by layer."""
-    header = ["tuned", *(f"‖Δ{s}‖/‖{s}‖ {words}" for words in POINTS.values() for s in "μΣ"), "error of ε, of 1 before"]
-    rows = []
-    for way in WAYS:
-        shifts = [shown(bootstrap(values(records, way, point, which)), ".3f") for point in POINTS for which in (0, 1)]
-        gain = errors(records, way, 1).mean(1) / errors(records, way, 0).mean(1)
-        rows.append([way, *shifts, shown(bootstrap(gain), ".3f")])
-    rival = "plain temporal"
-    less = [
-        [point, *(shown(bootstrap(ratio(records, "STAM", rival, key, which)), ".2f") for which in (0, 1))]
-        for key, point in POINTS.items()
-    ]
-    by_layer = [
-        [
-            layer,
-            *(
-                shown(bootstrap(values(records, way, "layer", which, layer)), ".3f")
-                for way in FORMS
-                for which in (0, 1)
-            ),
-        ]
-        for layer in layers_of(records)
-    ]
-    return "\n\n".join(
-        [
-            markdown(header, rows),
-            f"STAM's shift over that of {rival}, clip by clip:",
-            markdown(["", "mean", "covariance"], less),
-            "Layer by layer, where the next layers take over:",
-            markdown(["layer", *(f"‖Δ{s}‖/‖{s}‖ {way}" for way in FORMS for s in "μΣ")], by_layer),
-        ]
-    )
-
-
 def ratio(records: list[Json], way: str, other: str, point: str, which: int) -> Tensor:
     one, two = (values(records, each, point, which).mean(1) for each in (way, other))
     return one / two
@@ -227,64 +194,85 @@ def layers_of(records: list[Json]) -> list[str]:
     return list(records[0]["STAM"][str(LEVELS[0])]["shift"]["layer"])
 
 
-def chart(records: list[Json]) -> Any:
-    """Shifts of mean and covariance by layer, where the module adds and where the next layers take over."""
-    charts = pack("nodes.charts")
-    figure = charts.new_figure(
-        "How far one-shot tuning moves the features",
-        f"Means over {len(records)} clips and {len(LEVELS)} noise levels with 95% intervals. Lower: closer to the "
-        "features before tuning.",
+def tables(records: list[Json]) -> str:
+    """All ways, means over layers and noise levels; then layer by layer."""
+
+    def cell(figures: Tensor) -> str:
+        return shown(estimate(figures), ".3f")
+
+    header = [
+        "tuned",
+        *(f"{symbol} {words}" for words in POINTS.values() for symbol in SYMBOLS),
+        "error of ε, of 1 before",
+    ]
+    rows = [
+        [
+            way,
+            *(cell(values(records, way, point, which)) for point in POINTS for which in (0, 1)),
+            cell(errors(records, way, 1).mean(1) / errors(records, way, 0).mean(1)),
+        ]
+        for way in WAYS
+    ]
+    by_layer = [
+        [layer, *(cell(values(records, way, "layer", which, layer)) for way in FORMS for which in (0, 1))]
+        for layer in layers_of(records)
+    ]
+    return "\n\n".join(
+        [
+            claims_table(claims(records)),
+            table(header, rows),
+            "Layer by layer, where the next layers take over:",
+            table(["layer", *(f"{symbol} {way}" for way in FORMS for symbol in SYMBOLS)], by_layer),
+        ]
     )
-    layers, first = layers_of(records), None
-    for column, (point, what) in enumerate((p, w) for p in ("module", "layer") for w in (0, 1)):
-        axes = figure.add_axes((0.05 + 0.24 * column, 0.2, 0.22, 0.56), sharey=first)
-        first = first or axes
-        charts.style_axes(axes, "‖Δμ‖ / ‖μ‖" if what == 0 else "‖ΔΣ‖ / ‖Σ‖", "", "", POINTS[point])
+
+
+def chart(records: list[Json]) -> Any:
+    """By layer, where the module adds and where the next layers take over."""
+    layers, points = layers_of(records), [(point, which) for point in ("module", "layer") for which in (0, 1)]
+    subtitle = f"{len(records)} clips, {len(LEVELS)} noise levels, 95% intervals. Lower: closer to before tuning."
+    how = {"sharey": True, "subplot_kw": {"yscale": "log"}}
+    figure, (row,) = panels("How far one-shot tuning moves the features", subtitle, 1, 4, (360, 400), **how)
+    for axes, (point, which) in zip(row, points, strict=True):
+        style(axes, f"{SYMBOLS[which]} {POINTS[point]}")
         for number, way in enumerate(FORMS):
-            found = [bootstrap(values(records, way, point, what, layer)) for layer in layers]
-            x = [place + 0.12 * (number - 1.5) for place in range(len(layers))]
-            bars = [[max(0.0, e.value - e.low) for e in found], [max(0.0, e.high - e.value) for e in found]]
-            style = {"color": COLOURS[number], "label": way, "capsize": 2, "markersize": 4}
-            axes.errorbar(x, [e.value for e in found], bars, fmt="o-", linewidth=1.2, **style)
-        axes.set_yscale("log")
+            found = [estimate(values(records, way, point, which, layer)) for layer in layers]
+            line(axes, [place + 0.12 * (number - 1.5) for place in range(len(layers))], found, number, way)
         axes.set_xticks(range(len(layers)), layers, rotation=40, ha="right")
-        axes.tick_params(labelleft=axes is first)
-        if axes is first:
-            figure.legend(*axes.get_legend_handles_labels(), loc="lower left", ncols=4, frameon=False, fontsize=10)
+    legend(figure, row[0])
     return figure
 
 
+def claims(records: list[Json]) -> list[Claim]:
+    def restricted(which: int, point: str) -> Claim:
+        text = f"STAM shifts the {MOMENTS[which]} of features less than plain temporal attention does"
+        figure = f"{SYMBOLS[which]} {POINTS[point]}, STAM’s over plain temporal attention’s"
+        figures = ratio(records, "STAM", "plain temporal", point, which)
+        return Claim.of("A.5", text, figure, figures, ".2f", -1, beside=1.0)
+
+    def of_queries(which: int) -> Claim:
+        way, where = QUERIES.format("STAM"), ("A.3", "proposition 2")[which]
+        text = ("Tuning W_q leaves the mean as it is", "Tuning W_q has little impact on the covariance")[which]
+        figure = f"{SYMBOLS[which]} {POINTS['layer']}, {way}"
+        return Claim.of(where, text, figure, values(records, way, "layer", which), ".3f", 0, tolerance=LITTLE)
+
+    text = "STAM by itself shifts the covariance by no more than that is"
+    bound = values(records, "STAM", "alone", 1)
+    return [
+        *(restricted(which, point) for point in POINTS for which in (0, 1)),
+        Claim.of("proposition 3", text, f"{SYMBOLS[1]} {POINTS['alone']}, STAM", bound, ".3f", -1, beside=1.0),
+        *(of_queries(which) for which in (0, 1)),
+    ]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for what is tuned and measured")
-    parser.add_argument("--clips", type=int, default=6)
-    parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=60, help="of tuning")
-    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no clip after so many")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--publish", action="store_true", help="write chart and tables to web/docs")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    bench = Bench(arguments.comfyui, arguments.out, Budget(arguments.steps, arguments.rate, arguments.frames))
-    remember(arguments.out / NAME / "settings.json", {"levels": LEVELS, "noises": NOISES, "ways": WAYS})
-    records, end = [], time.monotonic() + 60 * arguments.minutes
-    for number in range(arguments.clips):
-        if records and time.monotonic() > end:
-            break
-        path = arguments.out / NAME / f"{number:02}.json"
-        if not path.exists():
-            with torch.inference_mode():
-                path.write_text(json.dumps(measure(bench, bench.clip(number))), "utf-8")
-        records.append(json.loads(path.read_text("utf-8")))
-    (arguments.out / NAME / "figures.json").write_text(json.dumps(records), "utf-8")
-    text = tables(records)
-    print(text)
-    for place in [arguments.out / NAME] + [PICTURES] * arguments.publish:
-        (place / f"{NAME}.md").write_text(text + "\n", "utf-8")
-        chart(records).savefig(place / f"{NAME}.png")
-        slim(place / f"{NAME}.png")
+    arguments = options(__doc__, clips=6).parse_args()
+    bench, folder = Bench(arguments), arguments.out / NAME
+    kept = Records(folder, {"levels": LEVELS, "noises": NOISES, "ways": WAYS})
+    with torch.inference_mode():
+        wanted = ((f"{number:02}", partial(measure, bench, number)) for number in range(arguments.clips))
+        records = list(kept.take(wanted, arguments.minutes))
+    print(publish(NAME, folder, arguments.publish, tables(records), chart(records)))
 
 
 if __name__ == "__main__":

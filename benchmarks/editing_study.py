@@ -1,6 +1,6 @@
 """IE-Adapt's tables 3 and 5 at toy scale: which layers to replace, and what of them, when a clip is edited.
 
-    python benchmarks/editing_study.py --comfyui DIR [--kind video] [--clips 12] [--frames 4] [--json FILE] [--publish]
+    python benchmarks/editing_study.py --comfyui DIR [--kind video] [--clips 12] [--frames 4] [--out FOLDER] [--publish]
 
 Two kinds of clips. *Rendered*: shapes that slide, turn and grow, which the demo model has never seen (it learned from
 single upright pictures), inverted with plain DDIM inversion, so that the source is a real clip. *Generated*: drawn by
@@ -8,27 +8,36 @@ the model from dependency noise, so that its frames differ. Each clip is edited 
 both. Prompts name size and place, as the model lays a picture out anew where they are left open.
 
 With ``--kind video`` the demo's video model draws the clips, from independent noise and prompts that say how the shape
-moves; its temporal layers are ranked beside the others. ``--publish`` writes chart, contact sheet and table. Run it
-with the Python of that ComfyUI.
+moves; its temporal layers are ranked beside the others. Run it with the Python of that ComfyUI.
+
+Measured: the share of the target prompt that frames obey; the shape's overlap with the source's (IoU); PSNR of what is
+background in both; SSIM of neighbouring frames; whether a video model's clip moves as its prompts say.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from editing_report import KINDS, MEASURES, SHOWN, summarise, table, write
-from studies import PICTURES, enter_comfyui, pack
+from claims import Claim
+from figures import claims_table, means, publish, rows_chart, sheet
+from harness import Demo, Json, Records, command_line, dependency_noise, empty, enter, obeys, pack, strip
 from torch import Tensor
 
+KINDS = {"rendered": "Rendered clips, inverted", "generated": "Clips drawn by the model"}
+MEASURES = {
+    "fidelity": ("obeys the target prompt", ".1%"),
+    "iou": ("shape stays in place (IoU)", ".3f"),
+    "background": ("background kept (PSNR, dB)", ".1f"),
+    "consistency": ("SSIM of neighbouring frames", ".3f"),
+    "moves": ("moves as the prompts say", ".1%"),
+}
 STEPS, CFG, KL = {"image": 16, "video": 8}, 3.0, 0.05
 CHANGES = (("colour",), ("shape",), ("colour", "shape"))
 TEMPLATE = "a {size} {colour} {shape} {where}, {background} background"
@@ -36,6 +45,12 @@ RANKINGS = {f"lowest {percent}%": ("lowest", percent) for percent in (25, 50, 65
 RANKINGS["highest 50%"] = ("highest", 50)
 HALF = "lowest 50%"
 ON_VIDEO = ("lowest 50%", "lowest 75%")
+PEERS = {
+    f"key_value, {HALF}": "MasaCtrl’s replaced keys and values",
+    f"value, {HALF}": "replaced values",
+    "cross_map": "P2P’s replaced cross-attention",
+}
+ON_SHEET = ("nothing", "lowest 25%", HALF, "lowest 100%", f"key_value, {HALF}", "cross_map")
 
 
 @dataclass(frozen=True)
@@ -56,26 +71,13 @@ class Clip:
     """Of the video model's clips."""
 
 
-class Bench:
-    """The demo model, of ``kind`` image or video, and all that an edit needs of the pack."""
+class Bench(Demo):
+    """The demo model, and all that an edit needs of the pack."""
 
     def __init__(self, kind: str, frames: int) -> None:
-        import comfy.samplers
-
-        loader, self.is_video = pack("demo.model"), kind == "video"
-        self.model = loader.load_video_model() if self.is_video else loader.load_model()
-        self.text = loader.load_clip(loader.VIDEO_TEXT_ENCODER_FILE if self.is_video else loader.TEXT_ENCODER_FILE)
-        self.vae = loader.load_vae()
-        sampling = self.model.get_model_object("model_sampling")
-        self.sigmas = comfy.samplers.calculate_sigmas(sampling, "karras", STEPS[kind])
-        self.sampler = comfy.samplers.sampler_object("euler")
-        self.frames = frames
-
-    def encode(self, prompt: str) -> list:
-        return self.text.encode_from_tokens_scheduled(self.text.tokenize(prompt))
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.vae.decode(latents).float().cpu().clamp(0, 1)
+        super().__init__(kind)
+        self.is_video, self.frames = kind == "video", frames
+        self.schedule = self.sigmas(STEPS[kind])
 
     def render(self, scene: Any, rng: random.Random, seed: int) -> tuple[Any, Any]:
         """The scene's shape in motion, and the scene with the size and place that its middle frame shows."""
@@ -106,35 +108,20 @@ class Bench:
         template = TEMPLATE + (f", {moving.motion}" if moving else "")
         prompts = tuple(shapes.fill(template, each, random.Random(0)) for each in (scene, target))
         about = (kind, seed, scene, target, prompts)
-        empty = {"samples": torch.zeros(self.frames, 4, 16, 16)}
         if moving:
-            return Clip(*about, Noise_RandomNoise(seed), empty, CFG, motion=moving.motion)
+            return Clip(*about, Noise_RandomNoise(seed), empty(self.frames), CFG, motion=moving.motion)
         if rendered is None:
-            (noise,) = (
-                pack("nodes.noise").DependencyNoise.execute(seed, KL, "", "generalised", "bisection", 10, 15).args
-            )
-            return Clip(*about, noise, empty, CFG)
-        inversion = pack("samplers.inversion")
-        inverted, _ = inversion.invert_latent(
-            self.model,
-            self.encode(prompts[0]),
-            None,
-            1.0,
-            {"samples": self.vae.encode(rendered.frames)},
-            self.sigmas,
-            inversion.Inversion(mode="none", refine_iterations=2),
-            0,
-            "study",
-        )
-        noise = Noise_EmptyNoise()
-        return Clip(*about, noise, {"samples": inverted}, 1.0, rendered.frames, rendered.mask > 0.5)
+            return Clip(*about, dependency_noise(seed, KL), empty(self.frames), CFG)
+        clean, how = self.vae.encode(rendered.frames), {"mode": "none", "refine_iterations": 2}
+        inverted = self.invert(self.model, clean, prompts[0], self.schedule, **how)
+        return Clip(*about, Noise_EmptyNoise(), {"samples": inverted}, 1.0, rendered.frames, rendered.mask > 0.5)
 
     def ways(self, clip: Clip) -> Iterator[tuple[str, dict[str, str]]]:
         """Name, and which layers and what of them are replaced."""
         register, measure = pack("attention.registry"), pack("samplers.measure")
-        start = measure.Start(self.encode(clip.prompts[0]), clip.noise, self.sigmas, clip.latent)
+        start = measure.Start(self.encode(clip.prompts[0]), clip.noise, self.schedule, clip.latent)
         sites, figures = measure.measure_layers(self.model, start, (0,), "exact", "study")
-        measured = register.Measurement((0,), (self.sigmas[0].item(),), "exact", clip.seed, (1,))
+        measured = register.Measurement((0,), (self.schedule[0].item(),), "exact", clip.seed, (1,))
         yield "nothing", {"layers": ""}
         layers = {}
         for name in ON_VIDEO if self.is_video else RANKINGS:
@@ -150,23 +137,22 @@ class Bench:
             yield f"{what}, {HALF}", {"layers": layers[HALF], "replace": what}
         yield "cross_map", {"layers": "", "replace": "cross_map"}
 
-    def edit(self, clip: Clip, way: dict[str, str]) -> tuple[Tensor, Tensor]:
-        """Frames of target and source."""
-        editing = pack("samplers.editing")
-        prompts = editing.Prompts(*map(self.encode, (*clip.prompts, "")))
-        edit = editing.Edit(cfg=CFG, source_cfg=clip.source_cfg, **way)
-        run = (clip.noise, self.sampler, self.sigmas, clip.latent)
-        target, source = editing.sample_edit(self.model, prompts, edit, *run, "study")
-        return self.decode(target), self.decode(source)
+    def edit_clip(
+        self, clip: Clip, way: dict[str, str], model: Any = None, tokens: Callable[[list], list] = list
+    ) -> tuple[Tensor, Tensor]:
+        """Frames of target and source; ``tokens`` may change what is encoded."""
+        prompts = (tokens(self.encode(prompt)) for prompt in (*clip.prompts, ""))
+        how = {"cfg": CFG, "source_cfg": clip.source_cfg, **way}
+        drawn = self.edit(model or self.model, prompts, (clip.noise, self.schedule, clip.latent), **how)
+        return self.decode(drawn[0]), self.decode(drawn[1])
 
 
 def measure(frames: Tensor, clip: Clip) -> dict[str, float]:
     """Figures of an edited clip (F, 128, 128, 3); ``clip`` has frames and mask."""
     reader, similarity = pack("demo.reader"), pack("metrics.similarity")
-    correct = reader.correct(reader.read(frames), clip.target)
     mask = reader.shape_mask(frames)
     figures = {
-        "fidelity": torch.stack([correct[name] for name in ("colour", "shape", "background")]).float().mean().item(),
+        "fidelity": obeys(frames, clip.target, ("colour", "shape", "background")).mean().item(),
         "iou": similarity.iou(mask, clip.mask).mean().item(),
         "background": similarity.psnr(frames, clip.frames, ~(mask | clip.mask)).nanmean().item(),
         "consistency": similarity.ssim(frames[1:], frames[:-1]).mean().item(),
@@ -176,52 +162,91 @@ def measure(frames: Tensor, clip: Clip) -> dict[str, float]:
     return figures
 
 
-def study(bench: Bench, count: int, minutes: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """A record for every clip that was begun within ``minutes``, and the frames of the first ``SHOWN`` of each kind."""
-    records, pictures, end = [], [], time.monotonic() + 60 * minutes
-    for kind in ["generated"] if bench.is_video else KINDS:
-        for seed in range(count):
-            if records and time.monotonic() > end:
-                break
-            clip = bench.clip(kind, seed)
-            ways, frames, layers = {}, {}, {}
-            for name, way in bench.ways(clip):
-                edited, source = bench.edit(clip, way)
-                if clip.frames is None:  # the model has just drawn it
-                    clip = replace(clip, frames=source, mask=pack("demo.reader").shape_mask(source))
-                ways[name], frames[name], layers[name] = measure(edited, clip), edited, way["layers"]
-            records.append({"kind": kind, "prompts": clip.prompts, "seed": seed, "ways": ways, "layers": layers})
-            if seed < SHOWN:
-                pictures.append({"prompts": clip.prompts, "frames": {"source": clip.frames, **frames}})
-            print(f"\r{kind} {seed + 1}/{count}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    return records, pictures
+def record(bench: Bench, folder: Path, kind: str, seed: int) -> Json:
+    """Figures of one clip edited in every way; its frames stay in ``folder``."""
+    clip, ways, layers = bench.clip(kind, seed), {}, {}
+    for name, way in bench.ways(clip):
+        edited, source = bench.edit_clip(clip, way)
+        if clip.frames is None:  # the model has just drawn it
+            clip = replace(clip, frames=source, mask=pack("demo.reader").shape_mask(source))
+        strip(folder / f"{name}.png", lambda edited=edited: edited)
+        ways[name], layers[name] = measure(edited, clip), way["layers"]
+    strip(folder / "source.png", lambda: clip.frames)
+    return {"kind": kind, "prompts": clip.prompts, "seed": seed, "ways": ways, "layers": layers}
+
+
+def values(records: list[Json], way: str, name: str) -> Tensor:
+    return torch.tensor([record["ways"][way][name] for record in records])
+
+
+def claims(records: list[Json]) -> list[Claim]:
+    """Rendered and generated clips together."""
+
+    def claim(where: str, text: str, way: str, other: str, name: str) -> Claim:
+        title, form = MEASURES[name]
+        gain = values(records, way, name) - values(records, other, name)
+        return Claim.of(where, text, f"{title}, {way} less {other}", gain, "+" + form, 1)
+
+    return [
+        claim("§4.2", "Replaced maps of low entropy keep the structure", HALF, "nothing", "iou"),
+        claim("§4.2", "Maps of low entropy hold more of it than those of high", HALF, "highest 50%", "iou"),
+        claim("table 5", "The fewer are replaced, the closer to the text", "lowest 25%", "lowest 100%", "fidelity"),
+        claim("table 5", "The more are replaced, the steadier", "lowest 100%", "lowest 25%", "consistency"),
+        *(
+            claim("table 3", f"Replaced maps are {what} than {peer}", HALF, way, name)
+            for (way, peer), (name, what) in product(
+                PEERS.items(), (("fidelity", "closer to the text"), ("consistency", "steadier"))
+            )
+        ),
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
+    parser = command_line(
+        __doc__,
+        "minutes",
+        "publish",
+        clips=(12, "clips of each kind"),
+        frames=(4, "the video model learned from clips of 16"),
+    )
     parser.add_argument("--kind", choices=list(STEPS), default="image", help="which of the demo models")
-    parser.add_argument("--clips", type=int, default=12, help="clips of each kind")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no clip after so many")
-    parser.add_argument("--frames", type=int, default=4, help="the video model learned from clips of 16")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, help="write all figures here")
-    parser.add_argument("--out", type=Path, help="write chart, contact sheet and table to this folder")
-    parser.add_argument("--publish", action="store_true", help="write chart, contact sheet and table to web/docs")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    enter_comfyui(arguments.comfyui.resolve())
+    enter(arguments)
+    is_video, out = arguments.kind == "video", arguments.out
+    kept = Records(out, {"kind": arguments.kind, "frames": arguments.frames, "steps": STEPS, "cfg": CFG, "kl": KL})
+    bench = Bench(arguments.kind, arguments.frames)
+    wanted = (
+        (f"{kind} {seed:02}", partial(record, bench, out / f"{kind} {seed:02}", kind, seed))
+        for seed in range(arguments.clips)
+        for kind in (["generated"] if is_video else KINDS)
+    )
     with torch.inference_mode():
-        records, pictures = study(Bench(arguments.kind, arguments.frames), arguments.clips, arguments.minutes)
-    summary = summarise(records)
-    for ways in summary.values():
-        print(f"\n{table(ways)}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"measures": MEASURES, "records": records}, indent=1))
-    name = "editing_study" + "_video" * (arguments.kind == "video")
-    for folder in [arguments.out] * bool(arguments.out) + [PICTURES] * arguments.publish:
-        write(folder, name, summary, pictures, records)
+        records = list(kept.take(wanted, arguments.minutes))
+    of = {kind: [each for each in records if each["kind"] == kind] for kind in KINDS}
+    of = {kind: each for kind, each in of.items() if each}
+    ways = records[0]["ways"]
+    measures = {name: MEASURES[name] for name in next(iter(ways.values()))}
+    text = "\n\n".join(
+        f"**{KINDS[kind]}** ({len(each)} clips)\n\n{means(ways, measures, partial(values, each), 'replaced')}"
+        for kind, each in of.items()
+    )
+    if not is_video:
+        text += f"\n\n{claims_table(claims(records))}"
+    chart = rows_chart(
+        "What an edit obeys, and what it keeps",
+        "Means with 95% intervals. Right is better; a clip that moves has less SSIM.",
+        list(ways),
+        measures,
+        {KINDS[kind]: partial(values, each) for kind, each in of.items()},
+    )
+    blocks = []
+    for each in of.values():
+        folder = out / each[0]["key"]
+        shown = ["source", *(way for way in ON_SHEET if way in ways)]
+        drawn = {name: strip(folder / f"{name}.png") for name in shown}
+        blocks.append(("“{}”\n→ “{}”".format(*each[0]["prompts"]), drawn))
+    name = "editing_study" + "_video" * is_video
+    print(publish(name, out, arguments.publish, text, chart, sheet(blocks, side=96)))
 
 
 if __name__ == "__main__":

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import argparse
 import random
 import sys
-import time
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from studies import enter_comfyui, pack
+from harness import Demo, command_line, enter, now, pack, remember
 from torch import Tensor
 
 WORDS = "a {colour} {shape} on a {background} background"
 CHANGES = ("colour", "shape", "background")
-UNTUNED = "untuned"
 FORMS = {
     "Tune-A-Video": ("temporal", "after_feed_forward", "sparse_causal"),
     "plain temporal": ("temporal", "before_cross", "fine_coarse"),
@@ -57,21 +54,27 @@ class Target:
     ideal: Any
 
 
-class Bench:
-    """The demo model, its text encoder and VAE, and a folder for what was tuned."""
+def options(doc: str | None, clips: int) -> argparse.ArgumentParser:
+    """The command line of both studies."""
+    return command_line(
+        doc,
+        "minutes",
+        "publish",
+        clips=(clips, ""),
+        frames=(8, "of a clip"),
+        steps=(60, "of tuning"),
+        rate=(1e-3, "learning rate"),
+    )
 
-    def __init__(self, comfyui: Path, folder: Path, budget: Budget) -> None:
-        enter_comfyui(comfyui.resolve())
-        loader = pack("demo.model")
-        self.model, self.text, self.vae = loader.load_model(), loader.load_clip(), loader.load_vae()
-        self.folder, self.budget = folder, budget
-        remember(folder / "budget.json", asdict(budget))
 
-    def encode(self, prompt: str) -> list:
-        return self.text.encode_from_tokens_scheduled(self.text.tokenize(prompt))
+class Bench(Demo):
+    """The demo model, and a folder for what was tuned."""
 
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.vae.decode(latents).float().cpu().clamp(0, 1)
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.folder, self.budget = arguments.out, Budget(arguments.steps, arguments.rate, arguments.frames)
+        remember(self.folder / "budget.json", asdict(self.budget))
+        enter(arguments)
+        super().__init__()
 
     def clip(self, number: int) -> Clip:
         """The motions take turns."""
@@ -114,11 +117,11 @@ class Bench:
             return file.load(path)
         one_shot, budget = pack("training.one_shot"), self.budget
         settings = one_shot.Settings(budget.steps, budget.rate, seed=clip.number)
-        began = time.process_time()
+        began = now()
         tuned = one_shot.tune(self.inflated(name, None), self.encode(clip.prompt), clip.latent, settings)
         first, last = tuned.history.ends()
         print(f"{name} on clip {clip.number}: loss {first:.4f} → {last:.4f}", end="", file=sys.stderr)
-        print(f" in {time.process_time() - began:.0f} s of processor time", file=sys.stderr, flush=True)
+        print(f" in {now() - began:.0f} s of processor time", file=sys.stderr, flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         file.save(tuned.weights, path)
         return tuned.weights
@@ -126,12 +129,3 @@ class Bench:
 
 def prompt_of(scene: Any) -> str:
     return pack("demo.shapes").fill(WORDS, scene, random.Random(0))
-
-
-def remember(path: Path, settings: dict[str, Any]) -> None:
-    """Write down the settings of what a folder holds; exits where it holds something with others."""
-    text = json.dumps(settings, indent=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.read_text("utf-8") != text:
-        raise SystemExit(f"{path.parent} holds a study with other settings. Name another folder with --out.")
-    path.write_text(text, "utf-8")

@@ -18,40 +18,54 @@ neighbouring frames, warped along their own motion; and the share of neighbours 
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import ei2_report as report
-import numpy as np
 import torch
-from ei2_bench import CHANGES, Bench, Budget, Clip, Target, remember
-from PIL import Image
-from studies import pack
+from claims import Claim
+from ei2_bench import CHANGES, Bench, Clip, Target, options
+from figures import claims_table, means, publish, rows_chart, sheet
+from harness import Json, Records, pack, strip
 from torch import Tensor
 
 NAME = "ei2_study"
 STEPS, CFG, REFINED = 12, 3.0, 1
-SCHEDULER, SAMPLER = "karras", "euler"
+SCHEDULER = "karras"
 WAYS = ("untuned", "untuned, fine-coarse", "Tune-A-Video", "STAM", "STAM, cross_map")
 
 
+IDEAL = "the ideal edit"
+MEASURES = {
+    "obeys": ("obeys the prompt", ".1%"),
+    "change": ("has what was to change", ".1%"),
+    "track": ("centre off the ideal (pixels)", ".1f"),
+    "iou": ("IoU with the ideal", ".3f"),
+    "ssim": ("SSIM to the ideal", ".3f"),
+    "warped": ("warped error of neighbours (10⁻³)", ".2f"),
+    "steady": ("neighbours show the same", ".1%"),
+}
+PAIRS = (
+    ("Tune-A-Video", "untuned"),
+    ("STAM", "untuned"),
+    ("STAM", "untuned, fine-coarse"),
+    ("STAM", "Tune-A-Video"),
+    ("STAM, cross_map", "STAM"),
+)
+"""Who is compared with whom, clip by clip."""
+SHOWN = 4
+"""Clips on the contact sheet: one of each motion."""
+
+
 class Editor:
-    """Inverts and edits."""
+    """Inverts a clip and edits it."""
 
     def __init__(self, bench: Bench) -> None:
-        import comfy.samplers
-
-        self.bench = bench
-        sampling = bench.model.get_model_object("model_sampling")
-        self.sigmas = comfy.samplers.calculate_sigmas(sampling, SCHEDULER, STEPS)
-        self.sampler = comfy.samplers.sampler_object(SAMPLER)
-        self._inverted: dict[str, Tensor] = {}
+        self.bench, self.sigmas = bench, bench.sigmas(STEPS, SCHEDULER)
+        self._begun: dict[str, tuple[Any, Tensor]] = {}
+        """Model and inverted latents of one clip, by what was tuned."""
 
     def model(self, way: str, clip: Clip) -> Any:
         if way == "untuned":
@@ -61,75 +75,24 @@ class Editor:
         form = way.split(",")[0]
         return self.bench.inflated(form, self.bench.tuned(form, clip))
 
-    def draw(self, way: str, clip: Clip, targets: list[Target]) -> Iterator[Tensor]:
-        """The frames of every edit, (F, 128, 128, 3)."""
-        inversion, model, encode = pack("samplers.inversion"), self.model(way, clip), self.bench.encode
-        how = inversion.Inversion(mode="none", refine_iterations=REFINED)
-        asked = (model, encode(clip.prompt), None, 1.0, clip.latent, self.sigmas, how, 0, "study")
-        if (tuned := way.split(",")[0] if "untuned" not in way else way) not in self._inverted:
-            self._inverted = {tuned: inversion.invert_latent(*asked)[0]}
-        start = self._inverted[tuned]
-        for target in targets:
-            draw = self._with_maps if "cross_map" in way else self._plainly
-            yield self.bench.decode(draw(model, start, clip, target))
+    def draw(self, way: str, clip: Clip, target: Target) -> Tensor:
+        """The frames of an edit, (F, 128, 128, 3)."""
+        encode = self.bench.encode
+        key = f"{clip.number} {way if 'untuned' in way else way.split(',')[0]}"
+        if key not in self._begun:
+            model, how = self.model(way, clip), {"mode": "none", "refine_iterations": REFINED}
+            start = self.bench.invert(model, clip.latent["samples"], clip.prompt, self.sigmas, **how)
+            self._begun = {key: (model, start)}
+        model, start = self._begun[key]
+        if "cross_map" in way:
+            from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise
 
-    def _plainly(self, model: Any, start: Tensor, _clip: Clip, target: Target) -> Tensor:
-        from comfy.samplers import CFGGuider
-
-        guider = CFGGuider(model)
-        guider.set_conds(self.bench.encode(target.prompt), self.bench.encode(""))
-        guider.set_cfg(CFG)
-        return guider.sample(start * 0, start, self.sampler, self.sigmas, disable_pbar=True, seed=0)
-
-    def _with_maps(self, model: Any, start: Tensor, clip: Clip, target: Target) -> Tensor:
-        from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise
-
-        editing = pack("samplers.editing")
-        prompts = editing.Prompts(*map(self.bench.encode, (clip.prompt, target.prompt, "")))
-        edit = editing.Edit(layers="", replace="cross_map", cfg=CFG, source_cfg=1.0)
-        run = (Noise_EmptyNoise(), self.sampler, self.sigmas, {"samples": start})
-        return editing.sample_edit(model, prompts, edit, *run, "study")[0]
-
-    def forget(self) -> None:
-        """Before another clip."""
-        self._inverted = {}
-
-
-def strip_path(folder: Path, clip: int, way: str, change: str) -> Path:
-    return folder / f"{clip:02} {way} {change}.png"
-
-
-def save_strip(frames: Tensor, path: Path) -> None:
-    """The frames side by side."""
-    pixels = (frames * 255).round().byte().numpy().astype(np.uint8)
-    Image.fromarray(np.concatenate([*pixels], axis=1)).save(path)
-
-
-def read_strip(path: Path) -> Tensor:
-    with Image.open(path) as image:
-        pixels = torch.from_numpy(np.array(image.convert("RGB")))
-    return pixels.unflatten(1, (-1, pixels.shape[0])).movedim(1, 0).float() / 255
-
-
-def draw_all(bench: Bench, clips: int, folder: Path, minutes: float) -> int:
-    """Draw what is not there, and begin no clip after ``minutes``; returns how many clips are there."""
-    editor, end = Editor(bench), time.monotonic() + 60 * minutes
-    for number in range(clips):
-        if number and time.monotonic() > end:
-            return number
-        missing = [
-            way for way in WAYS if not all(strip_path(folder, number, way, change).exists() for change in CHANGES)
-        ]
-        if not missing:
-            continue
-        clip = bench.clip(number)
-        targets = bench.targets(clip)
-        for way in missing:
-            for target, frames in zip(targets, editor.draw(way, clip, targets), strict=True):
-                save_strip(frames, strip_path(folder, number, way, target.change))
-            print(f"clip {number + 1} of {clips}, {way}: drawn", file=sys.stderr, flush=True)
-        editor.forget()
-    return clips
+            prompts = map(encode, (clip.prompt, target.prompt, ""))
+            begin = (Noise_EmptyNoise(), self.sigmas, {"samples": start})
+            how = {"layers": "", "replace": "cross_map", "cfg": CFG, "source_cfg": 1.0}
+            return self.bench.decode(self.bench.edit(model, prompts, begin, **how)[0])
+        prompts = map(encode, (target.prompt, ""))
+        return self.bench.decode(self.bench.redraw(model, start, self.sigmas, *prompts, CFG))
 
 
 def measure(frames: Tensor, target: Target) -> dict[str, float]:
@@ -150,48 +113,90 @@ def measure(frames: Tensor, target: Target) -> dict[str, float]:
     }
 
 
-def measure_all(bench: Bench, clips: int, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """A record for every clip, way → change → figures, and the frames that go on the contact sheet."""
-    records, sheet = [], []
-    for number in range(clips):
-        clip = bench.clip(number)
-        targets = bench.targets(clip)
-        drawn = {
-            way: {each.change: read_strip(strip_path(folder, number, way, each.change)) for each in targets}
-            for way in WAYS
-        } | {report.IDEAL: {each.change: each.ideal.frames for each in targets}}
-        ways = {
-            way: {each.change: measure(frames[each.change], each) for each in targets} for way, frames in drawn.items()
-        }
-        records.append({"clip": number, "motion": clip.motion, "prompt": clip.prompt, "ways": ways})
-        if number < report.SHOWN:
-            shown = targets[number % len(targets)]
-            frames = {"source": clip.frames} | {way: each[shown.change] for way, each in drawn.items()}
-            sheet.append({"prompts": (clip.prompt, shown.prompt), "frames": frames})
-    return records, sheet
+def record(editor: Editor, folder: Path, number: int) -> Json:
+    """Way → change → figures of a clip; its frames stay in ``folder``."""
+    clip = editor.bench.clip(number)
+    targets = editor.bench.targets(clip)
+    ways: Json = {way: {} for way in (*WAYS, IDEAL)}
+    for way, of_way in ways.items():
+        for target in targets:
+            draw: Callable[[], Tensor] = partial(editor.draw, way, clip, target)
+            if way == IDEAL:
+                draw = partial(getattr, target.ideal, "frames")
+            of_way[target.change] = measure(strip(folder / f"{way} {target.change}.png", draw), target)
+    strip(folder / "source.png", lambda: clip.frames)
+    prompts = {target.change: target.prompt for target in targets}
+    return {"motion": clip.motion, "prompt": clip.prompt, "prompts": prompts, "ways": ways}
+
+
+def values(records: list[Json], way: str, measure: str, changes: tuple[str, ...] = CHANGES) -> Tensor:
+    """(clips, changes)."""
+    return torch.tensor([[record["ways"][way][change][measure] for change in changes] for record in records])
+
+
+def gain(records: list[Json], pair: tuple[str, str], measure: str) -> Tensor:
+    way, other = pair
+    return values(records, way, measure) - values(records, other, measure)
+
+
+def claims(records: list[Json]) -> list[Claim]:
+    """Clips that were tuned on, inverted and edited."""
+
+    def claim(text: str, way: str, other: str, name: str, sign: int, is_papers: bool = True) -> Claim:
+        title, form = MEASURES[name]
+        figure, where = f"{title}, “{way}” less “{other}”", "B.2" if is_papers else ""
+        return Claim.of(where, text, figure, gain(records, (way, other), name), "+" + form, sign, is_papers=is_papers)
+
+    tav, mapped = "Tune-A-Video", "STAM, cross_map"
+    return [
+        claim("EI² surpasses Tune-A-Video in textual alignment", "STAM", tav, "obeys", 1),
+        claim("EI² surpasses Tune-A-Video in temporal consistency", "STAM", tav, "warped", -1),
+        claim("EI² surpasses Tune-A-Video in temporal consistency", "STAM", tav, "steady", 1),
+        claim("P2P with EI² preserves structure better", mapped, "STAM", "iou", 1),
+        claim("P2P with EI² makes results more stable", mapped, "STAM", "warped", -1),
+        claim("P2P with EI² makes results more stable", mapped, "STAM", "steady", 1),
+        claim("tuning on a clip keeps its motion", "STAM", "untuned", "track", -1, is_papers=False),
+        claim("STAM keeps it better than Tune-A-Video", "STAM", tav, "track", -1, is_papers=False),
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for what is tuned and drawn")
-    parser.add_argument("--clips", type=int, default=8)
-    parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=60, help="of tuning")
-    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no clip after so many")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--publish", action="store_true", help="write chart, contact sheet and tables to web/docs")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    bench = Bench(arguments.comfyui, arguments.out, Budget(arguments.steps, arguments.rate, arguments.frames))
-    folder = arguments.out / NAME
-    remember(folder / "settings.json", {"steps": STEPS, "cfg": CFG, "refined": REFINED, "scheduler": SCHEDULER})
+    arguments = options(__doc__, clips=8).parse_args()
+    bench = Bench(arguments)
+    editor, folder = Editor(bench), arguments.out / NAME
+    kept = Records(folder, {"steps": STEPS, "cfg": CFG, "refined": REFINED, "scheduler": SCHEDULER})
     with torch.inference_mode():
-        clips = draw_all(bench, arguments.clips, folder, arguments.minutes)
-        records, sheet = measure_all(bench, clips, folder)
-    (folder / "figures.json").write_text(json.dumps(records, indent=1), "utf-8")
-    print(report.write(records, sheet, folder, arguments.publish))
+        numbers = range(arguments.clips)
+        wanted = ((f"{each:02}", partial(record, editor, folder / f"{each:02}", each)) for each in numbers)
+        records = list(kept.take(wanted, arguments.minutes))
+    ways = list(records[0]["ways"])
+    pairs = {f"{way} less {other}": (way, other) for way, other in PAIRS}
+    differences = means(
+        pairs, MEASURES, lambda pair, name: gain(records, pairs[pair], name), "clip by clip", gains=True
+    )
+    parts = [
+        f"**{len(records)} clips, three edits each**",
+        means(ways, MEASURES, partial(values, records)),
+        differences,
+    ]
+    by_change = {change: partial(values, records, changes=(change,)) for change in CHANGES}
+    for change, of in by_change.items():
+        parts += [f"**New {change}**", means(ways, MEASURES, of)]
+    chart = rows_chart(
+        "One clip tuned, then edited",
+        "Means with 95% intervals. Off the ideal and warped error: lower is better; all else: higher.",
+        ways,
+        MEASURES,
+        {f"new {change}": of for change, of in by_change.items()},
+    )
+    blocks = []
+    for number, each in enumerate(records[:SHOWN]):
+        change, place = CHANGES[number % len(CHANGES)], folder / each["key"]
+        drawn = {way: strip(place / f"{way} {change}.png") for way in ways}
+        said = f"“{each['prompt']}”\n→ “{each['prompts'][change]}”"
+        blocks.append((said, {"source": strip(place / "source.png"), **drawn}))
+    text = "\n\n".join([claims_table(claims(records)), *parts])
+    print(publish(NAME, folder, arguments.publish, text, chart, sheet(blocks)))
 
 
 if __name__ == "__main__":

@@ -1,41 +1,26 @@
 """Time and peak memory of exact attention entropy, against one plain attention call.
 
-    python benchmarks/entropy.py [--json FILE] [--repeats 5] [--threads 1] [--sizes 1024 4096 9216]
+    python benchmarks/entropy.py [--repeats 5] [--threads 1] [--sizes 1024 4096 9216] [--out FOLDER]
 
-Fp32, 8 heads of 64 channels, on the CPU and on CUDA where there is one. The methods take turns within each
-repetition and the medians count, so that other work on the machine falls on all of them alike. Peak memory is
-what one call needs beyond its inputs; on the CPU it is read from the resident set of a fresh process.
+Fp32, 8 heads of 64 channels, on the CPU and on CUDA where there is one. Medians of the rounds. Peak memory is what one
+call needs beyond its inputs; on the CPU it is read from the resident set of a fresh process.
 """
 
-import argparse
-import importlib.util
-import json
+from __future__ import annotations
+
 import math
 import multiprocessing
-import statistics
-import sys
 import threading
-import time
-from pathlib import Path
+from statistics import median
 
 import psutil
 import torch
-import torch.nn.functional as F
+from claims import Cost
+from figures import table
+from harness import MIB, Json, command_line, pack, save, take_turns
+from torch.nn import functional as F
 
 HEADS, CHANNELS = 8, 64
-MIB = 2**20
-
-
-def load_entropy():
-    """attention/entropy.py by itself: it knows nothing of ComfyUI, so the benchmark needs none."""
-    path = Path(__file__).resolve().parent.parent / "attention" / "entropy.py"
-    spec = importlib.util.spec_from_file_location("attention_entropy", path)
-    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-entropy = load_entropy()
 
 
 def plain(q, k):
@@ -43,14 +28,15 @@ def plain(q, k):
 
 
 def ours(q, k):
-    return entropy.attention_entropy(q, k).mean
+    return pack("attention.entropy").attention_entropy(q, k).mean
 
 
 def sampled(q, k):
-    return entropy.attention_entropy(q, k, rows=256).mean
+    return pack("attention.entropy").attention_entropy(q, k, rows=256).mean
 
 
 def chunked(q, k):
+    entropy = pack("attention.entropy")
     return entropy.attention_entropy(q, k, backends=(entropy.chunked,)).mean
 
 
@@ -65,16 +51,6 @@ METHODS = {method.__name__: method for method in (plain, ours, sampled, chunked,
 def inputs(n: int, device: str) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(1, HEADS, n, CHANNELS, generator=generator).to(device) for _ in "qk"]
-
-
-def seconds(method, q, k) -> float:
-    if q.is_cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    method(q, k)
-    if q.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def peak_bytes(name: str, n: int, device: str, threads: int) -> int:
@@ -106,17 +82,12 @@ def peak_bytes(name: str, n: int, device: str, threads: int) -> int:
     return peak - before
 
 
-def benchmark(n: int, device: str, repeats: int, threads: int) -> list[dict]:
+def measure(n: int, device: str, rounds: int, threads: int) -> list[Json]:
     q, k = inputs(n, device)
-    for method in METHODS.values():
-        method(*inputs(64, device))
-    times = {name: [] for name in METHODS}
-    for _ in range(repeats):
-        for name, method in METHODS.items():
-            times[name].append(seconds(method, q, k))
+    times = take_turns({name: lambda method=method: method(q, k) for name, method in METHODS.items()}, rounds)
     values = {name: method(q, k) for name, method in METHODS.items()}
     results = []
-    for name in METHODS:
+    for name, taken in times.items():
         with multiprocessing.get_context("spawn").Pool(1) as fresh:
             peak = fresh.apply(peak_bytes, (name, n, device, threads))
         results.append(
@@ -124,45 +95,49 @@ def benchmark(n: int, device: str, repeats: int, threads: int) -> list[dict]:
                 "device": device,
                 "tokens": n,
                 "method": name,
-                "seconds": statistics.median(times[name]),
-                "relative_time": statistics.median(
-                    t / reference for t, reference in zip(times[name], times["plain"], strict=True)
-                ),
+                "seconds": median(taken),
+                "relative_time": median(a / b for a, b in zip(taken, times["plain"], strict=True)),
                 "peak_mib": peak / MIB,
-                "entropy": values[name],
                 "difference_from_naive": None if name == "plain" else abs(values[name] - values["naive"]),
             }
         )
     return results
 
 
-def table(results: list[dict]) -> str:
-    lines = [
-        "| device | tokens | method | time (s) | × plain | peak memory (MiB) | off the naive value by |",
-        "|---|---|---|---|---|---|---|",
+def costs(results: list[Json]) -> list[Cost]:
+    """For the largest size."""
+    rows = [row for row in results if row["device"] == "cpu"]
+    tokens = max(row["tokens"] for row in rows)
+    by = {row["method"]: row for row in rows if row["tokens"] == tokens}
+    ours, naive, plain = by["ours"], by["naive"], by["plain"]
+    return [
+        Cost(
+            f"Exact entropy of {tokens} tokens’ attention, of one plain attention call",
+            f"{ours['relative_time']:.2f}",
+            "1, one further call",
+            f"by the map itself {naive['relative_time']:.2f}",
+        ),
+        Cost(
+            f"Its peak memory, {tokens} tokens",
+            f"{ours['peak_mib']:.0f} MiB",
+            f"as plain attention, {plain['peak_mib']:.0f} MiB",
+            f"by the map itself {naive['peak_mib']:.0f} MiB",
+        ),
+        Cost("Its distance from the entropy of the map", f"{ours['difference_from_naive']:.0e}", "0"),
     ]
-    for r in results:
-        cells = [r["device"], str(r["tokens"]), r["method"]]
-        cells += [f"{r['seconds']:.3f}", f"{r['relative_time']:.2f}", f"{r['peak_mib']:.0f}"]
-        cells += ["" if r["difference_from_naive"] is None else f"{r['difference_from_naive']:.1e}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser = command_line(__doc__, comfyui=False, repeats=(5, ""))
     parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 4096, 9216])
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    parser.set_defaults(threads=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
-    results = [r for d in devices for n in args.sizes for r in benchmark(n, d, args.repeats, args.threads)]
-    print(table(results))
-    if args.json:
-        machine = {"torch": torch.__version__, "threads": args.threads, "repeats": args.repeats}
-        args.json.write_text(json.dumps({**machine, "results": results}, indent=2) + "\n")
+    asked = ((n, device) for device in devices for n in arguments.sizes)
+    results = [row for each in asked for row in measure(*each, arguments.repeats, arguments.threads)]
+    save(arguments.out, results)
+    print(table(results[0], (map(str, each.values()) for each in results)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """GE-Adapter at toy scale: what the adapter adds to ZS²-sampled and to edited clips, part by part.
 
-    python benchmarks/ge_adapter_study.py --comfyui DIR [--clips 12] [--steps 400] [--minutes 60] [--publish]
+    python benchmarks/ge_adapter_study.py --comfyui DIR [--clips 12] [--steps 400] [--out FOLDER] [--publish]
 
 Adapters are trained on rendered clips that are not measured: as the paper has it; without shared tokens; without
 per-frame tokens; without the temporal loss; with the temporal loss a thousand times as heavy, as on this model the
@@ -13,29 +13,36 @@ The demo model has no CLIP vision model, and none is fetched: per-frame tokens c
 with random weights, whose hidden states still tell pictures apart. Sampled clips have no frames to show: they get the
 shared tokens alone.
 
-``--minutes`` ends the measuring after a whole clip; trainings are never cut short. Run it with the Python of that
-ComfyUI.
+Measured: the share of the prompt that frames obey and the SSIM of neighbouring ones; of edits also what editing_study
+measures; of inversions PSNR against what the VAE alone makes of the clip. Run it with the Python of that ComfyUI.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import sys
-import time
+from argparse import Namespace
 from dataclasses import replace
+from functools import cached_property, partial
 from itertools import product
-from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
-from editing_study import CFG, HALF, KL, TEMPLATE, Bench, Clip, measure
-from ge_adapter_report import INFERENCE, KERNELS, STEPS_OF_INVERSION, summarise, tables, write
-from studies import PICTURES, enter_comfyui, pack
+from claims import Claim, estimate, shown
+from editing_study import CFG, HALF, KL, MEASURES, TEMPLATE, Bench, Clip, measure
+from figures import claims_table, means, publish, rows_chart, table
+from harness import Json, Records, command_line, dependency_noise, empty, enter, guided, obeys, pack
 from torch import Tensor
 from torch.nn import functional as F
 
+KERNELS, STEPS_OF_INVERSION, LEVEL = (0, 3, 5, 9), (4, 8, 16), 5
+"""Kernel 0 is plain DDIM inversion; 5 is the paper's."""
+INFERENCE = (0.5, 0.8, 0.9)
+"""From which share of the noise levels on the LoRA is in the model; 0.9 is the paper's."""
+OURS, WITHOUT = "adapter, on 0.9 to 1", "without"
+PARTS = {"sampled": "Clips sampled with ZS²", "edited": "Rendered clips, edited"}
+INVERTED = {"psnr": ("PSNR of the clip drawn again (dB)", ".1f"), "consistency": MEASURES["consistency"]}
 RATE, RANK, MU, STRENGTH = 1e-3, 4, 0.9, 0.5
 VARIANTS: dict[str, dict[str, Any]] = {
     "adapter": {},
@@ -92,6 +99,7 @@ class Study:
         self.bench, self.vision, self.frames, self.steps = Bench("image", frames), Vision(), frames, steps
         self.trained_on, self.variants = trained_on, variants
 
+    @cached_property
     def adapters(self) -> dict[str, Any]:
         """By name of a variant the adapter, trained on the same clips in the same order."""
         training = pack("training.ge_adapter_training")
@@ -110,31 +118,23 @@ class Study:
                 rank=RANK, steps=self.steps, learning_rate=RATE, warmup_steps=self.steps // 10, gradient_accumulation=1
             )
             settings = replace(settings, **{key: value for key, value in changes.items() if key != "vision"})
-            began = time.monotonic()
+            began = monotonic()
             done = training.train_adapter(self.bench.model, clips, settings)
             adapters[name] = done.adapter
-            print(f"trained: {name}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+            print(f"trained: {name}, {monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         return adapters | {"untrained": self._untrained(adapters["adapter"])}
 
     def _untrained(self, trained: Any) -> Any:
         """The adapter that the training of ``trained`` began with."""
         begin, about = pack("training.ge_adapter").untrained, trained.training
         shared, seed = len(trained.shared_tokens), int(about.options["seed"])
-        return begin(
-            self.bench.model.model,
-            about.layers,
-            trained.rank,
-            shared,
-            trained.text_width,
-            trained.vision_width,
-            self.frames,
-            seed,
-        )
+        widths = (trained.text_width, trained.vision_width)
+        return begin(self.bench.model.model, about.layers, trained.rank, shared, *widths, self.frames, seed)
 
     def _rendered(self, seed: int) -> Any:
         shapes, rng = pack("demo.shapes"), random.Random(seed)
         drawn, scene = self.bench.render(shapes.random_scene(rng), rng, seed)
-        return argparse.Namespace(frames=drawn.frames, prompt=shapes.fill(TEMPLATE, scene, random.Random(0)))
+        return Namespace(frames=drawn.frames, prompt=shapes.fill(TEMPLATE, scene, random.Random(0)))
 
     def with_adapter(self, adapter: Any, end_percent: float, frames: Tensor | None) -> tuple[Any, Any]:
         """The model with the LoRA, and what puts tokens before a conditioning; both plain without an adapter."""
@@ -149,110 +149,156 @@ class Study:
 
     def sampled(self, clip: Clip, adapter: Any, end_percent: float) -> dict[str, float]:
         """ZS² from the target's prompt."""
-        from comfy.samplers import CFGGuider
-
         model, tokens = self.with_adapter(adapter, end_percent, None)
         model = pack("nodes.momentum").TemporalMomentumAttention.execute(model, MU).args[0]
-        (noise,) = (
-            pack("nodes.noise").DependencyNoise.execute(clip.seed, KL, "", "generalised", "bisection", 10, 15).args
-        )
-        latent = torch.zeros(self.frames, 4, 16, 16)
-        guider = CFGGuider(model)
-        guider.set_conds(tokens(self.bench.encode(clip.prompts[1])), tokens(self.bench.encode("")))
-        guider.set_cfg(CFG)
-        drawn = guider.sample(
-            noise.generate_noise({"samples": latent}), latent, self.bench.sampler, self.bench.sigmas, disable_pbar=True
-        )
-        frames = self.bench.decode(drawn)
-        reader = pack("demo.reader")
-        correct = reader.correct(reader.read(frames), clip.target)
+        latent = empty(self.frames)
+        noise = dependency_noise(clip.seed, KL).generate_noise(latent)
+        prompts = (tokens(self.bench.encode(prompt)) for prompt in (clip.prompts[1], ""))
+        frames = self.bench.decode(guided(model, noise, latent["samples"], self.bench.schedule, *prompts, CFG))
         return {
-            "fidelity": torch.stack(list(correct.values())).float().mean().item(),
+            "fidelity": obeys(frames, clip.target, pack("demo.reader").ATTRIBUTES).mean().item(),
             "consistency": pack("metrics.similarity").ssim(frames[1:], frames[:-1]).mean().item(),
         }
 
     def edited(self, clip: Clip, adapter: Any, end_percent: float, way: dict[str, str]) -> dict[str, float]:
-        editing = pack("samplers.editing")
         model, tokens = self.with_adapter(adapter, end_percent, clip.frames)
-        prompts = editing.Prompts(*(tokens(self.bench.encode(prompt)) for prompt in (*clip.prompts, "")))
-        edit = editing.Edit(cfg=CFG, source_cfg=clip.source_cfg, **way)
-        run = (clip.noise, self.bench.sampler, self.bench.sigmas, clip.latent)
-        target, _ = editing.sample_edit(model, prompts, edit, *run, "study")
-        return measure(self.bench.decode(target), clip)
+        return measure(self.bench.edit_clip(clip, way, model, tokens)[0], clip)
 
     def inverted(self, clip: Clip) -> dict[str, dict[str, float]]:
         """What comes back of the clip from an inversion with the paper's filter, by kernel and steps."""
-        import comfy.samplers
-
-        inversion, similarity = pack("samplers.inversion"), pack("metrics.similarity")
-        sampling = self.bench.model.get_model_object("model_sampling")
-        clean = self.bench.vae.encode(clip.frames)
-        best, text, figures = self.bench.decode(clean), self.bench.encode(clip.prompts[0]), {}
+        similarity, bench = pack("metrics.similarity"), self.bench
+        clean = bench.vae.encode(clip.frames)
+        best, text, figures = bench.decode(clean), bench.encode(clip.prompts[0]), {}
         for kernel, steps in product(KERNELS, STEPS_OF_INVERSION):
-            sigmas = comfy.samplers.calculate_sigmas(sampling, "karras", steps)
-            how = inversion.Inversion(mode="latent_spatial" if kernel else "none", kernel_size=kernel or 3)
-            start, _ = inversion.invert_latent(
-                self.bench.model, text, None, 1.0, {"samples": clean}, sigmas, how, 0, "study"
-            )
-            guider = comfy.samplers.CFGGuider(self.bench.model)
-            guider.inner_set_conds({"positive": text})
-            drawn = guider.sample(torch.zeros_like(start), start, self.bench.sampler, sigmas, disable_pbar=True)
-            frames = self.bench.decode(drawn)
+            sigmas = bench.sigmas(steps)
+            how = {"mode": "latent_spatial" if kernel else "none", "kernel_size": kernel or 3}
+            start = bench.invert(bench.model, clean, clip.prompts[0], sigmas, **how)
+            frames = bench.decode(bench.redraw(bench.model, start, sigmas, text))
             figures[f"{kernel} {steps}"] = {
                 "psnr": similarity.psnr(frames, best).mean().item(),
                 "consistency": similarity.ssim(frames[1:], frames[:-1]).mean().item(),
             }
         return figures
 
-    def record(self, seed: int, adapters: dict[str, Any]) -> dict[str, Any]:
+    def record(self, seed: int) -> dict[str, Any]:
         """All figures of one clip."""
         clip = self.bench.clip("rendered", seed)
         way = next(way for name, way in self.bench.ways(clip) if name == HALF)
-        ways = {"without": (None, 0.1)}
-        for name, adapter in adapters.items():
+        ways = {WITHOUT: (None, 0.1)}
+        for name, adapter in self.adapters.items():
             grid = name == "adapter" or name.startswith("trained from")
             for start in INFERENCE if grid else INFERENCE[-1:]:
                 ways[f"{name}, on {start} to 1"] = (adapter, round(1 - start, 3))
         return {
             "seed": seed,
+            "steps": self.steps,
             "sampled": {name: self.sampled(clip, *how) for name, how in ways.items()},
             "edited": {name: self.edited(clip, *how, way) for name, how in ways.items()},
             "inverted": self.inverted(clip),
         }
 
 
+def values(records: list[Json], part: str, way: str, name: str) -> Tensor:
+    return torch.tensor([record[part][way][name] for record in records], dtype=torch.float64)
+
+
+def gain(records: list[Json], part: str, way: str, name: str, other: str = WITHOUT) -> Tensor:
+    return values(records, part, way, name) - values(records, part, other, name)
+
+
+def claims(records: list[Json]) -> list[Claim]:
+    """Sampled, edited and inverted clips."""
+
+    def claim(where: str, text: str, part: str, way: str, other: str, name: str) -> Claim:
+        title, form = (INVERTED if part == "inverted" else MEASURES)[name]
+        about = f"{part} clips, adapters of {records[0]['steps']} steps" if part in PARTS else "rendered clips"
+        figure = f"{title}, “{_named(way)}” less “{_named(other)}”; {about}"
+        return Claim.of(where, text, figure, gain(records, part, way, name, other), "+" + form, 1)
+
+    found = []
+    for part in PARTS:
+        found += [
+            claim("abstract, table 1", "The adapter makes clips more consistent", part, OURS, WITHOUT, "consistency"),
+            claim("abstract, table 1", "The adapter brings clips closer to the text", part, OURS, WITHOUT, "fidelity"),
+        ]
+    for variant, where, text, name in (
+        ("no shared tokens", "appendix A", "Shared tokens keep the meaning: without them it suffers", "fidelity"),
+        ("no per-frame tokens", "§3.3", "Per-frame tokens keep frames consistent", "consistency"),
+        ("no temporal loss", "§3.2", "The temporal loss makes frames more consistent", "consistency"),
+    ):
+        without = f"{variant}, on 0.9 to 1"
+        if without in records[0]["edited"]:
+            found.append(claim(where, text, "edited", OURS, without, name))
+    for name in ("fidelity", "consistency"):
+        text = "Put on from 0.5 of the noise levels it measures better than from 0.9"
+        found.append(claim("figure 11", text, "edited", "adapter, on 0.5 to 1", OURS, name))
+    few, many = STEPS_OF_INVERSION[0], STEPS_OF_INVERSION[-1]
+    for count, about in ((few, "at few steps above all"), (many, "and at more")):
+        for name in INVERTED:
+            text = f"Inversion with the bilateral filter is better than without, {about}"
+            found.append(claim("table 2, figure 5", text, "inverted", f"{LEVEL} {count}", f"0 {count}", name))
+    text = "A larger kernel raises the PSNR"
+    return [*found, claim("figure 5", text, "inverted", f"{KERNELS[-1]} {few}", f"{KERNELS[1]} {few}", "psnr")]
+
+
+def _named(way: str) -> str:
+    """An inversion's kernel and steps in words."""
+    kernel, _, steps = way.partition(" ")
+    if not (kernel.isdigit() and steps.isdigit()):
+        return way
+    return f"{f'kernel {kernel}' if int(kernel) else 'no filter'} at {steps} steps"
+
+
+def tables(records: list[Json]) -> str:
+    parts = [f"Adapters of {records[0]['steps']} steps, {len(records)} clips.", claims_table(claims(records))]
+    for part, title in PARTS.items():
+        ways = records[0][part]
+        measures = {name: MEASURES[name] for name in ways[WITHOUT]}
+        parts.append(f"**{title}**\n\n{means(ways, measures, partial(values, records, part), 'adapter')}")
+    rows = [
+        [str(kernel or "none")]
+        + [shown(estimate(values(records, "inverted", f"{kernel} {n}", "psnr")), ".1f") for n in STEPS_OF_INVERSION]
+        for kernel in KERNELS
+    ]
+    header = ["kernel", *(f"{count} steps" for count in STEPS_OF_INVERSION)]
+    parts.append(f"**Inverted and drawn again: PSNR (dB), by kernel of the filter**\n\n{table(header, rows)}")
+    return "\n\n".join(parts)
+
+
+def chart(records: list[Json]) -> Any:
+    names = ("consistency", "fidelity")
+    panels = {f"{part} {name}": (f"{part}: {MEASURES[name][0]}", "") for part in PARTS for name in names}
+    return rows_chart(
+        "What a GE-Adapter changes",
+        f"Differences from no adapter, clip by clip: {len(records)} clips, 95% intervals. Right is better.",
+        [way for way in records[0]["edited"] if way != WITHOUT],
+        panels,
+        {"": lambda way, panel: gain(records, panel.split()[0], way, panel.split()[1])},
+        zero=True,
+    )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
-    parser.add_argument("--clips", type=int, default=12, help="clips that are measured, at most")
-    parser.add_argument("--trained-on", type=int, default=24, help="clips that the adapters are trained on")
-    parser.add_argument("--frames", type=int, default=4)
+    parser = command_line(
+        __doc__,
+        "minutes",
+        "publish",
+        clips=(12, "clips that are measured, at most"),
+        trained_on=(24, "clips that the adapters are trained on"),
+        frames=(4, "of a clip"),
+        steps=(400, "of each training"),
+    )
     others = list(VARIANTS)[1:]
     parser.add_argument("--variants", nargs="*", choices=others, default=others, help="beside the paper's own")
-    parser.add_argument("--steps", type=int, default=400, help="steps of each training")
-    parser.add_argument("--minutes", type=float, default=60.0, help="measure no further clip after so long")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, help="write all figures here, after every clip")
-    parser.add_argument("--out", type=Path, help="write chart and tables to this folder")
-    parser.add_argument("--publish", action="store_true", help="write chart and tables to web/docs")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    enter_comfyui(arguments.comfyui.resolve())
-    began, records = time.monotonic(), []
+    enter(arguments)
+    settings = {name: getattr(arguments, name) for name in ("frames", "steps", "trained_on", "variants")}
+    kept = Records(arguments.out, settings)
     with torch.inference_mode():
         study = Study(arguments.frames, arguments.steps, arguments.trained_on, ["adapter", *arguments.variants])
-        adapters = study.adapters()
-        for seed in range(arguments.clips):
-            if records and time.monotonic() - began > 60 * arguments.minutes:
-                break
-            records.append(study.record(seed, adapters))
-            print(f"clip {seed + 1}/{arguments.clips}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-            if arguments.json:
-                arguments.json.write_text(json.dumps({"steps": arguments.steps, "records": records}, indent=1))
-    summary = summarise(records)
-    print(tables(summary, arguments.steps))
-    for folder in [arguments.out] * bool(arguments.out) + [PICTURES] * arguments.publish:
-        write(folder, summary, arguments.steps)
+        wanted = ((f"{seed:02}", partial(study.record, seed)) for seed in range(arguments.clips))
+        records = list(kept.take(wanted, arguments.minutes))
+    print(publish("ge_adapter_study", arguments.out, arguments.publish, tables(records), chart(records)))
 
 
 if __name__ == "__main__":

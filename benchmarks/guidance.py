@@ -16,12 +16,9 @@ the perturbed layer; [A−I] is 1.5 − f/2 times the cost of CFG, [U−I] 2 −
 
 from __future__ import annotations
 
-import argparse
 import ctypes
-import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -30,7 +27,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from studies import COLOURS, PACK, PICTURES, enter_comfyui, markdown, pack, slim
+from claims import Cost
+from figures import COLOURS, MUTED, PACK, legend, panels, publish, style, table
+from harness import Demo, Json, command_line, enter, now, pack, save
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -119,18 +118,14 @@ def wan_pag(model: Any, number: int) -> Any:
 
 
 def demo(frames: int, side: int) -> Subject:
-    loader = pack("demo.model")
-    text = loader.load_clip()
-    positive, negative = (
-        text.encode_from_tokens_scheduled(text.tokenize(words))
-        for words in ("a large red star on a blue background", "")
-    )
+    model = Demo()
+    positive, negative = map(model.encode, ("a large red star on a blue background", ""))
     layers = {
         "input.1.attn1": lambda model: unet_pag(model, "input", 1),
         "middle.0.attn1": core_pag,
         "output.3.attn1": lambda model: unet_pag(model, "output", 3),
     }
-    return Subject("demo model", loader.load_model(), positive, negative, (frames, 4, side, side), layers)
+    return Subject("demo model", model.model, positive, negative, (frames, 4, side, side), layers)
 
 
 def wan(folder: Path, frames: int, side: int) -> Subject:
@@ -170,13 +165,6 @@ def keep_memory() -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
-
-
 def sample(model: Any, subject: Subject, steps: int) -> tuple[float, Tensor]:
     """Seconds per step after the first, which also prepares; and the latents."""
     import comfy.sample
@@ -184,20 +172,9 @@ def sample(model: Any, subject: Subject, steps: int) -> tuple[float, Tensor]:
     marks: list[float] = []
     latent = torch.zeros(subject.shape)
     noise = torch.randn(subject.shape, generator=torch.Generator().manual_seed(0))
-    result = comfy.sample.sample(
-        model,
-        noise,
-        steps,
-        CFG,
-        "euler",
-        "normal",
-        subject.positive,
-        subject.negative,
-        latent,
-        callback=lambda *_: marks.append(now()),
-        disable_pbar=True,
-        seed=0,
-    )
+    how: dict[str, Any] = {"callback": lambda *_: marks.append(now()), "disable_pbar": True, "seed": 0}
+    asked = (steps, CFG, "euler", "normal", subject.positive, subject.negative, latent)
+    result = comfy.sample.sample(model, noise, *asked, **how)
     return (marks[-1] - marks[0]) / max(1, steps - 1), result
 
 
@@ -221,7 +198,7 @@ def share_before(subject: Subject, layer: str) -> float:
     return before[0] / counter.get_total_flops()
 
 
-def measure(subject: Subject, layer: str, rounds: int) -> dict[str, Any]:
+def measure(subject: Subject, layer: str, rounds: int) -> Json:
     """Seconds per step of every way with ``layer`` perturbed."""
     models = {PLAIN: subject.model, PAG: subject.layers[layer](subject.model)}
     models |= {way: ours(subject.model, guidance, layer) for way, (guidance, _) in OURS.items()}
@@ -244,36 +221,24 @@ def measure(subject: Subject, layer: str, rounds: int) -> dict[str, Any]:
 # Telling -------------------------------------------------------------------------------------------------------------
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    header = ["model", "perturbed layer", "f", "way", "s per step", "× CFG", "theory", "measured / theory"]
-    rows = []
-    for result in results:
-        for way, each in result["ways"].items():
-            place = [result["model"], result["layer"], f"{result['before']:.2f}"] if way == PLAIN else [""] * 3
-            figures = [f"{each['seconds']:.2f}", f"{each['ratio']:.2f}", f"{each['theory']:.2f}"]
-            rows.append([*place, way, *figures, f"{each['ratio'] / each['theory']:.2f}"])
-    return markdown(header, rows)
-
-
-def short_table(results: list[dict[str, Any]]) -> str:
+def tables(results: list[Json]) -> str:
     """One line a layer: the cost in that of CFG, and in brackets in theory."""
+    rows = [
+        [
+            r["model"],
+            f"`{r['layer']}`",
+            *(f"{r['ways'][w]['ratio']:.2f} ({r['ways'][w]['theory']:.2f})" for w in WAYS[1:]),
+        ]
+        for r in results
+    ]
+    return table(["model", "perturbed layer", *WAYS[1:]], rows)
 
-    def cell(each: dict[str, float]) -> str:
-        return f"{each['ratio']:.2f} ({each['theory']:.2f})"
 
-    ways = (PAG, "[A−I]", "[A−I] not shared", "[U−I]", "[U−I] not shared")
-    rows = [[r["model"], f"`{r['layer']}`", *(cell(r["ways"][way]) for way in ways)] for r in results]
-    return markdown(["model", "perturbed layer", *ways], rows)
-
-
-def chart(results: list[dict[str, Any]]) -> Any:
-    """Cost in that of CFG, with theory as a line across each bar."""
-    from matplotlib.figure import Figure
-
-    ways = WAYS[1:]
-    colours = ("#9aa5b1", COLOURS[0], f"{COLOURS[0]}55", COLOURS[1], f"{COLOURS[1]}55")
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    axes = figure.subplots()
+def chart(results: list[Json]) -> Any:
+    """With theory as a line across each bar."""
+    ways, colours = WAYS[1:], (MUTED, COLOURS[0], f"{COLOURS[0]}55", COLOURS[1], f"{COLOURS[1]}55")
+    figure, ((axes,),) = panels("What a guided step costs", "In the cost of plain CFG.", 1, 1, (1200, 400))
+    style(axes)
     for number, (way, colour) in enumerate(zip(ways, colours, strict=True)):
         places = [place + (number - 2) * 0.16 for place in range(len(results))]
         axes.bar(places, [r["ways"][way]["ratio"] for r in results], 0.15, color=colour, label=way)
@@ -281,29 +246,38 @@ def chart(results: list[dict[str, Any]]) -> Any:
         label = "theory" if way == ways[-1] else None
         axes.hlines(levels, [p - 0.075 for p in places], [p + 0.075 for p in places], color="black", label=label)
     axes.set_xticks(range(len(results)), [f"{r['model']}\n{r['layer']}" for r in results])
-    axes.axhline(1, color="#52606d", linewidth=0.8, linestyle=":")
-    axes.set_ylabel("cost of a step, in that of CFG")
-    axes.set_ylim(0, 2.7)
-    axes.legend(ncols=3, frameon=False)
+    axes.axhline(1, color=MUTED, linewidth=0.8, linestyle=":")
+    legend(figure, axes)
     return figure
 
 
+def costs(results: list[Json]) -> list[Cost]:
+    return [
+        Cost(
+            f"{way.replace('−', ' − ')} at {row['layer']} of the {row['model']}, of plain CFG",
+            f"{row['ways'][way]['ratio']:.2f}",
+            f"{row['ways'][way]['theory']:.2f}",
+            f"ComfyUI’s PAG {row['ways'][PAG]['ratio']:.2f}" if way == "[A−I]" else "",
+        )
+        for row in results
+        for way in ("[A−I]", "[U−I]")
+    ]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--frames", type=int, default=8, help="latent frames of the demo model; Wan has 5")
-    parser.add_argument("--side", type=int, default=32, help="height and width of the latents")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser = command_line(
+        __doc__,
+        "publish",
+        rounds=(5, ""),
+        frames=(8, "latent frames of the demo model; Wan has 5"),
+        side=(32, "height and width of the latents"),
+    )
+    parser.set_defaults(threads=1)
     parser.add_argument("--return-memory", action="store_true", help="let glibc return memory to the system")
-    parser.add_argument("--out", type=Path, help="write figures and chart to this folder")
-    parser.add_argument("--publish", action="store_true", help="write the documentation's table and chart")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     if not arguments.return_memory:
         keep_memory()
-    enter_comfyui(arguments.comfyui.resolve())
-
+    enter(arguments)
     results = []
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         for subject in (demo(arguments.frames, arguments.side), wan(Path(folder), 5, arguments.side)):
@@ -311,19 +285,9 @@ def main() -> None:
             for layer in subject.layers:
                 results.append(measure(subject, layer, arguments.rounds))
                 print(f"{layer}: [A−I] is off PAG by {results[-1]['off_pag']:.1e} of PAG's effect", flush=True)
-    print(table(results), short_table(results), sep="\n\n")
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        settings = {name: str(value) for name, value in vars(arguments).items()} | {"torch": torch.__version__}
-        text = json.dumps({"settings": settings, "results": results}, indent=1, ensure_ascii=False)
-        (arguments.out / f"{NAME}.json").write_text(text, "utf-8")
-        (arguments.out / f"{NAME}.md").write_text(f"{table(results)}\n", "utf-8")
-        chart(results).savefig(arguments.out / f"{NAME}.png", dpi=110)
-    if arguments.publish:
-        PICTURES.mkdir(parents=True, exist_ok=True)
-        (PICTURES / f"{NAME}.md").write_text(f"{short_table(results)}\n", "utf-8")
-        chart(results).savefig(PICTURES / f"{NAME}.png", dpi=90)
-        slim(PICTURES / f"{NAME}.png")
+    save(arguments.out, results)
+    how = arguments.out, arguments.publish
+    print(publish(NAME, *how, tables(results), chart(results)))
 
 
 if __name__ == "__main__":

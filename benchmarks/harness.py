@@ -32,7 +32,7 @@ MIB = 2**20
 
 if "coherence" not in sys.modules:
     sys.path.append(str(PACK))
-    importlib.import_module("pack").enter()
+    importlib.import_module("_enter_pack").enter()
 
 
 def pack(name: str) -> Any:

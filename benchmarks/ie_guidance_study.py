@@ -19,15 +19,12 @@ of the video model's clips that move as their prompt says.
 Intervals are 95% bootstrap intervals over scenes; differences from plain CFG are taken scene by scene.
 """
 
-# ruff: noqa: E402 (the pack needs its name first)
-
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import sys
-import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -36,26 +33,34 @@ from typing import Any
 
 import numpy as np
 import torch
+from claims import Claim, Estimate, estimate, shown
+from figures import bold, legend, line, panels, publish, sheet, style, table
+from harness import FULL, OPEN, SAYS, SIDE, Json, command_line, open_prompt, pack, remember, save, strip, within
+from picture_metrics import edge_slope
 from PIL import Image
-from studies import PACK
 from torch import Tensor
 
-sys.path.append(str(PACK))  # its modules that need no ComfyUI: that one runs in the server
-import _enter_pack
+NAME = "ie_guidance_study"
+PLAIN = "plain CFG"
+PAIRS = ("A-I", "U-A", "U-I", "strategy 3")
+LONE = ("strategy 1", "strategy 4")
+GUIDANCES = (*PAIRS, *LONE)
+MEASURES = {
+    "obeys": ("obeys the prompt", ".1%"),
+    "form": ("form", ".3f"),
+    "sharpness": ("sharpness", ".3f"),
+    "grain": ("grain", ".2f"),
+    "ssim": ("SSIM of neighbouring frames", ".3f"),
+    "moves": ("moves as the prompt says", ".1%"),
+}
+QUALITIES = {"form": 1, "sharpness": 1, "grain": -1}
+"""What stands in for the paper's aesthetic and imaging scores, and which way is better."""
+VIDEO_FRAMES = 16
+"""Of the clips that the video model learned from."""
 
-_enter_pack.enter()
-import ie_guidance_report as report
-from coherence.demo.motion import FRAMES, MovingScene, moving_caption, random_moving_scene
-from coherence.demo.motion_reader import read_motion
-from coherence.demo.reader import correct, read, shape_mask
-from coherence.demo.shapes import Scene, caption, coverage, paint, random_scene
-from coherence.hosting.provision import Host
-from coherence.hosting.server import Server
-from coherence.metrics.similarity import ssim
-from picture_metrics import edge_slope
 
-Json = dict[str, Any]
-SIDE = 128  # pixels
+def way_name(guidance: str, scale: float) -> str:
+    return guidance if guidance in LONE else f"{guidance} λ={scale:g}"
 
 
 @dataclass(frozen=True)
@@ -75,19 +80,18 @@ class Setting:
     """Of the scenes, how many make one that is drawn."""
     measured: str = "0"
     """At which steps the entropy is taken: at the first, as the node does unless told otherwise, or "all"."""
-    guidances: tuple[str, ...] = report.GUIDANCES
+    guidances: tuple[str, ...] = GUIDANCES
 
     @property
     def ways(self) -> dict[str, tuple[str, float] | None]:
         """Name → guidance and λ; strategies 1 and 4 have no λ."""
-        pairs = [(guidance, scale) for guidance in report.PAIRS for scale in self.scales]
-        lone = [(guidance, 1.0) for guidance in report.LONE]
+        pairs = [(guidance, scale) for guidance in PAIRS for scale in self.scales]
+        lone = [(guidance, 1.0) for guidance in LONE]
         chosen = [each for each in pairs + lone if each[0] in self.guidances]
-        return {report.PLAIN: None} | {report.way_name(*each): each for each in chosen}
+        return {PLAIN: None} | {way_name(*each): each for each in chosen}
 
 
-EVERYTHING = ("colour", "background", "position", "size", "shape")
-LOOK = ("colour", "background", "shape")
+EVERYTHING, LOOK = SAYS[FULL], SAYS[OPEN]
 IMAGE = {
     "usual": Setting("stills, 8 steps", 8, "dpmpp_2m", EVERYTHING, (1.0, 2.0, 4.0), 2),
     "late": Setting(
@@ -99,8 +103,8 @@ IMAGE = {
 }
 BOTH = {"is_clip": True, "guidances": ("A-I", "U-I")}
 VIDEO = {
-    "video": Setting("clips, 8 steps", 8, "dpmpp_2m", LOOK, (2.0,), FRAMES, **BOTH),
-    "video free": Setting("clips, 8 steps, cfg 1.5", 8, "dpmpp_2m", LOOK, (2.0,), FRAMES, cfg=1.5, **BOTH),
+    "video": Setting("clips, 8 steps", 8, "dpmpp_2m", LOOK, (2.0,), VIDEO_FRAMES, **BOTH),
+    "video free": Setting("clips, 8 steps, cfg 1.5", 8, "dpmpp_2m", LOOK, (2.0,), VIDEO_FRAMES, cfg=1.5, **BOTH),
 }
 SETTINGS = IMAGE | VIDEO
 KINDS = {"image": IMAGE, "video": VIDEO}
@@ -112,10 +116,10 @@ class Task:
 
     name: str
     number: int
-    scene: Scene
+    scene: Any
     motion: str | None = None
     """Of the video model's clips; of so many ``frames``."""
-    frames: int = FRAMES
+    frames: int = VIDEO_FRAMES
 
     @property
     def setting(self) -> Setting:
@@ -128,10 +132,11 @@ class Task:
     @property
     def prompt(self) -> str:
         if self.motion:
-            return moving_caption(MovingScene(self.scene, self.motion), random.Random(self.number))
+            motion = pack("demo.motion")
+            return motion.moving_caption(motion.MovingScene(self.scene, self.motion), random.Random(self.number))
         if self.setting.is_clip:
-            return f"a {self.scene.colour} {self.scene.shape} on a {self.scene.background} background"
-        return caption(self.scene, random.Random(self.number))
+            return open_prompt(self.scene)
+        return pack("demo.shapes").caption(self.scene, random.Random(self.number))
 
     def strip(self, folder: Path, way: str) -> Path:
         """The file of what was drawn, side by side."""
@@ -144,8 +149,11 @@ class Task:
 
 def tasks(kind: str, scenes: int, frames: int, names: list[str]) -> list[Task]:
     """Scene by scene, so that a study that was broken off has all settings of its first ones."""
-    rng = random.Random(0)
-    drawn = [random_moving_scene(rng) if kind == "video" else MovingScene(random_scene(rng), "") for _ in range(scenes)]
+    rng, motion, shapes = random.Random(0), pack("demo.motion"), pack("demo.shapes")
+    drawn = [
+        motion.random_moving_scene(rng) if kind == "video" else motion.MovingScene(shapes.random_scene(rng), "")
+        for _ in range(scenes)
+    ]
     return [
         Task(name, number, moving.scene, moving.motion or None, frames)
         for number, moving in enumerate(drawn)
@@ -196,13 +204,13 @@ def workflow(task: Task) -> tuple[Json, dict[str, str]]:
     return prompt, saved
 
 
-def draw(task: Task, server: Server, folder: Path) -> None:
+def draw(task: Task, server: Any, folder: Path) -> None:
     prompt, saved = workflow(task)
     entry = server.queue(prompt)
     for way in task.setting.ways:
         files = entry["outputs"][saved[way]]["images"]
         pictures = [np.asarray(Image.open(BytesIO(server.download(file)))) for file in files]
-        Image.fromarray(np.concatenate(pictures, axis=1)).save(task.strip(folder, way))
+        strip(task.strip(folder, way), lambda pictures=pictures: torch.from_numpy(np.stack(pictures)) / 255)
     (file,) = entry["outputs"][saved["registry"]]["registries"]
     layers = json.loads(server.download(file))["sites"]
     chosen = [layer["name"] for layer in layers if layer["selected"]]
@@ -211,49 +219,33 @@ def draw(task: Task, server: Server, folder: Path) -> None:
 
 def draw_all(todo: list[Task], comfyui: Path, folder: Path, minutes: float) -> list[Task]:
     """Draw what is not there, and begin nothing after ``minutes``; returns what has been drawn."""
-    end = time.monotonic() + 60 * minutes
-    drawn = {task.name: asdict(task.setting) | {"pictures": task.pictures} for task in todo}
-    settings = json.dumps(drawn, indent=1)
-    about = folder / "settings.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    if about.exists() and about.read_text("utf-8") != settings:
-        raise SystemExit(f"{folder} holds a study with other settings. Name another folder with --out.")
-    about.write_text(settings, "utf-8")
+    remember(folder / "settings.json", {task.name: asdict(task.setting) | {"pictures": task.pictures} for task in todo})
     missing = [task for task in todo if not task.note(folder).exists()]
     if not missing:
         return todo
-    with Server(Host(comfyui, Path(sys.executable), is_ours=False)) as server:
-        for number, task in enumerate(missing, 1):
-            if number > 1 and time.monotonic() > end:
-                break
-            task.note(folder).parent.mkdir(exist_ok=True)
+    host = pack("hosting.provision").Host(comfyui, Path(sys.executable), is_ours=False)
+    with pack("hosting.server").Server(host) as server:
+        for task in within(minutes, missing):
             draw(task, server, folder)
-            print(f"\r{number}/{len(missing)}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+            print(f"{task.name} {task.number:02}", file=sys.stderr, flush=True)
     return [task for task in todo if task.note(folder).exists()]
 
 
 # Measuring -----------------------------------------------------------------------------------------------------------
 
 
-def pictures_of(strip: Path) -> Tensor:
-    """(pictures, 128, 128, 3) in [0, 1]."""
-    with Image.open(strip) as image:
-        pixels = torch.from_numpy(np.array(image.convert("RGB")))
-    return pixels.unflatten(1, (-1, SIDE)).movedim(1, 0).float() / 255
-
-
 def measure(pictures: Tensor, task: Task) -> dict[str, list[float]]:
     """Figures of every picture; ``ssim`` of every two neighbouring frames."""
-    reading = read(pictures)
-    right = correct(reading, task.scene)
+    reader, shapes = pack("demo.reader"), pack("demo.shapes")
+    reading = reader.read(pictures)
+    right = reader.correct(reading, task.scene)
     drawn = torch.cat(
         [
-            paint(coverage(scene.shape, radius, *centre[:, None]), "black", "white")
+            shapes.paint(shapes.coverage(scene.shape, radius, *centre[:, None]), "black", "white")
             for scene, radius, centre in zip(reading.scenes, reading.radius.tolist(), reading.centre, strict=True)
         ]
     )
-    slope, steepest = edge_slope(pictures, shape_mask(pictures)), edge_slope(drawn, shape_mask(drawn))
+    slope, steepest = (edge_slope(each, reader.shape_mask(each)) for each in (pictures, drawn))
     figures = {
         "obeys": torch.stack([right[name] for name in task.setting.says]).float().mean(0),
         "form": reading.confidence,
@@ -261,43 +253,136 @@ def measure(pictures: Tensor, task: Task) -> dict[str, list[float]]:
         "grain": reading.grain,
     }
     if task.setting.is_clip:
-        figures["ssim"] = ssim(pictures[1:], pictures[:-1])
+        figures["ssim"] = pack("metrics.similarity").ssim(pictures[1:], pictures[:-1])
     if task.motion:
-        figures["moves"] = torch.tensor([float(read_motion(pictures).motion == task.motion)])
+        figures["moves"] = torch.tensor([float(pack("demo.motion_reader").read_motion(pictures).motion == task.motion)])
     return {name: values.tolist() for name, values in figures.items()}
 
 
 def measure_all(done: list[Task], folder: Path) -> Iterator[Json]:
     for task in done:
         note = json.loads(task.note(folder).read_text("utf-8"))
-        ways = {way: measure(pictures_of(task.strip(folder, way)), task) for way in task.setting.ways}
+        ways = {way: measure(strip(task.strip(folder, way)), task) for way in task.setting.ways}
         yield {"setting": task.name, "scene": task.number, **note, "ways": ways}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for all that is drawn, figures, charts")
-    parser.add_argument("--kind", choices=list(KINDS), default="image", help="which of the demo models")
-    parser.add_argument("--scenes", type=int, default=24, help="prompts; every second one as a clip, too")
-    parser.add_argument("--frames", type=int, default=FRAMES, help="of the video model's clips; it learned from 16")
-    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="which of them")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="draw no scene after so many")
-    parser.add_argument("--publish", action="store_true", help="write the documentation's table and pictures")
-    arguments = parser.parse_args()
-    kind = arguments.kind
-    todo = tasks(kind, arguments.scenes, arguments.frames, arguments.settings)
-    todo = draw_all(todo, arguments.comfyui.resolve(), arguments.out, arguments.minutes)
-    records = list(measure_all(todo, arguments.out))
-    titles = {task.name: task.setting.title for task in todo}
-    (arguments.out / "figures.json").write_text(json.dumps(records), "utf-8")
-    shown = [task for task in todo if task.name == next(iter(titles))][:4]
-    columns, pick = report.short(shown[0].setting.ways), -1 if kind == "video" else 0
-    sheet = report.contact_sheet(
-        {task.prompt: {way: pictures_of(task.strip(arguments.out, way))[pick] for way in columns} for task in shown}
+# Telling -------------------------------------------------------------------------------------------------------------
+
+
+def gain(records: list[Json], way: str, other: str, name: str) -> Tensor:
+    """Prompt by prompt, (prompts, pictures)."""
+    rows = (
+        torch.tensor([record["ways"][each][name] for record in records], dtype=torch.float64) for each in (way, other)
     )
-    name = report.NAME + "_video" * (kind == "video")
-    print(report.write(name, records, titles, sheet, arguments.out, arguments.publish))
+    return next(rows) - next(rows)
+
+
+def differences(records: list[Json], ways: list[str]) -> str:
+    """Means of plain CFG, and of the ways their difference from it; bold where its interval leaves out 0."""
+    measures = records[0]["ways"][PLAIN]
+
+    def cell(way: str, name: str) -> str:
+        form = MEASURES[name][1]
+        if way == PLAIN:
+            return shown(estimate(torch.tensor([record["ways"][way][name] for record in records])), form)
+        return bold(estimate(gain(records, way, PLAIN, name)), form)
+
+    layers = Counter(", ".join(record["layers"]) for record in records)
+    named = ", ".join(f"`{name}` for {count}" for name, count in layers.most_common())
+    about = f"{len(records)} prompts, {len(measures['obeys'])} pictures each; layer: {named}"
+    header = ["", *(MEASURES[name][0] for name in measures)]
+    title = SETTINGS[records[0]["setting"]].title
+    return f"**{title}** ({about})\n\n{table(header, [[way, *(cell(way, name) for name in measures)] for way in ways])}"
+
+
+def short(ways: Any) -> list[str]:
+    """Every guidance at λ = 2."""
+    return [way for way in ways if "λ" not in way or way.endswith("λ=2")]
+
+
+def chart(of: dict[str, list[Json]]) -> Any:
+    """Differences from plain CFG against λ, a row a setting."""
+    measured = {setting: records[0]["ways"][PLAIN] for setting, records in of.items()}
+    names = [name for name in MEASURES if any(name in each for each in measured.values())]
+    subtitle = "Differences from plain CFG against λ, prompt by prompt, with 95% intervals."
+    figure, grid = panels("What guidances do to pictures", subtitle, len(of), len(names), (290, 290))
+    for row, (setting, records) in zip(grid, of.items(), strict=True):
+        for axes, name in zip(row, names, strict=True):
+            if name not in measured[setting]:
+                axes.set_axis_off()
+                continue
+            style(axes, MEASURES[name][0], "λ", SETTINGS[setting].title if axes is row[0] else "")
+            axes.axhline(0, linewidth=0.8)
+            for number, guidance in enumerate(GUIDANCES):
+                places: dict[float, str] = {0.5: guidance} if guidance in LONE else {}
+                places = places or {scale: way_name(guidance, scale) for scale in (1, 2, 4)}
+                places = {
+                    x * (1 + 0.05 * (number - 2.5)): way for x, way in places.items() if way in records[0]["ways"]
+                }
+                found: list[Estimate] = [estimate(gain(records, way, PLAIN, name)) for way in places.values()]
+                line(axes, list(places), found, number, guidance)
+            axes.set_xscale("log")
+            axes.set_xticks([0.5, 1, 2, 4], ["no λ", "1", "2", "4"])
+            axes.minorticks_off()
+            axes.set_xlim(0.4, 5)
+    legend(figure, grid[0][0])
+    return figure
+
+
+def claims(records: list[Json]) -> list[Claim]:
+    """Stills of the usual setting, and clips where there are any."""
+    of = {setting: [r for r in records if r["setting"] == setting] for setting in SETTINGS}
+
+    def claim(where: str, text: str, setting: str, pair: tuple[str, str], name: str, sign: int) -> Claim:
+        title, form = MEASURES[name]
+        figure = f"{title}, {pair[0]} less {pair[1]}, {'clips' if setting != 'usual' else 'stills'}"
+        return Claim.of(where, text, figure, gain(of[setting], *pair, name), "+" + form, sign, unit="prompts")
+
+    found = []
+    for name, sign in QUALITIES.items() if of["usual"] else ():
+        for way in ("A-I", "U-A", "U-I"):
+            text = f"[{way.replace('-', ' − ')}] improves the quality of the picture over plain CFG"
+            found.append(claim("table 2", text, "usual", (f"{way} λ=2", PLAIN), name, sign))
+        for where, text, pair in (
+            ("table 2", "[A − I] does so more than [U − I] on average", ("A-I λ=2", "U-I λ=2")),
+            ("table 4", "Strategy 3 is better than strategy 2, [A − I]", ("strategy 3 λ=2", "A-I λ=2")),
+            ("table 4", "Strategy 4 is better than strategy 2, [A − I]", ("strategy 4", "A-I λ=2")),
+            ("table 4", "Strategy 2, [A − I], is better than strategy 1", ("A-I λ=2", "strategy 1")),
+        ):
+            found.append(claim(where, text, "usual", pair, name, sign))
+    for setting in ("clips", "video"):
+        text = "IE-Adapt’s clips are more consistent from frame to frame than plain CFG’s"
+        found += [claim("table 1", text, setting, ("U-I λ=2", PLAIN), "ssim", 1)] if of[setting] else []
+    return found
+
+
+def main() -> None:
+    parser = command_line(
+        __doc__,
+        "minutes",
+        "publish",
+        scenes=(24, "prompts; every second one as a clip, too"),
+        frames=(VIDEO_FRAMES, "of the video model's clips; it learned from 16"),
+    )
+    parser.add_argument("--kind", choices=list(KINDS), default="image", help="which of the demo models")
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="which of them")
+    arguments = parser.parse_args()
+    kind, out = arguments.kind, arguments.out
+    todo = tasks(kind, arguments.scenes, arguments.frames, arguments.settings)
+    todo = draw_all(todo, arguments.comfyui.resolve(), out, arguments.minutes)
+    records = list(measure_all(todo, out))
+    save(out, records)
+    of = {name: [r for r in records if r["setting"] == name] for name in dict.fromkeys(task.name for task in todo)}
+    text, brief = (
+        "\n\n".join(differences(each, choose(each[0]["ways"])) for each in of.values()) for choose in (list, short)
+    )
+    columns, pick = short(todo[0].setting.ways), -1 if kind == "video" else 0
+    blocks = [
+        (f"“{task.prompt}”", {"": [strip(task.strip(out, way))[pick] for way in columns]})
+        for task in [task for task in todo if task.name == todo[0].name][:4]
+    ]
+    name = NAME + "_video" * (kind == "video")
+    print(publish(name, out, arguments.publish, text, chart(of), sheet(blocks, columns, side=SIDE), brief))
 
 
 if __name__ == "__main__":

@@ -5,25 +5,22 @@
 Clips that the demo model has never seen are encoded, inverted and drawn again under the same prompt with Euler steps
 at cfg 1; every mode, number of steps and of refinements. PSNR of the decoded frames is against what the VAE alone makes
 of the clip: what the inversion loses, and the VAE does not. A second table shows time and peak memory of our filter and
-of kornia's, whose 5 × 5 windows are equal. Run it with the Python of that ComfyUI; FOLDER gets inversion.json.
+of kornia's, whose 5 × 5 windows are equal. Run it with the Python of that ComfyUI; FOLDER gets the figures.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
-from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
-from studies import bootstrap, enter_comfyui, markdown, pack, shown
+from claims import Cost, estimate, shown
+from figures import table
+from harness import MIB, Demo, Json, command_line, enter, now, pack, peak_of, save, take_turns
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 MODES = ("none", "latent_spatial", "feature_temporal", "literal")
 REFINEMENTS = (0, 3)
@@ -69,27 +66,19 @@ def ways(steps: list[int]) -> Iterator[Way]:
 
 def round_trips(subject: tuple[str, str, str, str], number: int, frames: int, steps: list[int]) -> Iterator[Trip]:
     """Every way with one clip, by the nodes' own code and ComfyUI's sampler."""
-    import comfy.samplers
-    from comfy_extras.nodes_custom_sampler import BasicGuider, DisableNoise, SamplerCustomAdvanced
-
-    loader, inversion = pack("demo.model"), pack("samplers.inversion")
-    psnr = pack("metrics.similarity").psnr
+    demo, inversion, psnr = Demo(), pack("samplers.inversion"), pack("metrics.similarity").psnr
     shape, colour, background, motion = subject
-    model, text, vae = loader.load_model(), loader.load_clip(), loader.load_vae()
-    prompt = text.encode_from_tokens_scheduled(text.tokenize(f"a {colour} {shape} on a {background} background"))
+    prompt = demo.encode(f"a {colour} {shape} on a {background} background")
     clip = pack("demo.clips").render_clip(shape, colour, background, motion, frames, seed=number).frames
-    latent = {"samples": vae.encode(clip)}
-    by_vae = vae.decode(latent["samples"])
+    latent = {"samples": demo.vae.encode(clip)}
+    by_vae = demo.decode(latent["samples"])
     for way in ways(steps):
-        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", way.steps)
+        sigmas = demo.sigmas(way.steps, "normal")
         how = inversion.Inversion(mode=way.mode, refine_iterations=way.refine_iterations)
-        start = time.process_time()
-        noise, report = inversion.invert_latent(model, prompt, None, 1.0, latent, sigmas, how, number, "benchmark")
-        seconds = time.process_time() - start
-        silence, guider = DisableNoise.execute().args[0], BasicGuider.execute(model, prompt).args[0]
-        euler = comfy.samplers.sampler_object("euler")
-        drawn = SamplerCustomAdvanced.execute(silence, guider, euler, sigmas, {"samples": noise}).args[0]
-        decoded = vae.decode(drawn["samples"])
+        start = now()
+        noise, report = inversion.invert_latent(demo.model, prompt, None, 1.0, latent, sigmas, how, number, "benchmark")
+        seconds = now() - start
+        decoded = demo.decode(demo.redraw(demo.model, noise, sigmas, prompt))
         calls = 2 * way.steps if way.mode == "literal" else way.steps * (1 + way.refine_iterations) + 1
         against = [psnr(decoded, other).tolist() for other in (by_vae, clip)]
         yield Trip(way, *against, report.norm[-1], calls, seconds)
@@ -100,7 +89,7 @@ def trips_table(trips: list[Trip]) -> str:
     for way in dict.fromkeys(trip.way for trip in trips):
         same = [trip for trip in trips if trip.way == way]
         by_vae, by_clip = (
-            shown(bootstrap(torch.tensor([getattr(trip, name) for trip in same])), ".1f")
+            shown(estimate(torch.tensor([getattr(trip, name) for trip in same])), ".1f")
             for name in ("against_vae", "against_clip")
         )
         norm = f"{sum(trip.norm for trip in same) / len(same):.2f}"
@@ -109,7 +98,7 @@ def trips_table(trips: list[Trip]) -> str:
             [way.mode, str(way.steps), str(way.refine_iterations), by_vae, by_clip, norm, str(same[0].calls), took]
         )
     header = ["mode", "steps", "refinements", "PSNR against the VAE's frames (dB)", "against the clip (dB)"]
-    return markdown([*header, "norm of the noise", "model calls", "seconds"], rows)
+    return table([*header, "norm of the noise", "model calls", "seconds"], rows)
 
 
 # The filter --------------------------------------------------------------------------------------------------------
@@ -140,72 +129,73 @@ def ours(latents: Tensor) -> Tensor:
 FILTERS = {"ours": ours, "kornia": by_kornia, "kornia, unfolding": by_kornia_unfolded}
 
 
-def peak(function: Callable[[Tensor], Tensor], latents: Tensor) -> float:
-    """Most memory held at once, the latent's own with it, as a multiple of that."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as watched:
-        function(latents)
-    held = most = latents.nbytes
-    for event in watched.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most / latents.nbytes
-
-
-def seconds(function: Callable[[Tensor], Tensor], latents: Tensor) -> float:
-    start = time.process_time()
-    function(latents)
-    return time.process_time() - start
-
-
-def filter_costs(count: int, rounds: int = 5) -> list[dict[str, Any]]:
+def filter_costs(count: int, rounds: int = 5) -> list[Json]:
+    """Seconds, and the most memory held at once, the latent's own with it, as a multiple of that."""
     costs = []
     for name, shape in list(LATENTS.items())[:count]:
         latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        times = [{kind: seconds(function, latents) for kind, function in FILTERS.items()} for _ in range(rounds)]
-        for kind, function in FILTERS.items():
-            off = (function(latents) - ours(latents)).abs().max().item()
-            took = median(each[kind] for each in times)
-            costs.append({"latent": name, "filter": kind, "seconds": took, "peak": peak(function, latents), "off": off})
+        runs = {kind: partial(function, latents) for kind, function in FILTERS.items()}
+        times, right = take_turns(runs, rounds), ours(latents)
+        for kind, run in runs.items():
+            peak, off = 1 + MIB * peak_of(run) / latents.nbytes, (run() - right).abs().max().item()
+            costs.append({"latent": name, "filter": kind, "seconds": median(times[kind]), "peak": peak, "off": off})
     return costs
 
 
-def filters_table(costs: list[dict[str, Any]]) -> str:
+def filters_table(costs: list[Json]) -> str:
     rows = [
         [cost["latent"], cost["filter"], f"{cost['seconds']:.3f}", f"{cost['peak']:.1f}", f"{cost['off']:.0e}"]
         for cost in costs
     ]
-    return markdown(["latent", "filter", "seconds", "peak memory / latent", "differs by at most"], rows)
+    return table(["latent", "filter", "seconds", "peak memory / latent", "differs by at most"], rows)
+
+
+def costs(results: Json) -> list[Cost]:
+    """The bilateral filter beside kornia's, and the round trip."""
+    found = []
+    for latent in dict.fromkeys(row["latent"] for row in results["filters"]):
+        by = {row["filter"]: row for row in results["filters"] if row["latent"] == latent}
+        mine, kornia, unfolding = by["ours"], by["kornia"], by["kornia, unfolding"]
+        found += [
+            Cost(
+                f"Bilateral filter, {latent}: time, of kornia’s",
+                f"{mine['seconds'] / kornia['seconds']:.2f}",
+                peer=f"kornia’s path for GPUs {unfolding['seconds'] / kornia['seconds']:.2f}",
+            ),
+            Cost(
+                f"Bilateral filter, {latent}: peak memory, of the latent’s own",
+                f"{mine['peak']:.1f}",
+                "2, a latent in and one out",
+                f"kornia {kornia['peak']:.1f}, its path for GPUs {unfolding['peak']:.1f}",
+            ),
+        ]
+    for steps in sorted({trip["way"]["steps"] for trip in results["trips"]}):
+        way = {"mode": "none", "steps": steps, "refine_iterations": 3}
+        psnr = [trip["against_vae"] for trip in results["trips"] if trip["way"] == way]
+        goal = f"at least {TARGET:g}, our target" if steps == 25 else ""
+        what = f"Round trip of rendered clips ({len(psnr)}), {steps} steps, 3 refinements: PSNR in dB"
+        found.append(Cost(what, shown(estimate(torch.tensor(psnr)), ".1f"), goal))
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
-    parser.add_argument("--clips", type=int, default=3, choices=range(1, len(SUBJECTS) + 1))
-    parser.add_argument("--frames", type=int, default=8)
+    parser = command_line(
+        __doc__,
+        clips=(3, "at most 4"),
+        frames=(8, "of a clip"),
+        latents=(len(LATENTS), "to time the filter with, smallest first"),
+    )
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 25, 50])
-    parser.add_argument("--latents", type=int, default=len(LATENTS), help="to time the filter with, smallest first")
-    parser.add_argument("--out", type=Path, help="folder for inversion.json")
-    options = parser.parse_args()
-    enter_comfyui(options.comfyui.resolve())
-    torch.set_num_threads(1)
+    parser.set_defaults(threads=1)
+    arguments = parser.parse_args()
+    enter(arguments)
     with torch.inference_mode():
-        costs = filter_costs(options.latents)
-        print(filters_table(costs), end="\n\n", flush=True)
-        trips = [
-            trip
-            for number, subject in enumerate(SUBJECTS[: options.clips])
-            for trip in round_trips(subject, number, options.frames, options.steps)
-        ]
+        filters = filter_costs(arguments.latents)
+        print(filters_table(filters), end="\n\n", flush=True)
+        subjects = enumerate(SUBJECTS[: arguments.clips])
+        trips = [t for n, each in subjects for t in round_trips(each, n, arguments.frames, arguments.steps)]
     print(trips_table(trips))
-    reached = [trip.against_vae for trip in trips if trip.way == Way("none", 25, 3)]
-    if reached:
-        figure = shown(bootstrap(torch.tensor(reached)), ".1f")
-        print(f"\nTarget, {TARGET:g} dB in mode none at 25 steps with 3 refinements: {figure}.")
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        results = {"trips": [asdict(trip) for trip in trips], "filters": costs}
-        (options.out / "inversion.json").write_text(json.dumps(results, indent=1), "utf-8")
+    save(arguments.out, {"trips": [asdict(trip) for trip in trips], "filters": filters})
 
 
 if __name__ == "__main__":

@@ -1,45 +1,42 @@
 """Time of the dependency noise beside that of the plain noises it is built from.
 
-    python benchmarks/noise_search.py [--json FILE]
+    python benchmarks/noise_search.py [--rounds 15] [--out FOLDER]
 
-64 frames of 4×64×64, those of 512×512 pixels in SD, against drawing 11 × 64 plain noises: the paper's
-Algorithm 1 draws a noise and 10 candidates for every frame. The jobs take turns and the median counts, so
-that other work on the machine touches all of them alike. The target is less than 3 times.
+64 frames of 4×64×64, those of 512×512 pixels in SD, against drawing 11 × 64 plain noises: the paper's Algorithm 1 draws
+a noise and 10 candidates for every frame. The target is less than 3 times.
 """
 
-import argparse
-import json
-import sys
-from collections.abc import Callable
+from __future__ import annotations
+
 from functools import partial
-from pathlib import Path
-from statistics import median
-from time import perf_counter
 
+import numpy as np
 import torch
+from claims import Cost, estimate, shown
+from figures import costs_table
+from harness import Json, command_line, pack, save, take_turns
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-from noise.dependency import dependency_noise
-from noise.streams import clip_noise, generator
-
-FRAMES, FRAME, CANDIDATES, ROUNDS = 64, (4, 64, 64), 10, 15
+FRAMES, FRAME, CANDIDATES = 64, (4, 64, 64), 10
+PLAIN = "11 x 64 plain noises"
 
 
 def draw_plain_noises() -> None:
-    source = generator(0)
+    source = pack("noise.streams").generator(0)
     for _ in range(FRAMES * (CANDIDATES + 1)):
         torch.randn(FRAME, generator=source)
 
 
-def make_clip(**options) -> None:
+def make_clip(**options: object) -> None:
+    streams, dependency_noise = pack("noise.streams"), pack("noise.dependency").dependency_noise
+
     def model(first, draw, frames):
         return dependency_noise(first, draw, [0.01] * frames, candidates=CANDIDATES, **options)
 
-    clip_noise((FRAMES, *FRAME), model, 0, generator(0))
+    streams.clip_noise((FRAMES, *FRAME), model, 0, streams.generator(0))
 
 
-JOBS: dict[str, Callable[[], None]] = {
-    "11 x 64 plain noises": draw_plain_noises,
+JOBS = {
+    PLAIN: draw_plain_noises,
     "bisection (the node's default: search in 16 frames)": make_clip,
     "bisection, search in all frames": partial(make_clip, searched_frames=FRAMES),
     "line_search, search in all frames": partial(make_clip, searched_frames=FRAMES, solver="line_search"),
@@ -47,26 +44,26 @@ JOBS: dict[str, Callable[[], None]] = {
 }
 
 
-def seconds(job: Callable[[], None]) -> float:
-    start = perf_counter()
-    job()
-    return perf_counter() - start
+def costs(times: Json) -> list[Cost]:
+    """Of the plain noises that the search draws, median of the rounds."""
+    ratios = {name: torch.tensor(each) / torch.tensor(times[PLAIN]) for name, each in times.items() if name != PLAIN}
+    return [
+        Cost(
+            f"Dependency noise, {name}, of {PLAIN}",
+            shown(estimate(ratio, np.median), ".2f"),
+            "1, drawing alone" if "all frames" in name else "at most 3, our target",
+        )
+        for name, ratio in ratios.items()
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--json", type=Path, help="also write the seconds of every round here")
-    arguments = parser.parse_args()
-    seconds(make_clip)
-    rounds = [{name: seconds(job) for name, job in JOBS.items()} for _ in range(arguments.rounds)]
-    times = {name: median(round_[name] for round_ in rounds) for name in JOBS}
-    plain = times["11 x 64 plain noises"]
-    print(f"{FRAMES} frames of {FRAME}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    for name, time in times.items():
-        print(f"{name:<52} {1000 * time:7.1f} ms {time / plain:6.2f} x")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"plain": "11 x 64 plain noises", "rounds": rounds}), "utf-8")
+    arguments = command_line(__doc__, comfyui=False, rounds=(15, "")).parse_args()
+    torch.set_num_threads(arguments.threads)
+    times = take_turns(JOBS, arguments.rounds)
+    save(arguments.out, times)
+    print("\n".join(f"{name}: {1000 * np.median(each):.1f} ms" for name, each in times.items()), "\n")
+    print(costs_table(costs(times)))
 
 
 if __name__ == "__main__":

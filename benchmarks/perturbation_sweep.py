@@ -16,38 +16,23 @@ much the share of the prompt falls that the frames show. Intervals: 95%, bootstr
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from claims import Claim, Estimate, between, estimate, number, rank_correlation, shown
+from figures import COLOURS, bars_of, legend, panels, publish, sheet, style, table
+from harness import Demo, Json, command_line, dependency_noise, empty, enter, pack, save
 from picture_metrics import gmsd
-from PIL import Image, ImageDraw
-from studies import (
-    COLOURS,
-    PICTURES,
-    between,
-    bootstrap,
-    enter_comfyui,
-    font,
-    markdown,
-    number,
-    pack,
-    rank_correlation,
-    shown,
-    slim,
-)
 from torch import Tensor
 
 NAME = "perturbation_sweep"
 STEPS, CFG, SAMPLER, SCHEDULER = 8, 5.0, "dpmpp_2m", "karras"
 MATRICES = ("identity", "uniform")
 WORSE = "identity − uniform"
-COLOUR_OF = dict(zip(MATRICES, COLOURS[1::-1], strict=True))
+PLAIN = "unperturbed"
 DAMAGES = {
     "structure": "1 − SSIM to unperturbed",
     "gradients": "GMSD to unperturbed",
@@ -55,85 +40,58 @@ DAMAGES = {
     "disobedience": "share of prompt lost",
 }
 SPANS = {"all steps": (0.0, 1.0), "first half": (0.0, 0.5), "second half": (0.5, 1.0)}
-Results = dict[str, dict[str, Any]]
+Results = dict[str, Json]
+
+
+STEADY = 0.01
+"""SSIM of neighbouring frames that counts as no change."""
+FIRST, MIDDLE, LAST = "input.1.attn1", "middle.0.attn1", "output.3.attn1"
 
 
 @dataclass(frozen=True)
 class World:
     """The demo model, the scenes and what sampling starts from."""
 
-    model: Any
-    vae: Any
+    demo: Demo
     scenes: list[Any]
     positives: list[list]
-    negative: list
     noises: list[Any]
     frames: int
 
     @classmethod
     def of(cls, scenes: int, frames: int) -> World:
-        loader, shapes = pack("demo.model"), pack("demo.shapes")
-        text = loader.load_clip()
-        rng = random.Random(0)
+        demo, shapes, rng = Demo(), pack("demo.shapes"), random.Random(0)
         drawn = [shapes.random_scene(rng) for _ in range(scenes)]
-        prompts = [shapes.caption(scene, rng) for scene in drawn]
-        *positives, negative = [text.encode_from_tokens_scheduled(text.tokenize(words)) for words in (*prompts, "")]
-        search = ("", "generalised", "bisection", 10, 15)
-        noises = [pack("nodes.noise").DependencyNoise.execute(seed, 0.02, *search).args[0] for seed in range(scenes)]
-        return cls(loader.load_model(), loader.load_vae(), drawn, positives, negative, noises, frames)
-
-    @property
-    def latent(self) -> dict[str, Tensor]:
-        """Of one clip."""
-        return {"samples": torch.zeros(self.frames, 4, 16, 16)}
-
-    @property
-    def sigmas(self) -> Tensor:
-        import comfy.samplers
-
-        return comfy.samplers.calculate_sigmas(self.model.get_model_object("model_sampling"), SCHEDULER, STEPS)
+        positives = [demo.encode(shapes.caption(scene, rng)) for scene in drawn]
+        return cls(demo, drawn, positives, [dependency_noise(seed, 0.02) for seed in range(scenes)], frames)
 
     @property
     def layers(self) -> list[str]:
         selectable = pack("attention.registry").SELECTABLE
-        return [site.name for site in pack("attention.sites").sites_of(self.model) if site.kind in selectable]
+        return [site.name for site in pack("attention.sites").sites_of(self.demo.model) if site.kind in selectable]
 
     def draw(self, model: Any) -> Tensor:
         """The clips of all scenes, (scenes, frames, 128, 128, 3) in [0, 1]."""
-        import comfy.sample
-
-        noise = torch.cat([each.generate_noise(self.latent) for each in self.noises])
-        prompts = torch.cat([positive[0][0] for positive in self.positives])
-        latents = comfy.sample.sample(
-            model,
-            noise,
-            STEPS,
-            CFG,
-            SAMPLER,
-            SCHEDULER,
-            [[prompts.repeat_interleave(self.frames, 0), {}]],
-            self.negative,
-            torch.zeros_like(noise),
-            disable_pbar=True,
-            seed=0,
-        )
-        return self.vae.decode(latents).float().cpu().clamp(0, 1).unflatten(0, (-1, self.frames))
+        noise = torch.cat([each.generate_noise(empty(self.frames)) for each in self.noises])
+        prompts = torch.cat([positive[0][0] for positive in self.positives]).repeat_interleave(self.frames, 0)
+        latents = self.demo.sample(model, noise, [[prompts, {}]], STEPS, CFG, SAMPLER, SCHEDULER)
+        return self.demo.decode(latents).unflatten(0, (-1, self.frames))
 
     def entropy(self, steps: list[int]) -> Tensor:
         """Mean over ``steps`` for every scene and layer, (scenes, layers) float64."""
-        measuring = pack("samplers.measure")
+        measuring, sigmas = pack("samplers.measure"), self.demo.sigmas(STEPS, SCHEDULER)
         rows = []
         for positive, noise in zip(self.positives, self.noises, strict=True):
-            start = measuring.Start(positive, noise, self.sigmas, self.latent)
-            _, figures = measuring.measure_layers(self.model, start, steps, "exact", "benchmark")
+            start = measuring.Start(positive, noise, sigmas, empty(self.frames))
+            _, figures = measuring.measure_layers(self.demo.model, start, steps, "exact", "benchmark")
             rows.append([figures[name].entropy for name in self.layers])
         return torch.tensor(rows, dtype=torch.float64)
 
     def steps_in(self, span: tuple[float, float]) -> list[int]:
         """The steps at which what is between two percentages of sampling acts."""
-        is_between = pack("attention.steps").is_between
-        sampling = self.model.get_model_object("model_sampling")
-        return [step for step in range(STEPS) if is_between(float(self.sigmas[step]), *span, sampling)]
+        is_between, sigmas = pack("attention.steps").is_between, self.demo.sigmas(STEPS, SCHEDULER)
+        sampling = self.demo.model.get_model_object("model_sampling")
+        return [step for step in range(STEPS) if is_between(float(sigmas[step]), *span, sampling)]
 
 
 def looks(clips: Tensor, scenes: list[Any]) -> dict[str, Tensor]:
@@ -162,17 +120,17 @@ def damage(clips: Tensor, plain: Tensor, scenes: list[Any]) -> dict[str, list[fl
 def sweep(world: World, spans: list[str]) -> tuple[Results, dict[str, Tensor]]:
     """Entropy and damage for every span, matrix and layer; and the clips of the first scenes for the sheet."""
     perturb, select = pack("nodes.perturbation").PerturbAttention, pack("nodes.entropy_register").SelectAttentionLayers
-    plain = world.draw(world.model)
-    shown_clips = {"unperturbed": plain[:, 0]}
+    plain = world.draw(world.demo.model)
+    shown_clips = {PLAIN: plain[:, 0]}
     results: Results = {}
     for when in spans:
         steps = world.steps_in(SPANS[when])
         entropy = {"steps": steps, "mean": world.entropy(steps).tolist(), "first": world.entropy(steps[:1]).tolist()}
         results[when] = {"entropy": entropy, **{matrix: {} for matrix in MATRICES}}
         for layer in world.layers:
-            (registry,) = select.execute(world.model, layer).args
+            (registry,) = select.execute(world.demo.model, layer).args
             for matrix in MATRICES:
-                (model,) = perturb.execute(world.model, registry, matrix, 0.5, *SPANS[when]).args
+                (model,) = perturb.execute(world.demo.model, registry, matrix, 0.5, *SPANS[when]).args
                 clips = world.draw(model)
                 results[when][matrix][layer] = damage(clips, plain, world.scenes)
                 if when == "all steps":
@@ -184,7 +142,7 @@ def sweep(world: World, spans: list[str]) -> tuple[Results, dict[str, Tensor]]:
 # Telling -------------------------------------------------------------------------------------------------------------
 
 
-def figures_of(result: dict[str, Any], matrix: str, name: str) -> Tensor:
+def figures_of(result: Json, matrix: str, name: str) -> Tensor:
     """(scenes, layers) float64."""
     if matrix == WORSE:
         identity, uniform = (figures_of(result, each, name) for each in MATRICES)
@@ -192,7 +150,7 @@ def figures_of(result: dict[str, Any], matrix: str, name: str) -> Tensor:
     return torch.tensor([each[name] for each in result[matrix].values()], dtype=torch.float64).mT
 
 
-def correlations(results: Results) -> list[dict[str, Any]]:
+def correlations(results: Results) -> list[Json]:
     """Entropy, as the mean over the perturbed steps and at the first of them, against every damage."""
     return [
         {"span": span, "matrix": matrix, "damage": name, "entropy": when}
@@ -204,18 +162,18 @@ def correlations(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def layer_table(result: dict[str, Any]) -> str:
+def layer_table(result: Json) -> str:
     """Entropy and damage of every layer, over all steps."""
     entropies = torch.tensor(result["entropy"]["mean"]).mean(0).tolist()
     header = ["layer", "entropy", *(f"{name} by {matrix[0].upper()}" for name in DAMAGES for matrix in MATRICES)]
     rows = []
     for place, layer in enumerate(result["identity"]):
-        cells = [bootstrap(figures_of(result, matrix, name)[:, place]) for name in DAMAGES for matrix in MATRICES]
+        cells = [estimate(figures_of(result, matrix, name)[:, place]) for name in DAMAGES for matrix in MATRICES]
         rows.append([f"`{layer}`", f"{entropies[place]:.3f}", *(shown(each, ".3f") for each in cells)])
-    return markdown(header, rows)
+    return table(header, rows)
 
 
-def correlation_table(found: list[dict[str, Any]]) -> str:
+def correlation_table(found: list[Json]) -> str:
     header = ["perturbed in", "map", "damage", "entropy", "ρ", "95%, other scenes", "95%, other layers", "p (exact)"]
     rows = []
     for each in found:
@@ -223,80 +181,130 @@ def correlation_table(found: list[dict[str, Any]]) -> str:
         when = {"mean": "mean", "first": "first step"}[each["entropy"]]
         place = [each["span"], each["matrix"], each["damage"], when]
         rows.append([*place, number(each["rho"], "+.2f"), *intervals, number(each["p"], ".3f")])
-    return markdown(header, rows)
+    return table(header, rows)
 
 
-def chart(result: dict[str, Any], found: list[dict[str, Any]]) -> Any:
-    """Damage by layer, and against entropy. ``found``: the correlations of ``result``, those that count first."""
-    from matplotlib.figure import Figure
-
+def chart(result: Json, found: list[Json]) -> Any:
+    """``found``: the correlations of ``result``, those that count first."""
     layers = list(result["identity"])
     entropies = torch.tensor(result["entropy"]["mean"]).mean(0).tolist()
-    figure = Figure(figsize=(14, 6), layout="constrained")
-    grid = figure.subplots(2, len(DAMAGES))
+    figure, grid = panels(
+        "What each layer is for", "Above: damage by layer. Below: against its entropy.", 2, len(DAMAGES), (380, 330)
+    )
     for column, (name, title) in zip(grid.T, DAMAGES.items(), strict=True):
-        for index, matrix in enumerate(MATRICES):
-            estimates = [bootstrap(values) for values in figures_of(result, matrix, name).unbind(1)]
-            y = [each.value for each in estimates]
-            bars = [[each.value - each.low for each in estimates], [each.high - each.value for each in estimates]]
-            places = [place + 0.4 * index - 0.2 for place in range(len(layers))]
-            style = {"color": COLOUR_OF[matrix], "label": matrix}
-            column[0].bar(places, y, 0.38, yerr=bars, capsize=2, **style)
-            column[1].errorbar(entropies, y, bars, fmt="o", capsize=2, **style)
-        column[0].set_xticks(range(len(layers)), [x.removesuffix(".attn1") for x in layers], rotation=45, fontsize=8)
-        column[0].set_title(title, fontsize=10)
         rho = {each["matrix"]: number(each["rho"], "+.2f") for each in reversed(found) if each["damage"] == name}
-        column[1].set_title(f"ρ: {rho['identity']} by identity, {rho['uniform']} by uniform", fontsize=10)
-        column[1].set_xlabel("entropy of the map, mean over the steps")
-    grid[0][0].legend(title="map replaced by", frameon=False)
+        style(column[0], title)
+        style(column[1], f"ρ: {rho['identity']} by I, {rho['uniform']} by U", "entropy, mean over the steps")
+        for index, matrix in enumerate(MATRICES):
+            damages = [estimate(values) for values in figures_of(result, matrix, name).unbind(1)]
+            y, bars = [each.value for each in damages], bars_of(damages)
+            look = {"color": COLOURS[1 - index], "label": f"map replaced by {matrix}", "capsize": 2}
+            column[0].bar([place + 0.4 * index - 0.2 for place in range(len(layers))], y, 0.38, yerr=bars, **look)
+            column[1].errorbar(entropies, y, bars, fmt="o", **look)
+        column[0].set_xticks(range(len(layers)), [x.removesuffix(".attn1") for x in layers], rotation=45)
+    legend(figure, grid[0][0])
     return figure
 
 
-def contact_sheet(pictures: dict[str, Tensor], layers: list[str], scenes: int = 2) -> Image.Image:
-    """For the first scenes: unperturbed, then every layer, by I above and by U below."""
-    side, gap, band, label = 112, 3, 22, 70
-    sheet = Image.new("RGB", (label + (1 + len(layers)) * (side + gap), band + scenes * 2 * (side + gap)), "white")
-    pen, ink = ImageDraw.Draw(sheet), "#1f2933"
-    for column, layer in enumerate(["unperturbed", *layers]):
-        pen.text((label + column * (side + gap), 4), layer.removesuffix(".attn1"), fill=ink, font=font(12))
-    for row in range(2 * scenes):
-        scene, matrix = row // 2, MATRICES[row % 2]
-        top = band + row * (side + gap)
-        pen.text((4, top + side // 2 - 8), matrix, fill=COLOUR_OF[matrix], font=font(12))
-        shown_here = [pictures["unperturbed"], *(pictures[f"{layer} {matrix}"] for layer in layers)]
-        for column, each in enumerate(shown_here):
-            picture = Image.fromarray((each[scene] * 255).round().byte().numpy()).resize((side, side))
-            sheet.paste(picture, (label + column * (side + gap), top))
-    return sheet
+def claims(results: Json) -> list[Claim]:
+    """One layer at a time, over all steps."""
+    whole = results["results"]["all steps"]
+    layers = list(whole["identity"])
+    first, middle, last = (layers.index(name) for name in (FIRST, MIDDLE, LAST))
+    others = [place for place in range(len(layers)) if place not in (first, last)]
+
+    def claim(text: str, figure: str, values: Tensor, sign: int = 1, tolerance: float = 0.0) -> Claim:
+        return Claim.of("§3.2", text, figure, values, "+.4f", sign, tolerance=tolerance, unit="prompts")
+
+    found = [_correlated(each, len(layers)) for each in results["correlations"] if _is_the_claims(each)]
+    for name in ("structure", "gradients"):
+        said = DAMAGES[name]
+        by_i, by_u = (figures_of(whole, matrix, name) for matrix in MATRICES)
+        found += [
+            claim(
+                "Replaced by I, the layers at both ends of the U-Net have the largest impact on structure",
+                f"{said}, both ends less all others",
+                by_i[:, [first, last]].mean(1) - by_i[:, others].mean(1),
+            ),
+            claim(
+                "The final layer is the most affected",
+                f"{said} by I, {LAST} less the mean of all others",
+                by_i[:, last] - by_i[:, [*others, first]].mean(1),
+            ),
+            claim(
+                "At both ends, U does not harm the structure as I does",
+                f"{said} by I less by U, both ends",
+                (by_i - by_u)[:, [first, last]].mean(1),
+            ),
+            claim(
+                "At the bottleneck it is the other way round: U harms more than I",
+                f"{said} by U less by I, {MIDDLE}",
+                (by_u - by_i)[:, middle],
+            ),
+        ]
+    flicker = torch.stack([figures_of(whole, matrix, "flicker") for matrix in MATRICES])
+    return [
+        *found,
+        claim(
+            "Perturbed spatial layers have little impact on inter-frame consistency, except for the final one",
+            "SSIM of neighbours lost, mean over the other layers, by I and U",
+            flicker[:, :, [place for place in range(len(layers)) if place != last]].mean((0, 2)),
+            0,
+            STEADY,
+        ),
+        claim(
+            "I in the final layer lowers inter-frame consistency sharply",
+            f"SSIM of neighbours lost by I, {LAST}",
+            flicker[0, :, last],
+        ),
+    ]
+
+
+def _is_the_claims(found: Json) -> bool:
+    of = {"span": "all steps", "entropy": "mean", "matrix": WORSE}
+    return all(found[name] == value for name, value in of.items()) and found["damage"] in ("structure", "gradients")
+
+
+def _correlated(found: Json, layers: int) -> Claim:
+    """The interval has layers resampled as well as prompts: the claim is one about layers."""
+    return Claim(
+        "§3.4",
+        "Maps of high entropy suffer from I rather than from U",
+        f"rank correlation over layers of entropy with {DAMAGES[found['damage']]} by I less by U",
+        Estimate(found["rho"], *found["by_layers"]),
+        "+.2f",
+        layers,
+        1,
+        unit="layers",
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for figures, chart and contact sheet")
-    parser.add_argument("--scenes", type=int, default=16, help="prompts, each with its own noise")
-    parser.add_argument("--frames", type=int, default=3, help="frames of each clip")
+    parser = command_line(
+        __doc__, "publish", scenes=(16, "prompts, each with its own noise"), frames=(3, "of each clip")
+    )
     parser.add_argument("--halves", action="store_true", help="perturb each half of the sampling by itself, too")
-    parser.add_argument("--publish", action="store_true", help="write the documentation's table and pictures")
     arguments = parser.parse_args()
-    enter_comfyui(arguments.comfyui.resolve())
+    enter(arguments)
     with torch.inference_mode():
         world = World.of(arguments.scenes, arguments.frames)
         results, pictures = sweep(world, list(SPANS) if arguments.halves else ["all steps"])
-    found = correlations(results)
-    whole = results["all steps"]
-    brief = "\n\n".join([layer_table(whole), correlation_table([x for x in found if x["entropy"] == "mean"])])
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    figures = {"scenes": arguments.scenes, "frames": arguments.frames, "results": results, "correlations": found}
-    (arguments.out / f"{NAME}.json").write_text(json.dumps(figures, indent=1), "utf-8")
-    (arguments.out / f"{NAME}.md").write_text(f"{layer_table(whole)}\n\n{correlation_table(found)}\n", "utf-8")
-    for folder, dpi in [(arguments.out, 110)] + [(PICTURES, 80)] * arguments.publish:
-        chart(whole, found).savefig(folder / f"{NAME}.png", dpi=dpi)
-        slim(folder / f"{NAME}.png")
-        contact_sheet(pictures, world.layers).save(folder / f"{NAME}.jpg", quality=88, optimize=True)
-    if arguments.publish:
-        (PICTURES / f"{NAME}.md").write_text(brief + "\n", "utf-8")
-    print(brief)
+    found, whole, layers = correlations(results), results["all steps"], world.layers
+    save(arguments.out, {"results": results, "correlations": found})
+    blocks = [
+        (
+            f"scene {scene + 1}",
+            {m: [pictures[w][scene] for w in (PLAIN, *(f"{x} {m}" for x in layers))] for m in MATRICES},
+        )
+        for scene in range(min(2, arguments.scenes))
+    ]
+    shown_layers = [PLAIN, *(layer.removesuffix(".attn1") for layer in layers)]
+    text, brief = (
+        f"{layer_table(whole)}\n\n{correlation_table(those)}"
+        for those in (found, [each for each in found if each["entropy"] == "mean"])
+    )
+    contact = sheet(blocks, shown_layers, side=112)
+    print(publish(NAME, arguments.out, arguments.publish, text, chart(whole, found), contact, brief))
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
-from reporting import page, text, wording
+from claims import count
+from reporting import writing
 from reporting.assembling import assemble, versions_of
 from reporting.experiments import BUDGETS, EXPERIMENTS
-from reporting.findings import count
 from reporting.running import Runner
 
 MINUTES = {"quick": 20.0, "full": 24 * 60.0}
@@ -62,12 +62,12 @@ def main() -> None:
     runner = Runner(comfyui, folder, budget, seconds, seconds / 60 / MINUTES[budget], say)
     outcomes = runner.run(chosen, min(LANES, usable_cores()), arguments.resume)
     versions = versions_of(comfyui) | {"Measured on": datetime.now(timezone.utc).strftime("%Y-%m-%d")}
-    versions |= wording.took(chosen, outcomes)
+    versions |= writing.took(chosen, outcomes)
     report = assemble(chosen, outcomes, folder, budget, versions)
     for place in [output, *[SCRIPTS] * arguments.publish]:
-        text.write(report, place)
+        writing.write(report, place)
     index = output / "index.html"
-    index.write_text(page.html(report), "utf-8")
+    index.write_text(writing.html(report), "utf-8")
     found = count(report.claims())
     print(", ".join(f"{number} {name}" for name, number in found.items()) or "no claims measured")
     print(f"Report:  {index}")

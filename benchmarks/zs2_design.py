@@ -1,4 +1,4 @@
-"""What :mod:`zs2_study` draws, and which of ZS²'s claims its figures can speak for or against.
+"""What :mod:`zs2_study` draws, and what ZS² claims of them.
 
 No full cross of all that the paper turns: noises × attentions at the paper's defaults, μ at λ = 0.1 and λ at μ = 0.98,
 as in the grids of its demonstration.
@@ -60,78 +60,62 @@ TABLES = {
 WAYS = list(dict.fromkeys(way for ways in TABLES.values() for way in ways))
 
 
-@dataclass(frozen=True)
-class Claim:
-    """``measure`` of ``way``, less that of ``other`` where there is one, clip by clip, has this ``sign``.
-
-    ``sign`` 0, in brackets: none of the paper's, but something to know beside them.
-    """
-
-    text: str
-    measure: str
-    way: Way
-    other: Way | None
-    sign: int
-
-
 def _noise(noise: str, attention: str = "momentum") -> Way:
     return Way(noise, dict(NOISES)[noise], attention, MU * (attention == "momentum"))
 
 
 _OURS, _LOW, _HIGH = _noise("dependency"), BY_MU[0], BY_MU[-1]
 _MOMENTUM, _HALF = BY_MU[MUS.index(MU)], BY_MU[MUS.index(0.5)]
-CLAIMS = [
+Asked = tuple[str, str, str, Way, Way | None, int]
+ASKED: list[Asked] = [
     *(
-        Claim(f"Fig. {figure}: content decays with {noise} noise", f"{measure} change", _noise(noise), None, sign)
+        (f"Fig. {figure}", f"Content decays with {noise} noise", f"{measure} change", _noise(noise), None, sign)
         for figure, noise in ((7, "progressive"), (8, "mixed"))
         for measure, sign in (("obeys", -1), ("form", -1), ("grain", 1))
     ),
     *(
-        Claim(
-            f"Fig. 9: dependency noise keeps content better than {noise}",
-            f"{measure} change",
-            _OURS,
-            _noise(noise),
-            sign,
-        )
+        ("Fig. 9", f"Dependency noise keeps content better than {noise}", f"{what} change", _OURS, _noise(noise), sign)
         for noise in ("progressive", "mixed")
-        for measure, sign in (("obeys", 1), ("form", 1), ("grain", -1))
+        for what, sign in (("obeys", 1), ("form", 1), ("grain", -1))
     ),
     *(
-        Claim(f"§3: dependency noise is steadier than {name}", "ssim", _OURS, _noise(noise), 1)
+        ("§3", f"Dependency noise is steadier than {name}", "ssim", _OURS, _noise(noise), 1)
         for name, noise in (("i.i.d.", "iid"), ("mixed", "mixed"), ("progressive", "progressive"))
     ),
     *(
-        Claim(f"(beside progressive with the same correlation, α = {MATCHED:g})", measure, _OURS, CONTROL[1], 0)
+        ("", f"Beside progressive with the same correlation, α = {MATCHED:g}", measure, _OURS, CONTROL[1], 0)
         for measure in ("ssim", "form change", "grain change")
     ),
-    Claim(f"§3.1: λ = {KLS[-1]:g} moves more than λ = {KL:g}", "travel", BY_KL[-1], BY_KL[1], 1),
+    ("§3.1", f"λ = {KLS[-1]:g} moves more than λ = {KL:g}", "travel", BY_KL[-1], BY_KL[1], 1),
     *(
-        Claim(f"{text}, λ = {SWEPT_KL:g}", measure, way, other, sign)
-        for text, measure, way, other, sign in (
-            ("§4: first-frame attention is steadier than self-attention", "ssim", _HIGH, _LOW, 1),
-            ("§4: first-frame attention moves less than self-attention", "travel", _HIGH, _LOW, -1),
-            ("§4.1: momentum is steadier than self-attention", "ssim", _MOMENTUM, _LOW, 1),
-            ("§4.1: momentum is steadier than first-frame attention", "ssim", _MOMENTUM, _HIGH, 1),
-            ("§4.1: momentum moves more than first-frame attention", "travel", _MOMENTUM, _HIGH, 1),
-            ("(μ = 0.5 is steadier than self-attention)", "ssim", _HALF, _LOW, 0),
-            ("(momentum keeps form better than self-attention)", "form", _MOMENTUM, _LOW, 0),
+        (where, f"{text}, λ = {SWEPT_KL:g}", measure, way, other, sign)
+        for where, text, measure, way, other, sign in (
+            ("§4", "First-frame attention is steadier than self-attention", "ssim", _HIGH, _LOW, 1),
+            ("§4", "First-frame attention moves less than self-attention", "travel", _HIGH, _LOW, -1),
+            ("§4.1", "Momentum is steadier than self-attention", "ssim", _MOMENTUM, _LOW, 1),
+            ("§4.1", "Momentum is steadier than first-frame attention", "ssim", _MOMENTUM, _HIGH, 1),
+            ("§4.1", "Momentum moves more than first-frame attention", "travel", _MOMENTUM, _HIGH, 1),
+            ("", "μ = 0.5 is steadier than self-attention", "ssim", _HALF, _LOW, 0),
+            ("", "Momentum keeps form better than self-attention", "form", _MOMENTUM, _LOW, 0),
         )
     ),
     *(
-        Claim(f"§4.1: momentum is steadier than {name}, i.i.d. noise", "ssim", _noise("iid"), _noise("iid", which), 1)
+        ("§4.1", f"Momentum is steadier than {name}, i.i.d. noise", "ssim", _noise("iid"), _noise("iid", which), 1)
         for which, name in ATTENTIONS.items()
         if which != "momentum"
     ),
-    Claim(
-        "(momentum keeps form better than self-attention, i.i.d. noise)",
+    (
+        "",
+        "Momentum keeps form better than self-attention, i.i.d. noise",
         "form",
         _noise("iid"),
         _noise("iid", "self"),
         0,
     ),
 ]
-"""Of noises: with momentum attention, as the paper draws its figures."""
+"""Where the paper says it, what it says, the measure of which way, less that of which other where there is one, and its
+sign. Sign 0: none of its claims, but something to know beside them. Of noises: with momentum attention, as the paper
+draws its figures."""
 
 _BY_NOISE = [way for way in CROSS if way.attention == "momentum"]
 _FIRST = [_noise("iid", "self"), *_BY_NOISE, _LOW, _MOMENTUM, _HIGH, BY_KL[-1]]

@@ -14,34 +14,63 @@ mean less the first's. On neighbouring frames SSIM and PSNR. travel: how far the
 starts; step: how far it goes from a frame to the next; both in pixels. And, of sampling steps that take turns, the
 processor time relative to that with plain self-attention.
 
-Intervals are 95% bootstrap intervals over scenes; differences are taken scene by scene.
+Differences are taken scene by scene.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
-import sys
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from time import monotonic, process_time
 from typing import Any
 
 import numpy as np
 import torch
-import zs2_report as report
-from PIL import Image
-from studies import enter_comfyui, pack
+from claims import Claim, Cost, estimate, shown, units_of
+from figures import claims_table, legend, line, means, panels, publish, sheet, style, table
+from harness import (
+    OPEN,
+    SAYS,
+    Demo,
+    Json,
+    Records,
+    command_line,
+    dependency_noise,
+    empty,
+    enter,
+    open_prompt,
+    pack,
+    sampling,
+    strip,
+    take_turns,
+)
 from torch import Tensor
-from zs2_design import ATTENTIONS, MU, PARTS, Way
-from zs2_report import FULL, OPEN, PROMPTS
+from zs2_design import ASKED, ATTENTIONS, BY_KL, BY_MU, CROSS, KLS, MU, MUS, NOISES, PARTS, TABLES, Asked, Way
 
-Json = dict[str, Any]
-SIDE, FRAMES = 128, 16
-SETTINGS = {"frames": FRAMES, "steps": 8, "cfg": 5.0, "sampler": "dpmpp_2m", "scheduler": "karras"}
+NAME = "zs2_study"
+FRAMES = 16
+SETTINGS = {"steps": 8, "cfg": 5.0, "sampler": "dpmpp_2m", "scheduler": "karras"}
 TIMED = ((8, 128), (16, 128), (8, 256))
 """Frames, and pixels of height and width, of the clips whose time is taken."""
+NEGLIGIBLE = 0.1
+"""Of a step's time."""
+MEASURES = {
+    "obeys": ("obeys the prompt", ".1%"),
+    "obeys change": ("change of it", "+.1%"),
+    "form": ("form", ".3f"),
+    "form change": ("change of it", "+.3f"),
+    "grain": ("grain", ".2f"),
+    "grain change": ("change of it", "+.2f"),
+    "ssim": ("SSIM of neighbours", ".3f"),
+    "psnr": ("PSNR of neighbours (dB)", ".1f"),
+    "travel": ("travel (pixels)", ".1f"),
+    "step": ("step (pixels a frame)", ".2f"),
+}
+ON_SHEET = [way for way in CROSS if way.attention in ("self", "momentum") or way.noise == "dependency"]
+ON_SHEET += [BY_MU[0], *BY_MU[-2:], BY_KL[-1]]
+Figures = dict[str, Tensor]
+"""Name of a way → (scenes,) or (scenes, frames); NaN for scenes that it has not drawn."""
 
 
 class Scene:
@@ -49,209 +78,246 @@ class Scene:
 
     def __init__(self, number: int) -> None:
         shapes, rng = pack("demo.shapes"), random.Random(number)
-        self.number, self.kind, self.shown = number, (FULL, OPEN)[number % 2], shapes.random_scene(rng)
+        self.number, self.kind, self.shown = number, [*SAYS][number % 2], shapes.random_scene(rng)
         self.prompt = shapes.caption(self.shown, rng)
         if self.kind == OPEN:
-            self.prompt = f"a {self.shown.colour} {self.shown.shape} on a {self.shown.background} background"
+            self.prompt = open_prompt(self.shown)
 
     def strip(self, folder: Path, way: Way) -> Path:
         """The file of the frames, side by side."""
         return folder / way.name.replace(", ", "_").replace(" ", "_") / f"{self.number:02}.png"
 
 
-class Bench:
+class Bench(Demo):
     """The demo model, plain and with every attention, and the noises."""
-
-    def __init__(self) -> None:
-        loader = pack("demo.model")
-        self.model, self.text, self.vae = loader.load_model(), loader.load_clip(), loader.load_vae()
-        self.latent = {"samples": torch.zeros(FRAMES, 4, SIDE // 8, SIDE // 8)}
-
-    def encode(self, prompt: str) -> list:
-        return self.text.encode_from_tokens_scheduled(self.text.tokenize(prompt))
 
     def model_of(self, attention: str, mu: float) -> Any:
         if attention == "self":
             return self.model
         if attention == "momentum":
-            (model,) = pack("nodes.momentum").TemporalMomentumAttention.execute(self.model, mu).args
-        else:
-            (model,) = pack("nodes.cross_frame").CrossFrameAttention.execute(self.model, attention).args
-        return model
-
-    def noise_of(self, way: Way, seed: int) -> Tensor:
-        nodes = pack("nodes.noise")
-        if way.noise == "dependency":
-            search = ("generalised", "bisection", 10, 15)
-            (noise,) = nodes.DependencyNoise.execute(seed, way.strength, "", *search).args
-        else:
-            (noise,) = nodes.VideoNoisePrior.execute(seed, way.noise, way.strength).args
-        return noise.generate_noise(self.latent)
+            return pack("nodes.momentum").TemporalMomentumAttention.execute(self.model, mu).args[0]
+        return pack("nodes.cross_frame").CrossFrameAttention.execute(self.model, attention).args[0]
 
     def draw(self, scene: Scene, way: Way) -> Tensor:
         """(FRAMES, 128, 128, 3) in [0, 1]."""
-        import comfy.sample
+        if way.noise == "dependency":
+            noise = dependency_noise(scene.number, way.strength)
+        else:
+            (noise,) = pack("nodes.noise").VideoNoisePrior.execute(scene.number, way.noise, way.strength).args
+        model, positive = self.model_of(way.attention, way.mu), self.encode(scene.prompt)
+        drawn = self.sample(model, noise.generate_noise(empty(FRAMES)), positive, seed=scene.number, **SETTINGS)
+        return self.decode(drawn)
 
-        latents = comfy.sample.sample(
-            self.model_of(way.attention, way.mu),
-            self.noise_of(way, scene.number),
-            SETTINGS["steps"],
-            SETTINGS["cfg"],
-            SETTINGS["sampler"],
-            SETTINGS["scheduler"],
-            self.encode(scene.prompt),
-            self.encode(""),
-            self.latent["samples"],
-            disable_pbar=True,
-            seed=scene.number,
-        )
-        frames = [self.vae.decode(latent) for latent in latents.split(1)]  # on CPUs faster than all at once
-        return torch.cat(frames).float().cpu().clamp(0, 1)
-
-
-# Drawing and measuring -----------------------------------------------------------------------------------------------
-
-
-def frames_of(strip: Path) -> Tensor:
-    """(frames, 128, 128, 3) in [0, 1]."""
-    with Image.open(strip) as image:
-        pixels = torch.from_numpy(np.array(image.convert("RGB")))
-    return pixels.unflatten(1, (-1, SIDE)).movedim(1, 0).float() / 255
+    def record(self, scene: Scene, way: Way, folder: Path) -> Json:
+        """Figures of every frame, or of every two neighbouring ones; ``centre``: x and y."""
+        frames = strip(scene.strip(folder, way), partial(self.draw, scene, way))
+        reader, similarity = pack("demo.reader"), pack("metrics.similarity")
+        reading = reader.read(frames)
+        right = reader.correct(reading, scene.shown)
+        figures = {
+            "obeys": torch.stack([right[name] for name in SAYS[scene.kind]]).float().mean(0),
+            "form": reading.confidence,
+            "grain": reading.grain,
+            "centre": reading.centre,
+            "ssim": similarity.ssim(frames[:-1], frames[1:]),
+            "psnr": similarity.psnr(frames[:-1], frames[1:]),
+        }
+        about = {"scene": scene.number, "kind": scene.kind, "prompt": scene.prompt, "way": way.name}
+        return about | {name: values.tolist() for name, values in figures.items()}
 
 
-def save(frames: Tensor, strip: Path) -> None:
-    """Whole or not at all."""
-    strip.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = strip.with_suffix(".part")
-    pixels = (frames.movedim(0, 1).flatten(1, 2) * 255).round().byte().numpy()
-    Image.fromarray(pixels).save(unfinished, format="PNG")
-    unfinished.replace(strip)
+# Figures -------------------------------------------------------------------------------------------------------------
 
 
-def measure(frames: Tensor, scene: Scene) -> dict[str, list]:
-    """Figures of every frame, or of every two neighbouring ones; ``centre``: x and y."""
-    reader, similarity = pack("demo.reader"), pack("metrics.similarity")
-    reading = reader.read(frames)
-    correct = reader.correct(reading, scene.shown)
-    figures = {
-        "obeys": torch.stack([correct[name] for name in PROMPTS[scene.kind]]).float().mean(0),
-        "form": reading.confidence,
-        "grain": reading.grain,
-        "centre": reading.centre,
-        "ssim": similarity.ssim(frames[:-1], frames[1:]),
-        "psnr": similarity.psnr(frames[:-1], frames[1:]),
-    }
-    return {name: values.tolist() for name, values in figures.items()}
+def change(values: Tensor) -> Tensor:
+    """Mean of the last quarter of the frames less that of the first: (..., frames) → (...,)."""
+    quarter = max(values.shape[-1] // 4, 1)
+    return values[..., -quarter:].mean(-1) - values[..., :quarter].mean(-1)
 
 
-def records(scenes: list[Scene], folder: Path, is_closed: bool, minutes: float = float("inf")) -> Iterator[Json]:
-    """One for every scene and way; what is not there yet is drawn, measured and kept, or left out if ``is_closed`` or
-    after ``minutes``."""
-    end = monotonic() + 60 * minutes
-    kept, wanted = folder / "records.jsonl", [(scene, way) for ways in PARTS for scene in scenes for way in ways]
-    done: dict[tuple[int, str], Json] = {}
-    if kept.exists():
-        lines = kept.read_text("utf-8").splitlines(keepends=True)
-        lines = [line for line in lines if line.endswith("\n")]  # the last one may have been cut off
-        if not is_closed:
-            kept.write_text("".join(lines), "utf-8")
-        done = {(record["scene"], record["way"]): record for record in map(json.loads, lines)}
-    bench = None
-    with kept.open("r" if is_closed else "a", encoding="utf-8") as file:
-        for number, (scene, way) in enumerate(wanted, 1):
-            if (scene.number, way.name) not in done:
-                if is_closed or monotonic() > end:
-                    continue
-                strip = scene.strip(folder, way)
-                if not strip.exists():
-                    bench = bench or Bench()
-                    save(bench.draw(scene, way), strip)
-                figures = measure(frames_of(strip), scene)
-                about = {"scene": scene.number, "kind": scene.kind, "prompt": scene.prompt, "way": way.name}
-                done[scene.number, way.name] = about | figures
-                file.write(json.dumps(about | figures) + "\n")
-                file.flush()
-                print(f"\r{number}/{len(wanted)}", end="", file=sys.stderr, flush=True)
-            yield done[scene.number, way.name]
-    print(file=sys.stderr)
+def travel(centre: Tensor) -> Tensor:
+    """How far a track gets from where it starts: (..., frames, 2) → (...,)."""
+    return (centre - centre[..., :1, :]).norm(dim=-1).amax(-1)
+
+
+def step(centre: Tensor) -> Tensor:
+    """How far a track goes from a frame to the next, on average: (..., frames, 2) → (...,)."""
+    return centre.diff(dim=-2).norm(dim=-1).mean(-1)
+
+
+def raw(records: list[Json], name: str) -> Figures:
+    """What was measured, (scenes, frames) for every way."""
+    scenes = sorted({record["scene"] for record in records})
+    ways: dict[str, dict[int, Tensor]] = {}
+    for record in records:
+        values = torch.tensor(record[name], dtype=torch.float64)
+        ways.setdefault(record["way"], {})[record["scene"]] = values
+    nothing = torch.full_like(values, torch.nan)
+    return {way: torch.stack([drawn.get(scene, nothing) for scene in scenes]) for way, drawn in ways.items()}
+
+
+def figures(records: list[Json], measure: str) -> Figures:
+    """One of ``MEASURES``: (scenes,) for every way."""
+    name, _, of = measure.partition(" ")
+    read = {"travel": travel, "step": step}.get(name, partial(torch.mean, dim=-1))
+    source = "centre" if name in ("travel", "step") else name
+    return {way: (change if of else read)(values) for way, values in raw(records, source).items()}
+
+
+def gain(asked: Asked, records: list[Json]) -> Tensor:
+    """What a claim is about, clip by clip: (scenes,)."""
+    _, _, measure, way, other, _ = asked
+    values = figures(records, measure)
+    return values[way.name] - (values[other.name] if other else 0)
+
+
+def claims(records: list[Json]) -> list[Claim]:
+    """Those whose ways were drawn."""
+    drawn, found = {record["way"] for record in records}, []
+    for asked in ASKED:
+        where, text, measure, way, other, sign = asked
+        if {each.name for each in (way, other) if each} <= drawn:
+            name, _, change = measure.partition(" ")
+            title = {"obeys": "share of the prompt that is obeyed"}.get(name, MEASURES[name][0])
+            figure = f"{'change of ' if change else ''}{title}, {way.name}{f', less {other.name}' if other else ''}"
+            form = "+" + MEASURES[name][1]
+            found.append(Claim.of(where, text, figure, gain(asked, records), form, sign, is_papers=bool(sign)))
+    return found
 
 
 # Cost ----------------------------------------------------------------------------------------------------------------
 
 
-def cost(rounds: int, kept: Path) -> Json:
-    """Processor seconds of one thread for two sampling steps; of each length and size and each attention one a round.
-
-    In a round the attentions take turns, beginning with another one each time, so that what else the machine does
-    falls on all of them. ``kept``: the file that has what was timed before, and gets the rest.
-    """
+def cost(bench: Bench, rounds: int, kept: Path) -> Json:
+    """Processor seconds of one thread for two sampling steps, of each length and size and each attention one a round.
+    ``kept``: the file that has what was timed before, and gets the rest."""
     taken: Json = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
-    missing = [(frames, size) for frames, size in TIMED if _clip(frames, size) not in taken]
-    if not rounds or not missing:
-        return taken
-    from long_clip import sampling
-
-    bench, threads = Bench(), torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for frames, size in missing:
-        runs: dict[str, Callable[[], None]] = {
-            name: sampling(bench.model_of(attention, MU), frames, size) for attention, name in ATTENTIONS.items()
-        }
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for turn in range(rounds + 1):
-            names = list(runs)[turn % len(runs) :] + list(runs)[: turn % len(runs)]
-            for name in names:
-                start = process_time()
-                runs[name]()
-                if turn:  # the first one warms up
-                    times[name].append(process_time() - start)
-            print(f"\rcost {turn}/{rounds}", end="", file=sys.stderr, flush=True)
-        taken[_clip(frames, size)] = times
-        kept.write_text(json.dumps(taken), "utf-8")
-    print(file=sys.stderr)
+    for count, side in TIMED if rounds else ():
+        if (clip := f"{count} frames, {side} px") not in taken:
+            runs = {name: sampling(bench.model_of(way, MU), count, side) for way, name in ATTENTIONS.items()}
+            taken[clip] = take_turns(runs, rounds)
+            kept.write_text(json.dumps(taken), "utf-8")
     torch.set_num_threads(threads)
     return taken
 
 
-def _clip(frames: int, size: int) -> str:
-    return f"{frames} frames, {size} px"
+def ratios(taken: Json) -> dict[str, Figures]:
+    """Time relative to self-attention's, round by round: clip → attention → (rounds,)."""
+    return {
+        clip: {name: torch.tensor(times) / torch.tensor(named[ATTENTIONS["self"]]) for name, times in named.items()}
+        for clip, named in taken.items()
+    }
+
+
+def costs(taken: Json) -> list[Claim | Cost]:
+    """The longest clip speaks for the claim."""
+    momentum, found = ATTENTIONS["momentum"], []
+    for clip, of in ratios(taken).items():
+        middle = {name: estimate(ratio, np.median) for name, ratio in of.items()}
+        peers = "; ".join(
+            f"{ATTENTIONS[key]} {middle[ATTENTIONS[key]].value:.3f}" for key in ("first", "first_and_previous")
+        )
+        what = f"Step with {momentum} attention, {clip}, of one with self-attention"
+        found.append(Cost(what, shown(middle[momentum], ".3f"), "1 + what a running mean of keys takes", peers))
+    text = "ZS² “incurs negligible additional computational overhead”"
+    figure = f"time of a step with momentum, of one with self-attention, {clip}"
+    how = {"beside": 1.0, "tolerance": NEGLIGIBLE, "unit": "rounds"}
+    return [Claim("§1", text, figure, middle[momentum], ".3f", len(of[momentum]), 0, **how), *found]
+
+
+# Telling -------------------------------------------------------------------------------------------------------------
+
+
+def cost_table(taken: Json) -> str:
+    of = ratios(taken)
+    rows = [
+        [name, *(shown(estimate(each[name], np.median), ".3f") for each in of.values())]
+        for name in [*ATTENTIONS.values()][1:]
+    ]
+    return table(["time of a step, of self-attention's", *of], rows)
+
+
+def chart(kinds: dict[str, list[Json]]) -> Any:
+    """Above, frame by frame, a column for each attention and a line for each noise; below, both sweeps."""
+    everything = [record for records in kinds.values() for record in records]
+    subtitle = "Above: frame by frame, for every attention. Below: over μ and λ, by what the prompt leaves open."
+    figure, grid = panels("Noises and attentions", subtitle, 5, 4, (340, 270))
+    for row, name in zip(grid, ("obeys", "form", "grain"), strict=False):
+        values = raw(everything, name)
+        for axes, attention in zip(row, ATTENTIONS, strict=True):
+            style(axes, ATTENTIONS[attention], "frame", MEASURES[name][0] if axes is row[0] else "")
+            axes.sharey(row[0])
+            ways = {way.noise: way for way in CROSS if way.attention == attention}
+            for colour, (noise, _) in enumerate(NOISES):
+                if (way := ways[noise]).name in values:
+                    found = [estimate(column) for column in values[way.name].unbind(1)]
+                    line(axes, range(1, len(found) + 1), found, colour, way.noise_name, band=True)
+    legend(figure, grid[0][0])
+    for row, ways, (symbol, swept) in zip(grid[3:], (BY_MU, BY_KL), (("μ", MUS), ("λ", KLS)), strict=True):
+        for axes, name in zip(row, ("form", "grain change", "ssim", "travel"), strict=True):
+            style(axes, {"grain change": "change of grain"}.get(name, MEASURES[name][0]), symbol)
+            for colour, (kind, records) in enumerate(kinds.items()):
+                values = figures(records, name) if records else {}
+                places = [place for place, way in enumerate(ways) if way.name in values]
+                line(axes, places, [estimate(values[ways[place].name]) for place in places], colour, kind)
+            axes.set_xticks(range(len(ways)), [f"{value:g}" for value in swept])
+    grid[3][3].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def tables(kinds: dict[str, list[Json]], taken: Json) -> str:
+    everything = [record for records in kinds.values() for record in records]
+    parts = [f"**The paper's claims** (clips of {FRAMES} frames)\n\n{claims_table(claims(everything))}"]
+    parts += [f"**Cost** (medians of processor time, one thread)\n\n{cost_table(taken)}"] if taken else []
+    for title, ways in TABLES.items():
+        for kind, records in kinds.items():
+            values = {name: figures(records, name) for name in MEASURES} if records else {"form": {}}
+            counts = {way.name: len(units_of(values["form"][way.name])) for way in ways if way.name in values["form"]}
+            named = {f"{way} ({count})": way for way, count in counts.items()}
+            told = means(
+                named, MEASURES, lambda told, name, of=values, named=named: of[name][named[told]], "way (clips)"
+            )
+            parts += [f"**{title}. {kind}**\n\n{told}"] * bool(named)
+    return "\n\n".join(parts)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for all that is drawn, figures, charts")
-    parser.add_argument("--scenes", type=int, default=24, help="prompts, each with a seed; 0: only take the time")
-    parser.add_argument("--rounds", type=int, default=20, help="of taking the time; 0: leave that out")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="draw no clip after so many")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--report", action="store_true", help="draw nothing more: report on what there is")
-    parser.add_argument("--publish", action="store_true", help="write the documentation's tables and pictures")
+    parser = command_line(
+        __doc__,
+        "minutes",
+        "publish",
+        scenes=(24, "prompts, each with a seed; 0: only take the time"),
+        rounds=(20, "of taking the time; 0: leave that out"),
+    )
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    enter_comfyui(arguments.comfyui.resolve())
-    from comfy.cli_args import args
-
-    args.use_pytorch_cross_attention = True  # as on GPUs; ComfyUI's own for CPUs cuts its work to the memory free
+    enter(arguments, attention="pytorch")
     folder = arguments.out
     folder.mkdir(parents=True, exist_ok=True)
-    about, settings = folder / "settings.json", json.dumps(SETTINGS)
-    if about.exists() and about.read_text("utf-8") != settings:
-        raise SystemExit(f"{folder} holds a study with other settings. Name another folder with --out.")
-    about.write_text(settings, "utf-8")
     with torch.inference_mode():
-        taken = cost(0 if arguments.report else arguments.rounds, folder / "cost.json")
+        bench = Bench()
+        taken = cost(bench, arguments.rounds, folder / "cost.json")
         if not arguments.scenes:
-            print(report.costs(taken))
+            print(cost_table(taken))
             return
         scenes = [Scene(number) for number in range(arguments.scenes)]
-        done = list(records(scenes, folder, arguments.report, arguments.minutes))
-    shown = scenes[:2]
-    ways = [way for way in report.ON_SHEET if all(scene.strip(folder, way).exists() for scene in shown)]
-    sheet = report.contact_sheet(
-        {scene.prompt: {way.name: frames_of(scene.strip(folder, way)) for way in ways} for scene in shown}
-    )
-    print(report.write(done, taken, sheet, folder, arguments.publish))
+        wanted = (
+            (f"{scene.number:02} {way.name}", partial(bench.record, scene, way, folder))
+            for ways in PARTS
+            for scene in scenes
+            for way in ways
+        )
+        done = list(Records(folder, SETTINGS | {"frames": FRAMES}).take(wanted, arguments.minutes))
+    kinds = {kind: [record for record in done if record["kind"] == kind] for kind in SAYS}
+    shown_scenes = scenes[:2]
+    ways = [way for way in ON_SHEET if all(scene.strip(folder, way).exists() for scene in shown_scenes)]
+    blocks = [
+        (f"“{scene.prompt}”", {way.name: strip(scene.strip(folder, way))[::2] for way in ways})
+        for scene in shown_scenes
+    ]
+    pictures = sheet(blocks, side=72) if ways else None
+    print(publish(NAME, folder, arguments.publish, tables(kinds, taken), chart(kinds), pictures))
 
 
 if __name__ == "__main__":

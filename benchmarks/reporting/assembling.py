@@ -13,11 +13,11 @@ from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 
+from claims import Claim, Cost
+from figures import PACK
 from PIL import Image
-from studies import PACK
 
 from .experiments import COSTS, PAPERS, Experiment
-from .findings import Claim, Cost, Findings
 from .running import Outcome, out_of
 
 WIDEST = {"chart": 1200, "sheet": 900}
@@ -42,11 +42,15 @@ class Part:
     """An experiment, and what came of it: ``reason`` says why nothing did."""
 
     experiment: Experiment
-    findings: Findings
+    findings: list[Claim | Cost]
     pictures: list[Picture]
     reason: str
     seconds: float
     processor: float
+
+    @property
+    def claims(self) -> list[Claim]:
+        return [each for each in self.findings if isinstance(each, Claim)]
 
 
 @dataclass(frozen=True)
@@ -60,16 +64,11 @@ class Report:
 
     def claims(self, paper: str | None = None) -> list[Claim]:
         """A paper's, or all."""
-        return [
-            claim
-            for part in self.parts
-            if paper in (None, part.experiment.paper)
-            for claim in part.findings.claims
-        ]  # fmt: skip
+        return [claim for part in self.parts if paper in (None, part.experiment.paper) for claim in part.claims]
 
     @property
     def costs(self) -> list[Cost]:
-        return [cost for part in self.parts for cost in part.findings.costs]
+        return [each for part in self.parts for each in part.findings if isinstance(each, Cost)]
 
     @property
     def papers(self) -> list[str]:
@@ -99,7 +98,7 @@ def assemble(
 
 
 def _part(experiment: Experiment, outcome: Outcome, out: Path) -> Part:
-    reason, findings = outcome.reason, Findings()
+    reason, findings = outcome.reason, []
     if not reason:
         try:
             findings = experiment.findings(out)

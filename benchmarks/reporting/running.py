@@ -140,7 +140,7 @@ class Runner:
     def _supervise(self, experiment: Experiment, arguments: list[str], seconds: float) -> tuple[str, float]:
         """Run it; returns why it failed, and the seconds of processors that it took."""
         log = self._log(experiment)
-        command = [sys.executable, str(SCRIPTS / experiment.script), *arguments]
+        command = [sys.executable, str(SCRIPTS / f"{experiment.script}.py"), *arguments]
         env = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         with log.open("wb") as file:
             process = subprocess.Popen(

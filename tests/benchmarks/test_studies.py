@@ -1,8 +1,10 @@
-"""The mathematics of the benchmarks: intervals, rank correlations, measures of pictures, the theory of costs."""
+"""The mathematics of the benchmarks: intervals, rank correlations, measures of pictures, the theory of costs; and what
+studies share: what they keep, their tables, charts and contact sheets."""
 
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 from coherence.demo.shapes import SHAPES, Scene, draw
@@ -11,12 +13,14 @@ from scipy import stats
 from torch.nn import functional as F
 
 sys.path.append(str(PACK / "benchmarks"))
+import claims
 import covariate_shift
+import figures
 import guidance
+import harness
 import picture_metrics
-import studies
 import zs2_design
-import zs2_report
+import zs2_study
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -26,54 +30,71 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 # Statistics ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_interval_of_a_mean_is_about_students():
+@pytest.mark.parametrize("units", [6, 12])
+def test_intervals_cover_what_they_say_with_few_units_too(units):
+    found = [claims.estimate(normal(units, seed=seed)) for seed in range(300)]
+    assert 0.92 < sum(each.low <= 0 <= each.high for each in found) / len(found) < 0.98
+
+
+def test_the_interval_of_a_mean_of_many_is_about_students():
     values = normal(60)
-    estimate = studies.bootstrap(values)
+    found = claims.estimate(values)
     half = stats.t.ppf(0.975, 59) * values.std() / math.sqrt(60)
-    assert estimate.value == pytest.approx(values.mean().item())
-    assert (estimate.high - estimate.low) / 2 == pytest.approx(half.item(), rel=0.1)
+    assert found.value == pytest.approx(values.mean().item())
+    assert (found.high - found.low) / 2 == pytest.approx(half.item(), rel=0.1)
 
 
-def test_what_belongs_to_one_unit_is_resampled_together():
+def test_an_interval_reaches_farther_to_the_side_of_the_tail():
+    found = claims.estimate(normal(30).exp())
+    assert found.high - found.value > 1.2 * (found.value - found.low)
+
+
+def test_what_belongs_to_one_unit_is_resampled_together_and_what_was_not_measured_does_not_count():
     scenes = normal(24)
     copies = scenes[:, None].expand(-1, 50)
-    assert studies.bootstrap(copies) == pytest.approx(studies.bootstrap(scenes))
+    missing = torch.full((5,), torch.nan, dtype=torch.float64)
+    assert claims.estimate(copies) == pytest.approx(claims.estimate(scenes))
+    assert claims.estimate(torch.cat([scenes, missing])) == claims.estimate(scenes)
 
 
-def test_what_was_not_measured_does_not_count():
-    values = torch.cat([normal(30), torch.full((5,), torch.nan, dtype=torch.float64)])
-    assert studies.bootstrap(values).value == pytest.approx(values[:30].mean().item())
+def test_units_that_agree_have_an_interval_of_no_width_and_one_unit_or_none_has_no_interval():
+    assert claims.estimate(torch.full((8,), 0.5)) == (0.5, 0.5, 0.5)
+    for values in (torch.ones(1), torch.ones(0)):
+        assert math.isnan(claims.estimate(values).low)
+        assert math.isnan(claims.estimate(values).high)
 
 
-def test_the_bootstrap_is_the_same_every_time_and_leaves_the_random_state():
-    state = torch.get_rng_state()
-    assert studies.bootstrap(normal(9)) == studies.bootstrap(normal(9))
-    assert torch.equal(state, torch.get_rng_state())
+def test_one_slow_round_does_not_move_the_median_and_reaches_into_its_interval():
+    found = claims.estimate(torch.tensor([2.0] * 5 + [50.0]), np.median)
+    assert (found.value, found.low) == (2, 2)
+    assert found.high > 2
+
+
+def test_the_bootstrap_is_the_same_every_time_and_leaves_the_random_states():
+    states = torch.get_rng_state(), np.random.get_state()[1]
+    assert claims.estimate(normal(9)) == claims.estimate(normal(9))
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert (states[1] == np.random.get_state()[1]).all()
 
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_rank_correlation_is_scipys(ties):
-    x, y = normal(5, 12, seed=1), normal(5, 12, seed=2)
+    x, y = normal(5, 12, seed=1).numpy(), normal(5, 12, seed=2).numpy()
     if ties:
         x, y = x.round(), y.round()
     expected = [stats.spearmanr(*pair).statistic for pair in zip(x, y, strict=True)]
-    assert studies.spearman(x, y).tolist() == pytest.approx(expected)
+    assert claims.spearman(x, y).tolist() == pytest.approx(expected)
 
 
 def test_only_two_orders_of_seven_agree_as_much_as_the_order_itself():
-    x = torch.arange(7.0)
-    assert studies.permutation_p(x, x**3) == pytest.approx(2 / math.factorial(7))
-
-
-def test_the_exact_p_value_refuses_more_orders_than_can_be_tried():
-    with pytest.raises(ValueError, match="expected at most 8"):
-        studies.permutation_p(normal(9), normal(9))
+    x = torch.arange(7.0).expand(6, -1)
+    assert claims.rank_correlation(x, x**3)["p"] == pytest.approx(2 / math.factorial(7))
 
 
 def test_a_correlation_that_is_there_is_found_with_its_sign():
     layers = torch.linspace(0, 1, 7, dtype=torch.float64)
     entropy, damage = layers + 0.01 * normal(24, 7), -layers + 0.05 * normal(24, 7, seed=1)
-    found = studies.rank_correlation(entropy, damage)
+    found = claims.rank_correlation(entropy, damage)
     assert found["rho"] == pytest.approx(-1)
     assert found["by_scenes"][1] < 0
     assert found["by_layers"][0] <= found["by_scenes"][0]
@@ -83,7 +104,7 @@ def test_a_correlation_that_is_there_is_found_with_its_sign():
 def test_other_layers_are_less_certain_than_other_scenes():
     layers = torch.tensor([0.0, 1, 2, 3, 4, 6, 5], dtype=torch.float64)
     damage = torch.arange(7, dtype=torch.float64) + 0.01 * normal(24, 7)
-    found = studies.rank_correlation(layers.expand(24, -1), damage)
+    found = claims.rank_correlation(layers.expand(24, -1), damage)
     widths = [high - low for low, high in (found["by_scenes"], found["by_layers"])]
     assert widths[0] == pytest.approx(0, abs=1e-9)
     assert widths[1] > 0.1
@@ -163,50 +184,32 @@ def test_brightness_alone_is_no_difference_of_structure():
 
 def test_change_is_the_last_quarter_less_the_first():
     falling = torch.linspace(1, 0, 16, dtype=torch.float64)
-    assert zs2_report.change(falling).item() == pytest.approx(-12 / 15)
+    assert zs2_study.change(falling).item() == pytest.approx(-12 / 15)
     middle = torch.tensor([1.0] * 4 + [9.0] * 8 + [1.0] * 4)
-    assert zs2_report.change(torch.stack([middle, -middle])).tolist() == [0, 0]
+    assert zs2_study.change(torch.stack([middle, -middle])).tolist() == [0, 0]
 
 
 def test_a_track_that_returns_has_gone_far_and_a_jump_counts_at_every_frame():
     there_and_back = torch.tensor([[[0.0, 0], [3, 4], [6, 8], [3, 4], [0, 0]], [[5.0, 5]] * 5])
-    assert zs2_report.travel(there_and_back).tolist() == [10, 0]
-    assert zs2_report.step(there_and_back).tolist() == [5, 0]
-
-
-@pytest.mark.parametrize(
-    ("middle", "sign", "words"),
-    [
-        (0.2, 1, "**holds**"),
-        (-0.2, -1, "**holds**"),
-        (-0.2, 1, "**the other way round**"),
-        (0.01, 1, "not seen"),
-        (0.2, 0, "differs"),
-    ],
-)
-def test_a_claim_holds_where_its_interval_lies_on_its_side_of_zero(middle, sign, words):
-    values = middle + 0.1 * torch.linspace(-1, 1, 12, dtype=torch.float64)
-    assert zs2_report.verdict(values, sign) == words
-    missing = torch.full((4,), torch.nan, dtype=torch.float64)
-    assert zs2_report.verdict(torch.cat([values, missing]), sign) == words
-    assert zs2_report.verdict(torch.cat([values[3:8], missing]), sign) == "too few clips"
+    assert zs2_study.travel(there_and_back).tolist() == [10, 0]
+    assert zs2_study.step(there_and_back).tolist() == [5, 0]
 
 
 def test_a_claims_gain_is_taken_scene_by_scene_where_both_ways_are_drawn():
-    claim = next(claim for claim in zs2_design.CLAIMS if claim.measure == "ssim" and claim.other)
-    drawn = {claim.way.name: ((7, 0.9), (3, 0.5), (5, 0.7)), claim.other.name: ((3, 0.25), (7, 0.65))}
+    asked = next(each for each in zs2_design.ASKED if each[2] == "ssim" and each[4])
+    _, text, _, way, other, _ = asked
+    drawn = {way.name: ((7, 0.9), (3, 0.5), (5, 0.7)), other.name: ((3, 0.25), (7, 0.65))}
     records = [
-        {"scene": scene, "way": way, "ssim": [value] * 4} for way, clips in drawn.items() for scene, value in clips
+        {"scene": scene, "way": name, "ssim": [value] * 4} for name, clips in drawn.items() for scene, value in clips
     ]
-    gain = zs2_report.gain(claim, records)
-    assert gain.nan_to_num(-1).tolist() == pytest.approx([0.25, -1, 0.25])
+    assert zs2_study.gain(asked, records).nan_to_num(-1).tolist() == pytest.approx([0.25, -1, 0.25])
+    assert next(each for each in zs2_study.claims(records) if each.text == text).units == 2
 
 
 def test_all_that_is_claimed_is_drawn_once():
     names = [way.name for way in zs2_design.WAYS]
     assert len(set(names)) == len(names)
-    claimed = {way.name for claim in zs2_design.CLAIMS for way in (claim.way, claim.other) if way}
-    assert claimed <= set(names)
+    assert {way.name for asked in zs2_design.ASKED for way in asked[3:5] if way} <= set(names)
 
 
 # Cost ----------------------------------------------------------------------------------------------------------------
@@ -267,22 +270,98 @@ def test_what_a_module_does_is_taken_frame_by_frame_and_what_tuning_does_from_al
 
 
 def test_damage_that_no_layer_does_correlates_with_nothing():
-    found = studies.rank_correlation(normal(5, 7), torch.zeros(5, 7, dtype=torch.float64))
+    found = claims.rank_correlation(normal(5, 7), torch.zeros(5, 7, dtype=torch.float64))
     assert math.isnan(found["rho"])
     assert math.isnan(found["p"])
 
 
-def test_damage_in_a_single_scene_leaves_no_interval():
-    damage = torch.zeros(5, 7, dtype=torch.float64)
+def test_damage_in_a_single_scene_decides_nothing():
+    damage = torch.zeros(6, 7, dtype=torch.float64)
     damage[0] = torch.arange(7)
-    found = studies.rank_correlation(torch.arange(7.0).double().expand(5, -1), damage)
+    found = claims.rank_correlation(torch.arange(7.0).double().expand(6, -1), damage)
     assert found["rho"] == pytest.approx(1)
-    assert math.isnan(found["by_scenes"][0])
-    assert math.isnan(found["by_layers"][1])
+    assert found["by_scenes"][0] <= 0
+    assert found["by_layers"][0] <= 0
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(-0.25, "−0.25"), (0.25, "+0.25"), (-0.001, "0.00"), (math.nan, "–"), (0.0, "0.00")]
 )
 def test_numbers_have_true_signs_and_zero_has_none(value, text):
-    assert studies.number(value, "+.2f") == text
+    assert claims.number(value, "+.2f") == text
+
+
+# What is kept and shown ----------------------------------------------------------------------------------------------
+
+
+def test_a_study_goes_on_where_it_was_and_measures_a_record_that_was_cut_off_again(tmp_path):
+    measured: list[int] = []
+
+    def wanted(count: int):
+        return ((str(n), lambda n=n: measured.append(n) or {"value": n}) for n in range(count))
+
+    first = list(harness.Records(tmp_path, {"steps": 2}).take(wanted(3), math.inf))
+    path = tmp_path / harness.RECORDS
+    path.write_text(path.read_text()[:-3])
+    assert list(harness.Records(tmp_path, {"steps": 2}).take(wanted(3), math.inf)) == first
+    assert measured == [0, 1, 2, 2]
+    with pytest.raises(SystemExit, match="other settings"):
+        harness.Records(tmp_path, {"steps": 3})
+
+
+def test_without_time_a_study_begins_once_and_then_reports_what_is_there(tmp_path):
+    records = harness.Records(tmp_path, {})
+    assert [each["key"] for each in records.take([("a", dict), ("b", dict)], 0)] == ["a"]
+    assert [each["key"] for each in records.take([("b", dict), ("c", dict)], 0)] == ["b"]
+    assert [each["key"] for each in records.take([("c", dict), ("a", dict), ("d", dict), ("b", dict)], 0)] == [
+        "c",
+        "a",
+        "b",
+    ]
+
+
+def test_frames_are_drawn_once_and_read_as_their_file_keeps_them(tmp_path):
+    frames, path = torch.rand(3, 8, 8, 3, generator=torch.Generator().manual_seed(0)), tmp_path / "clip" / "a.png"
+    drawn = harness.strip(path, lambda: frames)
+    assert torch.equal(drawn, (frames * 255).round() / 255)
+    assert torch.equal(harness.strip(path, lambda: 1 - frames), drawn)
+    assert [each.name for each in path.parent.iterdir()] == ["a.png"]
+
+
+def test_jobs_take_turns_and_begin_with_another_one_each_round():
+    order: list[str] = []
+    times = harness.take_turns({name: lambda name=name: order.append(name) for name in "abc"}, 2)
+    assert "".join(order) == "abcbcacab"
+    assert [len(taken) for taken in times.values()] == [2, 2, 2]
+
+
+def test_the_peak_counts_what_lives_at_once():
+    def run():
+        first = torch.ones(256, 1024)  # 1 MiB
+        second = first + 1
+        del first
+        return second[:10] + second.sum()
+
+    assert harness.peak_of(run) == pytest.approx(2, abs=0.1)
+
+
+def test_a_table_marks_clear_differences_and_has_as_many_cells_in_every_row():
+    values = {"more": torch.linspace(0.9, 1.1, 8), "same": torch.linspace(-1, 1, 8)}
+    made = figures.means(values, {"x": ("figure", ".2f")}, lambda way, _: values[way], gains=True).splitlines()
+    assert made[2].startswith("| more | **+1.00 (")
+    assert "**" not in made[3]
+    assert len({line.count("|") for line in made}) == 1
+
+
+def test_a_contact_sheet_has_a_row_for_every_name_and_a_place_for_every_picture():
+    red, blue = (torch.eye(3)[place].expand(8, 8, 3) for place in (0, 2))
+    made = figures.sheet([("one", {"a": [red, blue], "b": [blue]}), ("two\nlines", {"a": [red]})], side=20)
+    count = {colour: n // 400 for n, colour in made.getcolors(made.width * made.height)}
+    assert (count[255, 0, 0], count[0, 0, 255]) == (2, 2)
+
+
+def test_a_chart_draws_every_series_for_every_way():
+    values = lambda way, name: torch.linspace(0, len(way), 6)  # noqa: E731
+    figure = figures.rows_chart("title", "subtitle", ["x", "yy"], {"m": ("M", ".1f")}, {"one": values, "two": values})
+    points = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert [point.get_xdata()[0] for point in points] == pytest.approx([0.5, 1, 0.5, 1])

@@ -205,7 +205,7 @@ def main() -> int:
     parser = command_line(
         __doc__, "minutes", prompts=(200, "beside one of each workflow to warm up"), seed=(0, "of what is drawn")
     )
-    parser.set_defaults(minutes=120.0)
+    parser.set_defaults(minutes=120.0, out=Path("coherence-report", "soak"))
     arguments = parser.parse_args()
     enter(arguments)
     record = soak(arguments.comfyui.resolve(), arguments.prompts, arguments.seed, arguments.minutes)

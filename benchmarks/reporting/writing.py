@@ -1,0 +1,126 @@
+"""The report as one HTML page that needs nothing else, and as Markdown with its pictures beside it."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from claims import FEWEST, UNDECIDED, VERDICTS, Claim, count
+from figures import claims_chart, claims_table, on_a_line, table
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape  # comes with PyTorch
+
+from .assembling import Picture, Report, by_claim, shrunk
+from .experiments import COSTS, PAPERS, Experiment
+from .running import Outcome
+
+FOLDER = "report"
+"""Of the Markdown's pictures."""
+
+
+def lead(report: Report) -> list[str]:
+    """What the reader should know first."""
+    total = count(report.claims()).total()
+    chance = max(1, round(0.05 * total))
+    return [
+        "Each claim is one that a paper makes of large models. Each figure beside it is of this pack’s demo model, 4 "
+        "million parameters that draw one coloured shape at 128 pixels. What fails here may hold there, and the other "
+        "way round: the papers’ models and scores (FID, CLIP, aesthetics) were not at hand, and what stands in for "
+        "them is named with every figure.",
+        "Verdicts are computed from the 95% interval and from nothing else. A claim “holds” where the whole interval "
+        "lies on its side, and “does not” where it lies on the other; a claim that something stays the same, where "
+        "the interval lies within, or without, what is said to count as the same. Otherwise it is “undecided”, and so "
+        f"it is with fewer than {FEWEST} clips, prompts or layers. Intervals are BCa bootstrap ones over these, as "
+        "wide as Student’s t would have them, so that they cover about 95% with few of them, too (Hesterberg 2015). "
+        "Differences are taken clip by clip.",
+        f"The {total} verdicts are not corrected for their number: were none of the claims true, and none false, about "
+        f"{chance} of them would still look clear by chance.",
+    ]
+
+
+def counts(claims: list[Claim]) -> dict[str, int]:
+    """Of each verdict, in their order."""
+    found = count(claims)
+    return {name: found[name] for name in VERDICTS}
+
+
+def counted(verdict: str, number: int) -> str:
+    """``2 hold``."""
+    return f"{number} {verdict if number == 1 else {'holds': 'hold', 'does not': 'do not'}.get(verdict, verdict)}"
+
+
+def verdicts(figures: list[Claim]) -> list[tuple[str, str]]:
+    """Each that was found, and in words, with how often where there is more than one figure."""
+    found = counts(figures)
+    return [(name, counted(name, n) if len(figures) > 1 else name) for name, n in found.items() if n]
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+def took(experiments: Sequence[Experiment], outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """The time of all, and what it would be with nothing else on the machine: two at once, and some alone."""
+    if not all(outcome.processor or outcome.reason for outcome in outcomes):  # this system does not say
+        return {"Took": duration(sum(outcome.seconds for outcome in outcomes))}
+    alone, beside = (
+        sum(o.processor for e, o in zip(experiments, outcomes, strict=True) if e.is_alone == is_alone)
+        for is_alone in (True, False)
+    )
+    return {"Took": f"{duration(alone + beside)} of processors, {duration(alone + beside / 2)} on two quiet cores"}
+
+
+def _source(picture: Picture) -> str:
+    return f"data:{picture.mime};base64,{b64encode(picture.data).decode()}"
+
+
+def _render(template: str, report: Report) -> str:
+    known: dict[str, Any] = {
+        "title": "Four papers, held to their claims",
+        "subtitle": "What ComfyUI-Coherence measured on small models of its own",
+        "folder": FOLDER,
+        "report": report,
+        "papers": PAPERS,
+        "costs_key": COSTS,
+        "undecided": UNDECIDED,
+        "missing": [part for part in report.parts if part.reason],
+        **{each.__name__: each for each in (lead, counts, counted, verdicts, duration, by_claim, on_a_line)},
+        **{each.__name__: each for each in (table, claims_table)},
+        "source": _source,
+    }
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(known)
+
+
+def html(report: Report) -> str:
+    return _render("page.html", report)
+
+
+def markdown(report: Report) -> str:
+    return _render("report.md", report)
+
+
+def write(report: Report, folder: Path) -> None:
+    """``REPORT.md`` and its pictures in ``folder``; those of an earlier report go."""
+    made = {picture.name: picture.data for part in report.parts for picture in part.pictures}
+    for paper in report.papers:
+        if claims := report.claims(paper):
+            claims_chart(claims).savefig(chart := BytesIO(), dpi=80)
+            made[f"claims_{paper}.png"] = shrunk(chart, is_chart=True)
+    pictures = folder / FOLDER
+    pictures.mkdir(parents=True, exist_ok=True)
+    for each in pictures.iterdir():
+        if each.suffix in (".png", ".jpg") and each.name not in made:
+            each.unlink()
+    for name, data in made.items():
+        (pictures / name).write_bytes(data)
+    (folder / "REPORT.md").write_text(markdown(report), "utf-8")
