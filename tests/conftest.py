@@ -59,7 +59,7 @@ def pytest_collection() -> None:
     """Not at import: a process that hands its tests to workers collects none, and needs no ComfyUI."""
     _enter_comfyui()
     _load_pack()
-    sys.path.append(str(ROOT / "tests" / "support"))
+    sys.path += [str(ROOT / "tests" / "support"), str(ROOT / "tests")]  # helpers, and the soak
 
 
 @pytest.hookimpl(tryfirst=True)
