@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from claims import Claim, Estimate, estimate, shown
-from figures import bold, legend, line, panels, publish, sheet, style, table
+from figures import MUTED, bold, legend, line, panels, publish, sheet, style, table
 from harness import FULL, OPEN, SAYS, SIDE, Json, command_line, open_prompt, pack, remember, save, strip, within
 from picture_metrics import edge_slope
 from PIL import Image
@@ -311,8 +311,8 @@ def chart(of: dict[str, list[Json]]) -> Any:
             if name not in measured[setting]:
                 axes.set_axis_off()
                 continue
-            style(axes, MEASURES[name][0], "λ", SETTINGS[setting].title if axes is row[0] else "")
-            axes.axhline(0, linewidth=0.8)
+            style(axes, MEASURES[name][0], "λ", SETTINGS[setting].title if axes is row[0] else "", 22)
+            axes.axhline(0, color=MUTED, linewidth=0.8)
             for number, guidance in enumerate(GUIDANCES):
                 places: dict[float, str] = {0.5: guidance} if guidance in LONE else {}
                 places = places or {scale: way_name(guidance, scale) for scale in (1, 2, 4)}
