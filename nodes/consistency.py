@@ -38,21 +38,24 @@ class TemporalConsistency(Node):
             node_id="TemporalConsistency",
             display_name="Temporal Consistency",
             category="coherence/metrics",
-            description="Measures how steady a clip is from frame to frame: SSIM, PSNR, flow-warped error, flicker and "
-            "motion, as a chart and as figures. With a reference, such as the clip before an edit, it compares both.",
+            description="Measures how steady a clip is from frame to frame: SSIM, PSNR, flow-warped error, flicker "
+            "and motion, as a chart and as JSON. With a reference, such as the clip before an edit, it compares the "
+            "two.",
             search_aliases=["ssim", "psnr", "flicker", "warping error", "optical flow", "video quality"],
             inputs=[
                 io.Image.Input("images", tooltip="The clip to measure: two frames or more, 11×11 pixels or more."),
                 io.Image.Input(
                     "reference",
                     optional=True,
-                    tooltip="A clip to compare it with, of as many frames and the same size: the source of an edit, or "
-                    "the same seed without a technique. Leave it open to measure the clip alone.",
+                    tooltip="A clip to compare with, of the same length and size: the source of an edit, or the same "
+                    "seed without a technique. Leave it empty to measure only the clip.",
                 ),
             ],
             outputs=[
-                io.String.Output("report", tooltip="The figures of every two neighbouring frames, and means, as JSON."),
-                io.Image.Output("chart", tooltip="A panel for each measure, along the clip."),
+                io.String.Output(
+                    "report", tooltip="The figures for each pair of neighbouring frames, and their means, as JSON."
+                ),
+                io.Image.Output("chart", tooltip="One panel per measure, frame by frame."),
             ],
         )
 

@@ -36,9 +36,10 @@ class CrossFrameAttention(Node):
                     "keys",
                     options=["first", "previous", "first_and_previous", "fine_coarse"],
                     default="first",
-                    tooltip="The frames attended to. first: the look stays that of frame 1 (Text2Video-Zero). "
-                    "previous: it may drift slowly. first_and_previous: both (Tune-A-Video), at twice the cost of "
-                    "the attention. fine_coarse: itself, and all others at low resolution (EI²).",
+                    tooltip="The frames that each frame attends to. first: the first frame, whose look the clip keeps "
+                    "(Text2Video-Zero). previous: the one before; the look may drift slowly. first_and_previous: both "
+                    "(Tune-A-Video), at twice the attention cost. fine_coarse: itself, and all others at low "
+                    "resolution (EI²).",
                 ),
                 layers_input(),
                 *percent_inputs(),

@@ -16,8 +16,8 @@ class CoherenceDemoModel(Node):
             node_id="CoherenceDemoModel",
             display_name="Coherence Demo Model",
             category="coherence/loaders",
-            description="Loads the pack's own small model: it draws one coloured shape on a coloured background at "
-            "128×128, as pictures or as a moving clip, in seconds on a CPU. It stands where a checkpoint loader would.",
+            description="Loads the pack's own small model. It draws one coloured shape on a coloured background at "
+            "128×128, as pictures or as a moving clip, in seconds on a CPU. Use it in place of a checkpoint loader.",
             search_aliases=["demo checkpoint", "tiny model", "load checkpoint", "tiny video model"],
             inputs=[
                 io.Combo.Input(
@@ -25,19 +25,21 @@ class CoherenceDemoModel(Node):
                     options=["image", "video"],
                     default="image",
                     optional=True,
-                    tooltip="image: a picture model, every frame for itself. video: the same with temporal layers; "
-                    "the latent's batch is a clip of 16 frames, and the prompt says how the shape moves.",
+                    tooltip="image: an image model, which draws each frame independently. video: the same with "
+                    "temporal layers; the latent's batch is a clip of 16 frames, and the prompt says how the shape "
+                    "moves.",
                 )
             ],
             outputs=[
                 io.Model.Output(
-                    tooltip="A Stable Diffusion 1.5 class UNet with 4 M parameters; for clips with 1 M more."
+                    tooltip="A UNet of the Stable Diffusion 1.5 class with 4 M parameters; the video model has 1 M "
+                    "more."
                 ),
                 io.Clip.Output(
                     tooltip="Reads prompts such as 'a small red star at the top left on a green background'; for "
-                    "clips with ', moving right' after them."
+                    "video, add ', moving right'."
                 ),
-                io.Vae.Output(tooltip="A tiny autoencoder, 8×8 pixels to one latent pixel."),
+                io.Vae.Output(tooltip="A tiny autoencoder: each latent pixel covers 8×8 pixels."),
             ],
         )
 
@@ -57,34 +59,38 @@ class CoherenceDemoClip(Node):
             node_id="CoherenceDemoClip",
             display_name="Coherence Demo Clip",
             category="coherence/loaders",
-            description="Draws a clip to edit, invert or measure: a coloured shape that moves over a plain background, "
-            "and exactly where it is. No file, no model. It stands where Load Video would.",
+            description="Draws a clip to edit, invert or measure: a coloured shape that moves over a plain "
+            "background, with a mask of its exact position. It needs no file and no model. Use it in place of Load "
+            "Video.",
             search_aliases=["demo video", "test clip", "sample video", "moving shape"],
             inputs=[
-                io.Combo.Input("shape", options=list(SHAPES), tooltip="What moves. Change it to try another outline."),
+                io.Combo.Input(
+                    "shape", options=list(SHAPES), tooltip="The moving shape. Change it to try another outline."
+                ),
                 io.Combo.Input(
                     "colour",
                     options=list(COLOURS),
-                    tooltip="The shape's colour. It has to differ from the background.",
+                    tooltip="The shape's colour. It must differ from the background.",
                 ),
                 io.Combo.Input(
                     "background",
                     options=list(COLOURS),
                     default="white",
-                    tooltip="The colour behind the shape, the same in every frame. It has to differ from the shape's.",
+                    tooltip="The background colour, the same in every frame. It must differ from the shape's colour.",
                 ),
                 io.Combo.Input(
                     "motion",
                     options=list(MOTIONS),
-                    tooltip="slide: across the picture. turn: by a quarter, on the spot. grow: or shrink. all: the "
-                    "three at once. A circle does not show that it turns.",
+                    tooltip="slide: moves across the picture. turn: rotates a quarter turn in place. grow: grows or "
+                    "shrinks. all: all three at once. A circle shows no rotation.",
                 ),
                 io.Int.Input(
                     "frames",
                     default=16,
                     min=1,
                     max=1024,
-                    tooltip="Length of the clip, 1 to 1024. The path stays the same: more frames move more slowly.",
+                    tooltip="Length of the clip, 1 to 1024 frames. The path stays the same, so more frames move more "
+                    "slowly.",
                 ),
                 io.Int.Input(
                     "size",
@@ -92,8 +98,8 @@ class CoherenceDemoClip(Node):
                     min=64,
                     max=2048,
                     step=8,
-                    tooltip="Height and width in pixels, 64 to 2048. 128 for the demo model; what your model likes "
-                    "else, such as 512 for SD1.5.",
+                    tooltip="Height and width in pixels, 64 to 2048. Use 128 for the demo model; otherwise your "
+                    "model's usual size, such as 512 for SD1.5.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -101,13 +107,13 @@ class CoherenceDemoClip(Node):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=False,
-                    tooltip="Start, direction and size of the shape, the same for the same seed. Change it for another "
-                    "path.",
+                    tooltip="Sets the shape's start, direction and size. The same seed gives the same path. Change it "
+                    "for another path.",
                 ),
             ],
             outputs=[
                 io.Image.Output("images", tooltip="The frames of the clip."),
-                io.Mask.Output("mask", tooltip="Where the shape is: one mask for every frame."),
+                io.Mask.Output("mask", tooltip="The shape's position: one mask per frame."),
             ],
         )
 

@@ -21,9 +21,9 @@ class EntropyGuidedEdit(Node):
             node_id="EntropyGuidedEdit",
             display_name="Entropy-Guided Edit (IE-Adapt)",
             category="coherence/editing",
-            description="Edits a clip by a prompt: samples source and target together, and lets the target attend as "
-            "the source does in the layers of the registry, so that layout and motion stay. For clips that the model "
-            "makes, and for real ones after inversion.",
+            description="Edits a clip with a prompt. It samples source and target together, and in the registry's "
+            "layers the target attends as the source does, so layout and motion stay. Works on generated clips, and "
+            "on real ones after inversion.",
             search_aliases=[
                 "video editing",
                 "ie-adapt",
@@ -35,63 +35,66 @@ class EntropyGuidedEdit(Node):
             inputs=[
                 io.Model.Input("model", tooltip="The model, with its LoRAs and motion modules. It is not changed."),
                 io.Conditioning.Input(
-                    "source", tooltip="The prompt of the clip as it is; of a real clip, that it was inverted with."
+                    "source",
+                    tooltip="A prompt that describes the clip as it is. For a real clip, use the prompt of "
+                    "the inversion.",
                 ),
                 io.Conditioning.Input(
-                    "target", tooltip="The prompt of the clip as it shall be: the source's, with the words changed."
+                    "target", tooltip="Prompt for the edited clip: the source prompt with some words changed."
                 ),
                 io.Conditioning.Input(
-                    "negative", tooltip="The negative prompt of both clips. A clip with cfg 1 does not use it."
+                    "negative", tooltip="The negative prompt of both clips. A clip with cfg 1 ignores it."
                 ),
                 Registry.Input(
                     "registry",
-                    tooltip="The layers in which the target attends as the source: from EntropyRegister with select "
-                    "lowest, count 0, percent 50. More layers keep more of the source. cross_map does not use it.",
+                    tooltip="The layers in which the target attends as the source does: from EntropyRegister with "
+                    "select lowest, count 0, percent 50. More layers keep more of the source. cross_map ignores it.",
                 ),
                 io.Noise.Input(
                     "noise",
                     tooltip="The noise that both clips start from: RandomNoise for a generated clip, DisableNoise "
-                    "after an inversion, NoiseFromLatent after that of a flow model.",
+                    "after an inversion, NoiseFromLatent after inverting with a flow model.",
                 ),
                 io.Sampler.Input(
                     "sampler",
-                    tooltip="A sampler without noise of its own: euler, ddim, heun, dpmpp_2m, uni_pc. After an "
-                    "inversion euler, which walks the same way back. Ancestral and SDE samplers are refused.",
+                    tooltip="A sampler that adds no noise: euler, ddim, heun, dpmpp_2m, uni_pc. After an inversion "
+                    "use euler, which retraces it. Ancestral and SDE samplers are rejected.",
                 ),
                 io.Sigmas.Input(
                     "sigmas",
-                    tooltip="The noise levels of both clips, from a scheduler; after an inversion the same ones.",
+                    tooltip="The noise levels of both clips, from a scheduler. After an inversion, use the same ones.",
                 ),
                 io.Latent.Input(
                     "latent_image",
-                    tooltip="What both clips start from: an empty latent for a generated clip, the inverted latent of "
-                    "a real one.",
+                    tooltip="The latent that both clips start from: an empty one for a generated clip, the inverted "
+                    "one for a real clip.",
                 ),
                 cfg_input(
                     7.5,
-                    "How strongly the target follows its prompt. Raise it if the edit does not show, lower it "
-                    "if colours burn.",
+                    "How strongly the target follows its prompt. Raise it if the edit does not show; lower it if "
+                    "colours burn out.",
                 ),
                 cfg_input(
                     1.0,
-                    "How strongly the source follows its prompt. 1 for a real clip, as it was inverted; the "
-                    "same as cfg for a generated one. At 1 it costs a branch less in every step.",
+                    "How strongly the source follows its prompt. Use 1 for a real clip, as in its inversion; use the "
+                    "value of cfg for a generated one. At 1 each step needs one branch less.",
                     name="source_cfg",
                 ),
                 io.Combo.Input(
                     "replace",
                     options=list(REPLACES),
                     default="map",
-                    tooltip="What the target takes from the source. map: where it looks (the paper's). key_value: "
-                    "what it sees (MasaCtrl), for other poses of the same thing. value: the contents alone. "
-                    "cross_map: where the words go, in all cross-attention layers (Prompt-to-Prompt).",
+                    tooltip="What the target takes from the source. map: where it attends (the paper's choice). "
+                    "key_value: what it attends to (MasaCtrl), for other poses of the same subject. value: the "
+                    "content only. cross_map: where each word applies, in all cross-attention layers "
+                    "(Prompt-to-Prompt).",
                 ),
                 *percent_inputs(),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="Where the target may differ: white changes, black keeps the source's latent at every "
-                    "step. Any size, one for all frames or one for each.",
+                    tooltip="Where the target may differ: white may change, black keeps the source's latent at every "
+                    "step. Any size; one mask for all frames, or one per frame.",
                 ),
             ],
             outputs=[

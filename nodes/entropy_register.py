@@ -37,7 +37,8 @@ REGISTRIES = SavedFiles(registry_file, "a saved registry", "SaveAttentionRegistr
 
 def _chart_output() -> io.Output:
     return io.Image.Output(
-        "chart", tooltip="Energy, energy proportion and entropy of every self-attention layer; selected ones marked."
+        "chart",
+        tooltip="Energy, energy proportion and entropy of every self-attention layer, with the selected ones marked.",
     )
 
 
@@ -53,7 +54,7 @@ class EntropyRegister(Node):
             display_name="Entropy Register (IE-Adapt)",
             category=ATTENTION,
             description="Measures how evenly each attention layer of a model attends (entropy) and how much it "
-            "smooths (energy), draws it, and selects layers by it for guidance or editing. Costs one model call.",
+            "smooths (energy), draws a chart, and selects layers for guidance or editing. Costs one model call.",
             search_aliases=[
                 "attention entropy",
                 "ie-adapt",
@@ -67,22 +68,23 @@ class EntropyRegister(Node):
                 io.String.Input(
                     "measure_steps",
                     default="0",
-                    tooltip="At which steps to measure, from 0; the mean is given. '0' is one model call, "
-                    "'0, 5-8' runs nine steps, 'all' the whole run. Later steps show structure, not noise.",
+                    tooltip="The steps to measure, counted from 0; the result is their mean. '0' costs one model "
+                    "call, '0, 5-8' runs nine steps, 'all' the whole run. Later steps show structure rather than "
+                    "noise.",
                 ),
                 io.Combo.Input(
                     "precision",
                     options=list(PRECISIONS),
                     default="exact",
                     advanced=True,
-                    tooltip="exact: every row of every map, at about the cost of a second attention. sampled: 256 rows "
-                    "of each map, with the 95% interval in the report; for very long clips.",
+                    tooltip="exact: every row of every map, at about the cost of a second attention. sampled: 256 "
+                    "rows of each map, with a 95% interval in the report; for very long clips.",
                 ),
             ],
             outputs=[
-                Registry.Output("registry", tooltip="The layers, their figures and the selection."),
+                Registry.Output("registry", tooltip="The layers, their measurements and the selection."),
                 _chart_output(),
-                io.String.Output("report", tooltip="Every attention layer with its figures, as JSON."),
+                io.String.Output("report", tooltip="Every attention layer with its measurements, as JSON."),
             ],
         )
 
@@ -120,19 +122,19 @@ class SelectAttentionLayers(Node):
             node_id="SelectAttentionLayers",
             display_name="Select Attention Layers",
             category=ATTENTION,
-            description="Selects attention layers by name, without measuring: for nodes that take an attention "
+            description="Selects attention layers by name, without measuring them. For nodes that take an attention "
             "registry.",
             search_aliases=["layer selection", "attention blocks", "choose layers"],
             inputs=[
-                io.Model.Input("model", tooltip="The model whose layers are meant."),
+                io.Model.Input("model", tooltip="The model that has these layers."),
                 io.String.Input(
                     "layers",
                     default="middle",
-                    tooltip="Self-attention layers by name, separated by commas: 'middle', 'input.4', 'output.3-8', "
-                    "'blocks.10-19', 'temporal'; '*' is all. The error lists what the model has.",
+                    tooltip="Names of self-attention layers, separated by commas: 'middle', 'input.4', 'output.3-8', "
+                    "'blocks.10-19', 'temporal'. '*' means all. The error message lists the model's layers.",
                 ),
             ],
-            outputs=[Registry.Output("registry", tooltip="The layers and the selection, without figures.")],
+            outputs=[Registry.Output("registry", tooltip="The layers and the selection, without measurements.")],
         )
 
     @classmethod
@@ -151,10 +153,13 @@ class ReselectAttentionLayers(Node):
             node_id="ReselectAttentionLayers",
             display_name="Reselect Attention Layers",
             category=ATTENTION,
-            description="Selects other layers from figures that were measured already: no model, no new measurement.",
+            description="Selects other layers from existing measurements, without a model or a new measurement.",
             search_aliases=["layer selection", "attention entropy", "choose layers"],
             inputs=[registry_input(), *ranking_inputs()],
-            outputs=[Registry.Output("registry", tooltip="The same figures, the new selection."), _chart_output()],
+            outputs=[
+                Registry.Output("registry", tooltip="The same measurements, with the new selection."),
+                _chart_output(),
+            ],
         )
 
     @classmethod
@@ -175,7 +180,7 @@ class SaveAttentionRegistry(SavingNode):
             node_id="SaveAttentionRegistry",
             display_name="Save Attention Registry",
             category=ATTENTION,
-            description="Saves layers, figures and selection as a JSON file in the output folder.",
+            description="Saves layers, measurements and selection as a JSON file in the output folder.",
             search_aliases=["export layers", "attention entropy", "write registry"],
             is_output_node=True,
             inputs=[
@@ -199,10 +204,10 @@ class LoadAttentionRegistry(LoadingNode):
             node_id="LoadAttentionRegistry",
             display_name="Load Attention Registry",
             category=ATTENTION,
-            description="Loads layers, figures and selection that SaveAttentionRegistry wrote.",
+            description="Loads the layers, measurements and selection that SaveAttentionRegistry wrote.",
             search_aliases=["import layers", "attention entropy", "read registry"],
             inputs=[cls.file_input()],
-            outputs=[Registry.Output("registry", tooltip="The layers, their figures and the selection.")],
+            outputs=[Registry.Output("registry", tooltip="The layers, their measurements and the selection.")],
         )
 
     @classmethod

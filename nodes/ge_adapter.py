@@ -27,12 +27,12 @@ class GEAdapterApply(Node):
             node_id="GEAdapterApply",
             display_name="GE-Adapter Apply",
             category=TUNING,
-            description="Puts a GE-Adapter's LoRA on a model for the first steps of sampling, where it was trained to "
-            "make neighbouring frames change evenly. For image models with a UNet; the latent's batch is the clip.",
+            description="Applies a GE-Adapter's LoRA to the first sampling steps, where it was trained to make "
+            "neighbouring frames change evenly. For image models with a UNet; the latent's batch is the clip.",
             search_aliases=["ge-adapter", "temporal lora", "frame consistency", "video adapter"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="A model of the kind that the adapter was trained on. It is cloned, not changed."
+                    "model", tooltip="A model of the class that the adapter was trained on. It is cloned, not changed."
                 ),
                 adapter_input(),
                 io.Float.Input(
@@ -42,8 +42,8 @@ class GEAdapterApply(Node):
                     max=2.0,
                     step=0.05,
                     round=0.001,
-                    tooltip="Factor of the adapter's LoRA, and of nothing else: tokens are never scaled. 0.5 is the "
-                    "paper's, 0 the plain model. Raise it for steadier clips, lower it when pictures go soft.",
+                    tooltip="Strength of the adapter's LoRA. Its tokens are never scaled. 0.5 is the paper's choice, "
+                    "0 the plain model. Raise it for steadier clips; lower it if pictures turn soft.",
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -52,8 +52,8 @@ class GEAdapterApply(Node):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Where in sampling it sets in: 0 is the first step (pure noise), 1 the last. The paper "
-                    "begins at once.",
+                    tooltip="When it starts: 0 is the first sampling step (pure noise), 1 the last. The paper starts "
+                    "at 0.",
                 ),
                 io.Float.Input(
                     "end_percent",
@@ -62,11 +62,11 @@ class GEAdapterApply(Node):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Where in sampling it stops: 0 is the first step, 1 the last. 0.1 is the paper's; 0.5 "
-                    "keeps frames closer and takes detail away.",
+                    tooltip="When it stops: 0 is the first sampling step, 1 the last. 0.1 is the paper's choice; 0.5 "
+                    "keeps frames more alike but loses detail.",
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="The model, with the adapter on these steps.")],
+            outputs=[io.Model.Output(tooltip="The model, with the adapter active at these steps.")],
         )
 
     @classmethod
@@ -91,27 +91,26 @@ class GEAdapterTokens(Node):
             node_id="GEAdapterTokens",
             display_name="GE-Adapter Tokens",
             category=TUNING,
-            description="Puts a GE-Adapter's learned tokens before a prompt: those that all frames share and, with a "
-            "CLIP vision output, some of each frame's own. Each frame then has a prompt row of its own.",
+            description="Puts a GE-Adapter's learned tokens before a prompt: tokens that all frames share and, with a "
+            "CLIP vision output, tokens for each frame. Each frame then gets its own conditioning.",
             search_aliases=["ge-adapter", "prompt tokens", "image prompt", "video prompt", "prefix tokens"],
             inputs=[
                 io.Conditioning.Input(
                     "conditioning",
-                    tooltip="The prompt, from the text encoder of the adapter's model. Use one such node for the "
-                    "positive and one for the negative prompt: of different lengths, they take two model calls a step.",
+                    tooltip="The prompt, from the text encoder of the adapter's model. Use this node for both the "
+                    "positive and the negative prompt; if their lengths differ, each step takes two model calls.",
                 ),
                 adapter_input(),
                 io.ClipVisionOutput.Input(
                     "clip_vision_output",
                     optional=True,
-                    tooltip="The clip's frames through CLIPVisionEncode, as many as the latent has frames, or one "
-                    "picture for all of them; by the encoder of the training. Without it, only the shared tokens are "
-                    "added.",
+                    tooltip="The clip's frames, encoded by CLIPVisionEncode with the encoder used in training: as "
+                    "many as the latent has, or one picture for all. Without it, only the shared tokens are added.",
                 ),
             ],
             outputs=[
                 io.Conditioning.Output(
-                    "conditioning", tooltip="[shared; per-frame; text] on the sequence axis, one row for every frame."
+                    "conditioning", tooltip="[shared; per-frame; text] on the sequence axis, one row per frame."
                 )
             ],
         )
@@ -131,8 +130,8 @@ class SaveGEAdapter(SavingNode):
             node_id="SaveGEAdapter",
             display_name="Save GE-Adapter",
             category=TUNING,
-            description="Saves a trained GE-Adapter as a safetensors file in the output folder. In its loras folder "
-            "ComfyUI's own LoRA loaders find it, too, and take its LoRA.",
+            description="Saves a trained GE-Adapter as a safetensors file in the output folder. If it is in the loras "
+            "folder there, ComfyUI's own LoRA loaders find it too and load its LoRA.",
             search_aliases=["export adapter", "write lora", "ge-adapter"],
             is_output_node=True,
             inputs=[
@@ -159,8 +158,7 @@ class LoadGEAdapter(LoadingNode):
             node_id="LoadGEAdapter",
             display_name="Load GE-Adapter",
             category=TUNING,
-            description="Loads a GE-Adapter that SaveGEAdapter wrote: its LoRA, its tokens, and what it was trained "
-            "on.",
+            description="Loads a GE-Adapter that SaveGEAdapter wrote: its LoRA, its tokens, and its training record.",
             search_aliases=["import adapter", "read lora", "ge-adapter"],
             inputs=[cls.file_input()],
             outputs=[Adapter.Output("adapter", tooltip="The adapter, for GEAdapterApply and GEAdapterTokens.")],

@@ -26,14 +26,14 @@ class GEAdapterTrain(Node):
             display_name="GE-Adapter Train",
             category=TUNING,
             description="Trains a GE-Adapter on short clips: a small LoRA that makes neighbouring frames change "
-            "evenly, and tokens that go before the prompt. Once trained, it serves other clips, too. The model stays "
-            "as it is.",
+            "evenly, and tokens that go before the prompt. A trained adapter works on other clips too. Your model is "
+            "not changed.",
             search_aliases=["train", "ge-adapter", "temporal lora", "frame consistency", "video training"],
             inputs=_inputs(),
             outputs=[
                 Adapter.Output("adapter", tooltip="For GEAdapterApply, GEAdapterTokens and SaveGEAdapter."),
-                io.Image.Output("loss_chart", tooltip="The loss of every step, and its moving average."),
-                io.String.Output("report", tooltip="What was trained, how long, in what memory, and both losses."),
+                io.Image.Output("loss_chart", tooltip="The loss of every step and its moving average."),
+                io.String.Output("report", tooltip="What was trained, time and memory used, and both losses."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -88,54 +88,56 @@ class GEAdapterTrain(Node):
 def _inputs() -> list[io.Input]:
     return [
         io.Model.Input(
-            "model", tooltip="A model with a UNet: SD1.5, SD2 or SDXL. The adapter is for models of this kind."
+            "model", tooltip="A model with a UNet: SD1.5, SD2 or SDXL. The adapter only fits models of this class."
         ),
-        io.Clip.Input("clip", tooltip="The model's text encoder. It encodes the captions, and is not trained."),
+        io.Clip.Input("clip", tooltip="The model's text encoder. It encodes the captions and is not trained."),
         io.Latent.Input(
             "clips",
-            tooltip="Clips of one length, one after the other: join their frames with BatchImagesNode, then VAEEncode.",
+            tooltip="Clips of equal length, one after the other: join their frames with BatchImagesNode, then use "
+            "VAEEncode.",
         ),
         io.Int.Input(
             "frames_per_clip",
             default=8,
             min=MIN_FRAMES,
             max=4096,
-            tooltip="How many frames each clip has, 3 or more; the latent's batch is a multiple. A step sees a whole "
-            "clip: set fewer when memory runs out.",
+            tooltip="Number of frames in each clip, 3 or more; the latent's batch must be a multiple of it. Each step "
+            "takes a whole clip, so use fewer if memory runs out.",
         ),
         io.String.Input(
             "captions",
             multiline=True,
             default="",
-            tooltip="What each clip shows: one line for every clip, in their order. A line may be empty.",
+            tooltip="What each clip shows: one line per clip, in order. A line may be empty.",
         ),
         io.ClipVisionOutput.Input(
             "clip_vision_output",
             optional=True,
-            tooltip="All frames of all clips through CLIPVisionEncode (crop none), for tokens of each frame's own. "
-            "Without it the adapter has shared tokens alone.",
+            tooltip="All frames of all clips, encoded by CLIPVisionEncode (crop none), for the per-frame tokens. "
+            "Without it, the adapter only has shared tokens.",
         ),
         io.Int.Input(
             "rank",
             default=4,
             min=1,
             max=128,
-            tooltip="Rank of the LoRA, 1 to 128. 4 is the paper's; a higher one can learn more, and more by heart.",
+            tooltip="Rank of the LoRA, 1 to 128. 4 is the paper's choice. A higher rank can learn more, but also "
+            "memorises more.",
         ),
         io.Combo.Input(
             "layers",
             options=list(LAYERS),
             default="down",
-            tooltip="Whose attention gets a LoRA: the down blocks' (the paper's) or all blocks'. Choose all when down "
-            "changes too little.",
+            tooltip="Which blocks' attention gets a LoRA: the down blocks (the paper's choice) or all blocks. Choose "
+            "all if down changes too little.",
         ),
         io.Int.Input(
             "shared_tokens",
             default=8,
             min=0,
             max=77,
-            tooltip="Learned tokens that all frames share, 0 to 77. 8 is the paper's; it found 18 good, too, and "
-            "more to drown the prompt.",
+            tooltip="Number of learned tokens that all frames share, 0 to 77. 8 is the paper's choice. In the paper "
+            "18 also worked; more drowned out the prompt.",
         ),
         io.Float.Input(
             "temporal_weight",
@@ -144,8 +146,8 @@ def _inputs() -> list[io.Input]:
             max=1000.0,
             step=0.01,
             round=0.0001,
-            tooltip="Factor of the temporal loss, 0 or more. 0.01 is the published code's; raise it when frames still "
-            "jump, up to where pictures go soft.",
+            tooltip="Weight of the temporal loss, 0 or more. 0.01 is the published code's value. Raise it if frames "
+            "still jump, but not so far that pictures turn soft.",
         ),
         io.Float.Input(
             "diffusion_weight",
@@ -154,8 +156,8 @@ def _inputs() -> list[io.Input]:
             max=1000.0,
             step=0.01,
             round=0.0001,
-            tooltip="Factor of the diffusion loss, which keeps the pictures good, 0 or more. Leave it at 1 unless the "
-            "temporal loss is to act alone.",
+            tooltip="Weight of the diffusion loss, which preserves picture quality, 0 or more. Leave it at 1 unless "
+            "you want the temporal loss alone.",
         ),
         io.Float.Input(
             "temporal_range_start",
@@ -165,15 +167,15 @@ def _inputs() -> list[io.Input]:
             step=0.05,
             round=0.001,
             advanced=True,
-            tooltip="Where the LoRA and the temporal loss set in, as a share of the timesteps: 0.5 is the noisier half "
-            "(the paper's), 0 all of them. Raise it to leave late steps alone.",
+            tooltip="When the LoRA and the temporal loss start to act, as a share of the timesteps: 0.5 means the "
+            "noisier half (the paper's choice), 0 all of them. Raise it to leave late steps alone.",
         ),
         io.Int.Input(
             "steps",
             default=1000,
             min=1,
             max=1_000_000,
-            tooltip="Steps of the optimiser, 1 to 1000000, each on gradient_accumulation clips. More than "
+            tooltip="Number of optimiser steps, 1 to 1000000, each on gradient_accumulation clips. Should exceed "
             "warmup_steps; the paper trained for 18 hours.",
         ),
         io.Float.Input(
@@ -183,8 +185,8 @@ def _inputs() -> list[io.Input]:
             max=1e-1,
             step=1e-6,
             round=1e-8,
-            tooltip="How far a step goes, 1e-7 to 0.1. 3e-5 is the paper's choice for SD1.5; small models and short "
-            "trainings need more. Lower it when the loss jumps.",
+            tooltip="Step size of the optimiser, 1e-7 to 0.1. 3e-5 is the paper's choice for SD1.5; small models and "
+            "short runs need more. Lower it if the loss jumps.",
         ),
         io.Int.Input(
             "warmup_steps",
@@ -192,8 +194,8 @@ def _inputs() -> list[io.Input]:
             min=0,
             max=1_000_000,
             advanced=True,
-            tooltip="Steps over which the rate rises to learning_rate, 0 or more. 500 is the paper's; set it well "
-            "below steps.",
+            tooltip="Number of steps over which the rate rises to learning_rate, 0 or more. 500 is the paper's "
+            "choice; set it well below steps.",
         ),
         io.Int.Input(
             "gradient_accumulation",
@@ -201,8 +203,8 @@ def _inputs() -> list[io.Input]:
             min=1,
             max=1024,
             advanced=True,
-            tooltip="Clips, each at a noise level of its own, whose gradients make one step, 1 to 1024. More are "
-            "smoother and take longer, in the same memory.",
+            tooltip="Number of clips per optimiser step, 1 to 1024, each at its own noise level. More clips give "
+            "smoother gradients and take longer, in the same memory.",
         ),
         io.Int.Input(
             "seed",
@@ -210,13 +212,14 @@ def _inputs() -> list[io.Input]:
             min=0,
             max=0xFFFFFFFFFFFFFFFF,
             control_after_generate=False,
-            tooltip="Clips, noise, noise levels and starting weights: the same seed gives the same adapter.",
+            tooltip="Seeds the choice of clips, the noise, noise levels and initial weights. The same seed gives the "
+            "same adapter.",
         ),
         Adapter.Input(
             "adapter",
             optional=True,
-            tooltip="An adapter to go on from, with a fresh optimiser: of the same rank, layers and tokens. Leave it "
-            "open to train from the start; set another seed for other noise.",
+            tooltip="An adapter to continue from, with a fresh optimiser. Rank, layers and tokens must match. Leave "
+            "it empty to train from the start; change the seed for other noise.",
         ),
     ]
 

@@ -20,16 +20,16 @@ ALIASES = ["ie-adapt", "perturbed attention guidance", "pag", "entropy guidance"
 def guidance_inputs() -> list[io.Input]:
     """What both nodes have in common."""
     return [
-        io.Model.Input("model", tooltip="The model, of any family of the pack. It is cloned, not changed."),
+        io.Model.Input("model", tooltip="The model, of any supported family. It is cloned, not changed."),
         perturbed_layers_input(),
         io.Combo.Input(
             "guidance",
             options=list(GUIDANCES),
             default="U-I",
-            tooltip="What is steered along. U-I: away from identity, towards uniform attention (the paper's; 4 "
-            "branches a step). A-I: away from identity (perturbed attention guidance; 3). U-A: towards uniform (3). "
-            "Strategies change the positive or negative of CFG itself: strategy 1 takes the negative with identity "
-            "maps (3), 3 the positive with uniform maps, plus A-I (4), 4 the positive with uniform maps (2, as plain "
+            tooltip="The direction of guidance. U-I: away from identity, towards uniform attention (the paper's; 4 "
+            "branches per step). A-I: away from identity (perturbed attention guidance; 3). U-A: towards uniform (3). "
+            "The strategies change CFG itself. strategy 1: the negative gets identity maps (3). strategy 3: the "
+            "positive gets uniform maps, plus A-I (4). strategy 4: the positive gets uniform maps (2, as in plain "
             "CFG).",
         ),
         io.Float.Input(
@@ -39,8 +39,9 @@ def guidance_inputs() -> list[io.Input]:
             max=100.0,
             step=0.1,
             round=0.001,
-            tooltip="How far to steer (the paper's λ). 0: plain CFG, whatever the guidance. 1 to 4 is usual; lower "
-            "it where colours burn or shapes tear. Strategies 1 and 4 have no λ and only ask whether it is 0.",
+            tooltip="Strength of the guidance (the paper's λ). 0: plain CFG, whatever the guidance. 1 to 4 is usual; "
+            "lower it if colours burn out or shapes tear. Strategies 1 and 4 have no λ: any value above 0 turns them "
+            "on.",
         ),
         *percent_inputs(),
         io.Float.Input(
@@ -50,8 +51,8 @@ def guidance_inputs() -> list[io.Input]:
             max=1.0,
             step=0.01,
             advanced=True,
-            tooltip="How much of the contrast that guidance adds is taken back: 0 none, 1 down to the contrast of "
-            "the prediction without guidance. Raise it where a high scale or cfg burns colours.",
+            tooltip="How much of the contrast added by guidance is removed. 0: none. 1: down to the contrast of the "
+            "prediction without guidance. Raise it if a high scale or cfg burns out colours.",
         ),
     ]
 
@@ -63,11 +64,12 @@ class IEGuidanceCFG(Node):
             node_id="IEGuidanceCFG",
             display_name="IE Guidance (IE-Adapt)",
             category=CATEGORY,
-            description="Better pictures and clips from the model you have: steers every step by what the registered "
-            "layers' attention does, comparing uniform with identity maps. For any sampler; put it last before it.",
+            description="Improves pictures and clips without training: it steers every step by comparing the "
+            "registered layers' output under uniform and identity attention. For any sampler; put it last, just "
+            "before the sampler.",
             search_aliases=ALIASES,
             inputs=guidance_inputs(),
-            outputs=[io.Model.Output(tooltip="The model, sampling with guidance.")],
+            outputs=[io.Model.Output(tooltip="The model, which now samples with guidance.")],
         )
 
     @classmethod
@@ -92,18 +94,19 @@ class IEGuider(Node):
             node_id="IEGuider",
             display_name="IE Guider (IE-Adapt)",
             category=CATEGORY,
-            description="IE Guidance as a guider, for SamplerCustomAdvanced: with its own noise, sampler and sigmas.",
+            description="IE Guidance as a guider for SamplerCustomAdvanced, where you choose noise, sampler and "
+            "sigmas yourself.",
             search_aliases=[*ALIASES, "guider", "SamplerCustomAdvanced"],
             inputs=[
                 *guidance_inputs(),
                 io.Conditioning.Input(
-                    "positive", tooltip="What to draw: the prompt, with masks, areas or a ControlNet if it has them."
+                    "positive", tooltip="What to draw: the prompt, with any masks, areas or ControlNet."
                 ),
-                io.Conditioning.Input("negative", tooltip="What to keep away from; an empty prompt will do."),
+                io.Conditioning.Input("negative", tooltip="What to avoid; an empty prompt is enough."),
                 cfg_input(
                     8.0,
-                    "How closely to follow the prompt (the paper's ω, 9 there). 1 leaves out the negative and "
-                    "saves its cost; strategy 1 cannot do without it.",
+                    "How closely to follow the prompt (the paper's ω, 9 there). At 1 the negative is skipped, which "
+                    "saves its cost; strategy 1 needs the negative.",
                 ),
             ],
             outputs=[io.Guider.Output(tooltip="The guided model with its prompts, for SamplerCustomAdvanced.")],

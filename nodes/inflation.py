@@ -22,7 +22,7 @@ def _weights_input(node: str) -> io.Input:
     return Weights.Input(
         "weights",
         optional=True,
-        tooltip=f"What OneShotTune learned with this node, or LoadSTAM loaded. Leave it open to tune from the start: "
+        tooltip="Weights from OneShotTune with this node, or from LoadSTAM. Leave it empty to tune from the start: "
         f"{node} then adds nothing to the features.",
     )
 
@@ -31,8 +31,8 @@ def _layers_input() -> io.String.Input:
     return io.String.Input(
         "layers",
         default="*",
-        tooltip="Which transformer layers are inflated. '*' is all; else pieces separated by commas: 'middle', "
-        "'output.3-8'. Narrow it to tune less, in less memory.",
+        tooltip="The transformer layers to inflate. '*' means all; otherwise names separated by commas: 'middle', "
+        "'output.3-8'. Choose fewer to tune fewer weights in less memory.",
     )
 
 
@@ -53,8 +53,8 @@ class STAMInflate(Node):
             node_id="STAMInflate",
             display_name="STAM Inflate (EI²)",
             category=TUNING,
-            description="Puts EI²'s shift-restricted temporal attention (STAM) and fine-coarse frame attention into an "
-            "image model, so that it can be tuned on one clip and edit it. The latent's batch is the clip.",
+            description="Adds EI²'s shift-restricted temporal attention (STAM) and fine-coarse frame attention to an "
+            "image model, so that you can tune it on one clip and edit that clip. The latent's batch is the clip.",
             search_aliases=["ei2", "stam", "one-shot tuning", "temporal attention", "tune a video", "video editing"],
             inputs=[
                 _model_input(),
@@ -62,24 +62,24 @@ class STAMInflate(Node):
                     "position",
                     options=["before_cross", "after_cross"],
                     default="before_cross",
-                    tooltip="Whether STAM comes before a layer's attention to the prompt, or after it. The paper finds "
-                    "both alike; keep what the weights were tuned with.",
+                    tooltip="Whether STAM comes before or after a layer's attention to the prompt. The paper finds "
+                    "both equally good. Use the setting that the weights were tuned with.",
                 ),
                 io.Combo.Input(
                     "frame_attention",
                     options=["fine_coarse", "sparse_causal", "first", "self"],
                     default="fine_coarse",
                     tooltip="What a frame attends to. fine_coarse: itself, and all others at low resolution (EI²). "
-                    "sparse_causal: the first and the one before (Tune-A-Video). first: the first. self: itself alone, "
-                    "the cheapest. Keep what the weights were tuned with.",
+                    "sparse_causal: the first and the previous frame (Tune-A-Video). first: the first frame. self: "
+                    "only itself, the cheapest. Use the setting that the weights were tuned with.",
                 ),
                 pool_input(),
                 io.Combo.Input(
                     "norm",
                     options=["spectral", "frobenius"],
                     default="spectral",
-                    tooltip="The norm of STAM's weights that is kept at 1. frobenius weakens STAM, the more the "
-                    "wider the layer; it is there for study.",
+                    tooltip="The norm of STAM's weights that is kept at 1. frobenius weakens STAM, more so in wider "
+                    "layers; for study only.",
                 ),
                 _weights_input("STAMInflate"),
                 io.Float.Input(
@@ -89,8 +89,8 @@ class STAMInflate(Node):
                     max=4.0,
                     step=0.05,
                     round=0.001,
-                    tooltip="Factor of what was tuned, 0 to 4: 0 leaves only frame_attention, 1 is as tuned. Lower it "
-                    "when an edit keeps too much of the clip.",
+                    tooltip="Strength of the tuned changes, 0 to 4. 0 leaves only frame_attention; 1 is as tuned. "
+                    "Lower it if an edit keeps too much of the clip.",
                 ),
                 _layers_input(),
             ],
@@ -120,8 +120,8 @@ class TuneAVideoInflate(Node):
             node_id="TuneAVideoInflate",
             display_name="Tune-A-Video Inflate",
             category=TUNING,
-            description="Puts Tune-A-Video's layers into an image model: sparse-causal attention, and plain temporal "
-            "attention after the feed-forward. The baseline that STAM Inflate is compared with.",
+            description="Adds Tune-A-Video's layers to an image model: sparse-causal attention, and plain temporal "
+            "attention after the feed-forward. It is the baseline for STAM Inflate.",
             search_aliases=["tune-a-video", "one-shot tuning", "temporal attention", "sparse-causal attention"],
             inputs=[_model_input(), _weights_input("TuneAVideoInflate"), _layers_input()],
             outputs=[io.Model.Output(tooltip="The inflated model, to tune with OneShotTune or to sample.")],

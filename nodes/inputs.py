@@ -31,8 +31,8 @@ def seed_input() -> io.Int.Input:
         min=0,
         max=0xFFFFFFFFFFFFFFFF,
         control_after_generate=True,
-        tooltip="Same seed, same noise, on every machine. The first frame is the one RandomNoise gives for "
-        "this seed. Change it for another clip.",
+        tooltip="The same seed gives the same noise on every machine. The first frame equals RandomNoise's for this"
+        " seed. Change it for another clip.",
     )
 
 
@@ -62,9 +62,9 @@ def layers_input() -> io.String.Input:
     return io.String.Input(
         "layers",
         default="*",
-        tooltip="Which attention layers. '*' is all; else pieces separated by commas: 'middle', 'input.4', "
-        "'output.3-8'. Narrow it when the effect is too strong: 'output' keeps composition free, 'input, middle' "
-        "keeps detail free.",
+        tooltip="The attention layers to act on. '*' means all; otherwise names separated by commas: 'middle', "
+        "'input.4', 'output.3-8'. Choose fewer if the effect is too strong: 'output' leaves composition "
+        "free, 'input, middle' leaves detail free.",
     )
 
 
@@ -76,8 +76,8 @@ def pool_input(optional: bool = False) -> io.Int.Input:
         max=16,
         optional=optional,
         advanced=optional,
-        tooltip="Size of fine_coarse's coarse patches, 1 to 16 tokens wide and high. 1 is full attention among all "
-        "frames. Raise it for long clips or large pictures: memory falls with its square.",
+        tooltip="Size of the coarse patches in fine_coarse, 1 to 16 tokens wide and high. 1 is full attention among"
+        " all frames. Raise it for long clips or large pictures; memory falls with its square.",
     )
 
 
@@ -90,8 +90,8 @@ def percent_inputs() -> list[io.Float.Input]:
             max=1.0,
             step=0.01,
             advanced=True,
-            tooltip="Where in sampling it sets in: 0 is the first step (pure noise), 1 the last. Raise it to let the "
-            "first steps lay out every frame on its own.",
+            tooltip="When it starts: 0 is the first sampling step (pure noise), 1 the last. Raise it to let the "
+            "first steps lay out each frame independently.",
         ),
         io.Float.Input(
             "end_percent",
@@ -100,8 +100,8 @@ def percent_inputs() -> list[io.Float.Input]:
             max=1.0,
             step=0.01,
             advanced=True,
-            tooltip="Where in sampling it stops: 0 is the first step, 1 the last. Lower it to let the last steps "
-            "draw every frame's details on their own.",
+            tooltip="When it stops: 0 is the first sampling step, 1 the last. Lower it to let the last steps draw "
+            "each frame's details independently.",
         ),
     ]
 
@@ -113,18 +113,21 @@ def adapter_input() -> Any:
 def start_inputs() -> list[io.Input]:
     """What a measuring run starts from, as the sampler gets it."""
     return [
-        io.Model.Input("model", tooltip="The model to look into. It is neither changed nor left with anything."),
+        io.Model.Input("model", tooltip="The model to measure. It is not changed."),
         io.Conditioning.Input(
             "conditioning",
-            tooltip="The prompt to measure with, usually the positive one. It is used alone: no negative, no cfg.",
+            tooltip="The prompt to measure with, usually the positive one. It is used alone, without a negative "
+            "prompt or cfg.",
         ),
-        io.Noise.Input("noise", tooltip="The noise that goes into the sampler, so that its very steps are measured."),
+        io.Noise.Input(
+            "noise", tooltip="The noise that goes into the sampler, so that exactly its steps are measured."
+        ),
         io.Sigmas.Input(
             "sigmas", tooltip="The noise levels that go into the sampler, from a scheduler node. Step 0 is the first."
         ),
         io.Latent.Input(
             "latent_image",
-            tooltip="The latent that goes into the sampler: it gives frames and size. Bigger ones cost more.",
+            tooltip="The latent that goes into the sampler. It sets frame count and size. Larger ones cost more.",
         ),
     ]
 
@@ -135,8 +138,8 @@ def ranking_inputs() -> list[io.Input]:
             "kind",
             options=list(CHOICES),
             default="all",
-            tooltip="Which layers may be selected. spatial: within a picture. temporal: across frames. joint: both at "
-            "once (video transformers). all: any of these; never cross-attention.",
+            tooltip="Which layers may be selected. spatial: within a picture. temporal: across frames. joint: both "
+            "at once (video transformers). all: any of these, but never cross-attention.",
         ),
         io.Combo.Input(
             "select",
@@ -150,8 +153,8 @@ def ranking_inputs() -> list[io.Input]:
             default=1,
             min=0,
             max=4096,
-            tooltip="How many layers to select, 1 to as many as there are. 1 is the paper's choice for guidance. "
-            "0: use percent instead.",
+            tooltip="Number of layers to select, from 1 to all of them. 1 is the paper's choice for guidance. 0: "
+            "use percent instead.",
         ),
         io.Float.Input(
             "percent",
@@ -159,20 +162,21 @@ def ranking_inputs() -> list[io.Input]:
             min=0.0,
             max=100.0,
             step=1.0,
-            tooltip="Share of the layers to select where count is 0, 0 to 100, rounded down, at least one. 50 is the "
-            "paper's choice for editing; more keeps more of the source.",
+            tooltip="Share of the layers to select if count is 0: 0 to 100, rounded down, at least one layer. 50 is"
+            " the paper's choice for editing; more keeps more of the source.",
         ),
     ]
 
 
 def registry_input() -> io.Input:
-    return Registry.Input("registry", tooltip="Layers and their figures: from EntropyRegister or a saved file.")
+    return Registry.Input("registry", tooltip="Layers with their measurements, from EntropyRegister or a saved file.")
 
 
 def perturbed_layers_input() -> io.Input:
     """The registry of a node that acts on the layers it selects."""
     return Registry.Input(
         "registry",
-        tooltip="Which layers: those it selects. From EntropyRegister (measured), SelectAttentionLayers (named) or "
-        "LoadAttentionRegistry; ReselectAttentionLayers chooses others by the same figures.",
+        tooltip="The layers to change: those that the registry selects. From EntropyRegister (measured), "
+        "SelectAttentionLayers (named) or LoadAttentionRegistry. ReselectAttentionLayers chooses others "
+        "from the same measurements.",
     )

@@ -29,7 +29,7 @@ def filter_inputs(modes: tuple[Mode, ...]) -> list[io.Input]:
         "feature_temporal": "feature_temporal: smooths the UNet's last features over the frames, as in the authors' "
         "code.",
         "none": "none: plain inversion, the most faithful.",
-        "literal": "literal: the paper's equation as printed, which cannot be walked back; for study.",
+        "literal": "literal: the paper's equation as printed, which cannot be inverted; for study only.",
     }
     return [
         io.Combo.Input(
@@ -44,7 +44,7 @@ def filter_inputs(modes: tuple[Mode, ...]) -> list[io.Input]:
             min=1,
             max=31,
             step=2,
-            tooltip="Width of the filter's window, odd, 1 to 31 latent pixels (frames in feature_temporal). 1 is no "
+            tooltip="Width of the filter window, odd, 1 to 31 latent pixels (frames in feature_temporal). 1 means no "
             "filter. Raise it together with sigma_spatial.",
         ),
         io.Float.Input(
@@ -63,8 +63,8 @@ def filter_inputs(modes: tuple[Mode, ...]) -> list[io.Input]:
             max=100.0,
             step=0.1,
             round=0.001,
-            tooltip="How much values may differ and still be averaged, 0.01 to 100; latents have a spread of 1. Lower "
-            "it to keep edges, raise it towards a plain blur.",
+            tooltip="How much values may differ and still be averaged, 0.01 to 100; latents have a standard deviation "
+            "of about 1. Lower it to keep edges; high values approach a plain blur.",
         ),
         io.Float.Input(
             "filter_until",
@@ -72,22 +72,22 @@ def filter_inputs(modes: tuple[Mode, ...]) -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.05,
-            tooltip="Share of the steps that are filtered, 0 to 1, counted from the clip's end of the inversion. Lower "
-            "it to keep the clip's detail, 0 filters nothing.",
+            tooltip="Share of the steps that are filtered, 0 to 1, counted from the clean end. Lower it to keep the "
+            "clip's detail; 0 filters nothing.",
         ),
         io.Boolean.Input(
             "restandardise",
             default=True,
-            tooltip="Gives each filtered latent its spread back, which the filter takes: a model reads a lesser spread "
-            "as less noise. Turn it off to follow the paper to the letter.",
+            tooltip="Restores the standard deviation that filtering reduces, because a model takes a smaller one for "
+            "less noise. Turn it off to follow the paper to the letter.",
         ),
         io.Int.Input(
             "refine_iterations",
             default=0,
             min=0,
             max=10,
-            tooltip="How often each step is corrected so that sampling comes back the way it went, 0 to 10. Each "
-            "costs one model call a step. Use 2 or 3 below 50 steps.",
+            tooltip="Number of corrections per step, 0 to 10, so that sampling retraces the inversion. Each costs one "
+            "more model call per step. Use 2 or 3 with fewer than 50 steps.",
         ),
     ]
 
@@ -99,27 +99,27 @@ class BilateralDDIMInvert(Node):
             node_id="BilateralDDIMInvert",
             display_name="Bilateral DDIM Invert (GE-Adapter)",
             category=CATEGORY,
-            description="Finds the noise from which a model draws a given clip, so that the clip can be drawn anew "
-            "under another prompt. A bilateral filter can smooth the clip on the way.",
+            description="Finds the noise from which a model would draw a given clip, so that you can redraw it with "
+            "another prompt. A bilateral filter can smooth the clip on the way.",
             search_aliases=["ddim inversion", "unsampler", "invert video", "ge-adapter", "video editing", "bilateral"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that will draw the clip anew. It is cloned, not changed."),
+                io.Model.Input("model", tooltip="The model that will redraw the clip. It is cloned, not changed."),
                 io.Conditioning.Input("positive", tooltip="A prompt that describes the clip as it is."),
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="The negative prompt. It is needed only where cfg is not 1.",
+                    tooltip="The negative prompt. It is needed only if cfg is not 1.",
                 ),
                 cfg_input(
                     1.0,
-                    "Guidance while inverting. Leave it at 1: inversion under guidance soon goes astray. "
-                    "Draw the clip anew at 1 to get it back, at more to change it.",
+                    "Guidance during inversion. Leave it at 1, because inversion with guidance soon diverges. To get "
+                    "the clip back, sample at cfg 1; to change it, sample at a higher cfg.",
                 ),
                 io.Latent.Input("latent_image", tooltip="The clip's latent, from VAE Encode, without a noise mask."),
                 io.Sigmas.Input(
                     "sigmas",
-                    tooltip="The noise levels as the sampler will get them, falling, from a scheduler node. They are "
-                    "walked backwards here. More steps are more faithful.",
+                    tooltip="The noise levels as the sampler will get them, in falling order, from a scheduler node. "
+                    "This node runs them in reverse. More steps reproduce the clip more faithfully.",
                 ),
                 *filter_inputs(MODES),
                 io.Int.Input(
@@ -128,19 +128,19 @@ class BilateralDDIMInvert(Node):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     advanced=True,
-                    tooltip="Seed of the noise that the mode 'literal' adds. The other modes draw none.",
+                    tooltip="Seed of the noise that mode 'literal' adds. The other modes use no noise.",
                 ),
             ],
             outputs=[
                 io.Latent.Output(
                     "latent",
-                    tooltip="The clip's noise: the latent_image of a sampler with DisableNoise. With flow models and "
-                    "CogVideoX, through NoiseFromLatent.",
+                    tooltip="The clip's noise. Use it as latent_image of a sampler, with DisableNoise. For flow "
+                    "models and CogVideoX, pass it through NoiseFromLatent.",
                 ),
                 io.String.Output(
                     "round_trip",
                     tooltip="JSON: for each step the noise level, the latent's norm, which should end near 1, and the "
-                    "drift, by which a sampling step back would miss.",
+                    "drift, which is the error of sampling one step back.",
                 ),
             ],
         )
@@ -182,7 +182,7 @@ class SamplerBilateralDDIMInvert(Node):
             display_name="Sampler: Bilateral DDIM Invert (GE-Adapter)",
             category=CATEGORY,
             description="Bilateral DDIM inversion as a sampler, for SamplerCustomAdvanced with any guider. It needs "
-            "FlipSigmas behind the scheduler, DisableNoise, and the clip as latent_image.",
+            "FlipSigmas after the scheduler, DisableNoise, and the clip as latent_image.",
             search_aliases=["ddim inversion", "unsampler", "invert video", "ge-adapter", "reverse sampling"],
             inputs=filter_inputs(tuple(mode for mode in MODES if mode != "feature_temporal")),
             outputs=[io.Sampler.Output("sampler", tooltip="A sampler that goes from the clip to its noise.")],
@@ -212,18 +212,18 @@ class NoiseFromLatent(Node):
             node_id="NoiseFromLatent",
             display_name="Noise from Latent",
             category=CATEGORY,
-            description="Turns a fully noisy latent, such as that of an inversion, into the noise that a sampler "
-            "starts from. Flow models (Wan, LTXV, HunyuanVideo) and CogVideoX can be restarted only so.",
+            description="Turns a fully noisy latent, such as the result of an inversion, into noise for a sampler. It "
+            "is the only way to restart flow models (Wan, LTXV, HunyuanVideo) and CogVideoX.",
             search_aliases=["latent to noise", "ddim inversion", "restart sampling", "unsampler"],
             inputs=[
                 io.Latent.Input("latent", tooltip="A latent at the model's highest noise level, from an inversion."),
-                io.Model.Input("model", tooltip="The model that will be sampled: it knows how noise is scaled."),
+                io.Model.Input("model", tooltip="The model that will sample; it determines how noise is scaled."),
             ],
             outputs=[
                 io.Noise.Output(
                     "noise",
-                    tooltip="The noise for SamplerCustomAdvanced. It is right at the model's highest noise level, "
-                    "with an empty latent_image; flow models take any.",
+                    tooltip="The noise for SamplerCustomAdvanced. It is correct at the model's highest noise level "
+                    "with an empty latent_image; flow models accept any latent.",
                 )
             ],
         )

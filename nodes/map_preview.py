@@ -22,8 +22,8 @@ class AttentionMapPreview(Node):
             node_id="AttentionMapPreview",
             display_name="Attention Map Preview (IE-Adapt)",
             category=ATTENTION,
-            description="Shows the attention map of one layer at one step, averaged over its heads: as it is, and the "
-            "weights above a threshold. One picture for each frame, 16 at most.",
+            description="Shows the attention map of one layer at one step, averaged over its heads, next to the "
+            "weights above a threshold. One picture per frame, 16 at most.",
             search_aliases=["attention visualization", "attention heatmap", "show attention", "ie-adapt"],
             inputs=[
                 *start_inputs(),
@@ -31,15 +31,15 @@ class AttentionMapPreview(Node):
                     "layer",
                     default="middle",
                     tooltip="One attention layer, such as 'middle', 'input.4', 'blocks.10' or 'output.3.attn2'. The "
-                    "error lists what the model has.",
+                    "error message lists the model's layers.",
                 ),
                 io.Int.Input(
                     "step",
                     default=0,
                     min=0,
                     max=9999,
-                    tooltip="At which step, from 0. Later steps show more of the picture's structure, and cost the "
-                    "steps before them.",
+                    tooltip="The step to show, counted from 0. Later steps show more of the picture's structure, but "
+                    "all earlier steps must run first.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -47,11 +47,11 @@ class AttentionMapPreview(Node):
                     min=0.0,
                     max=10000.0,
                     step=0.1,
-                    tooltip="Which weights the second picture shows: those above this many times the weight of even "
-                    "attention (1 / number of keys). 1: more than even. Raise it where too much is white.",
+                    tooltip="Which weights the second picture shows: those larger than this multiple of uniform "
+                    "attention (1 / number of keys). 1: above uniform. Raise it if too much is white.",
                 ),
             ],
-            outputs=[io.Image.Output("maps", tooltip="One labelled picture for each frame: the map, and its peaks.")],
+            outputs=[io.Image.Output("maps", tooltip="One labelled picture per frame: the map and its peaks.")],
         )
 
     @classmethod

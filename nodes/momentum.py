@@ -37,14 +37,15 @@ class TemporalMomentumAttention(Node):
                     step=0.01,
                     round=0.001,
                     tooltip="How slowly the average follows the frames (the paper's μ). 0: every frame on its own. "
-                    "0.98: nearly the first frame's look. 1: the first frame's look throughout. Lower it for more "
+                    "0.98: close to the first frame's look. 1: the first frame's look throughout. Lower it for more "
                     "change along the clip.",
                 ),
                 schedule_input(
                     "mu_schedule",
                     "0:0.98, 8:0.5",
-                    "mu frame by frame, as frame:value pairs with straight lines in between, frames from 0, or a list "
-                    "of numbers. Empty: mu throughout. Use it to let a part of the clip change faster.",
+                    "mu for each frame as frame:value pairs with linear interpolation, or a list of numbers; frames "
+                    "count from 0. Replaces mu. If empty, mu applies throughout. Use it to let part of the clip "
+                    "change faster.",
                     advanced=True,
                 ),
                 layers_input(),
@@ -56,7 +57,8 @@ class TemporalMomentumAttention(Node):
                     max=4096,
                     optional=True,
                     tooltip="How many frames go through the model at a time. 0: the whole clip. 4 or 8: a clip of any "
-                    "length takes the memory of that many frames, and comes out the same. Set it when memory runs out.",
+                    "length needs only the memory of that many frames, with the same result. Set it if memory runs "
+                    "out.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, with momentum attention.")],

@@ -21,29 +21,30 @@ class MotionFieldNoise(Node):
             node_id="MotionFieldNoise",
             display_name="Motion Field Noise (Text2Video-Zero)",
             category=NOISE,
-            description="Starts a clip whose content moves in a chosen direction: draws the first frame part of the "
-            "way, moves it for every other frame, and adds noise again. A sampler without noise of its own goes on "
-            "from its two outputs.",
+            description="Starts a clip whose content moves in a chosen direction: it samples the first frame part of "
+            "the way, shifts it for every other frame, and adds noise again. Continue from its two outputs with a "
+            "sampler that adds no noise.",
             search_aliases=["text2video-zero", "motion dynamics", "camera pan", "zero-shot video", "latent warp"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="An image model: SD1.5, SD2 or SDXL. The same as in the sampler that follows.",
+                    tooltip="An image model: SD1.5, SD2 or SDXL. Use the same one in the sampler that follows.",
                 ),
-                io.Conditioning.Input("positive", tooltip="The prompt, as in the sampler that follows."),
-                io.Conditioning.Input("negative", tooltip="The negative prompt, as in the sampler that follows."),
+                io.Conditioning.Input("positive", tooltip="The prompt. Use the same one in the sampler that follows."),
+                io.Conditioning.Input(
+                    "negative", tooltip="The negative prompt. Use the same one in the sampler that follows."
+                ),
                 cfg_input(
                     7.5,
-                    "How closely the first frame follows the prompt, 0 to 100; as in the sampler that follows.",
+                    "How closely the first frame follows the prompt, 0 to 100. Use the same value in the sampler that "
+                    "follows.",
                 ),
                 seed_input(),
                 io.Latent.Input(
                     "latent_image",
-                    tooltip="An empty latent: its batch size is the number of frames. Its content does not matter.",
+                    tooltip="An empty latent; its batch size is the number of frames. Its content is ignored.",
                 ),
-                io.Sigmas.Input(
-                    "sigmas", tooltip="The whole schedule, from pure noise to 0, as a scheduler node gives it."
-                ),
+                io.Sigmas.Input("sigmas", tooltip="The whole schedule from a scheduler node, from pure noise to 0."),
                 io.Float.Input(
                     "delta_x",
                     default=12.0,
@@ -51,8 +52,8 @@ class MotionFieldNoise(Node):
                     max=512.0,
                     step=1.0,
                     round=0.01,
-                    tooltip="How far the content moves to the right, in pixels per frame, -512 to 512; negative: left. "
-                    "A latent moves in steps of 8 pixels. Change it for another speed.",
+                    tooltip="How far the content moves to the right, in pixels per frame, -512 to 512; negative moves "
+                    "it left. A latent moves in steps of 8 pixels. Change it for another speed.",
                 ),
                 io.Float.Input(
                     "delta_y",
@@ -61,7 +62,7 @@ class MotionFieldNoise(Node):
                     max=512.0,
                     step=1.0,
                     round=0.01,
-                    tooltip="How far the content moves down, in pixels per frame, -512 to 512; negative: up.",
+                    tooltip="How far the content moves down, in pixels per frame, -512 to 512; negative moves it up.",
                 ),
                 io.Float.Input(
                     "t0",
@@ -69,8 +70,8 @@ class MotionFieldNoise(Node):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Where the first frame is moved, as share of the steps from the clean end; the paper's is "
-                    "step 44 of 50. Lower it if the motion does not show: more of the picture is there to move.",
+                    tooltip="When the first frame is shifted, as a share of the steps from the clean end. The paper "
+                    "uses step 44 of 50. Lower it if the motion does not show: more of the picture exists to be moved.",
                 ),
                 io.Float.Input(
                     "t1",
@@ -78,16 +79,18 @@ class MotionFieldNoise(Node):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Where the sampler starts, above t0; the paper's is step 47 of 50. Raise it towards 1 for "
-                    "frames that differ more, and move more freely.",
+                    tooltip="Where the sampler starts, above t0. The paper uses step 47 of 50. Raise it towards 1 to "
+                    "let frames differ more and move more freely.",
                 ),
             ],
             outputs=[
                 io.Latent.Output(
                     "latent",
-                    tooltip="The noisy frames at t1, for latent_image of SamplerCustomAdvanced, with DisableNoise.",
+                    tooltip="The noisy frames at t1, for latent_image of SamplerCustomAdvanced with DisableNoise.",
                 ),
-                io.Sigmas.Output("sigmas", tooltip="The rest of the schedule, from t1, for sigmas of that sampler."),
+                io.Sigmas.Output(
+                    "sigmas", tooltip="The rest of the schedule from t1, for the sigmas input of that sampler."
+                ),
             ],
         )
 

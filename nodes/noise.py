@@ -29,9 +29,8 @@ class DependencyNoise(Node):
             node_id="DependencyNoise",
             display_name="Dependency Noise (ZS²)",
             category=NOISE,
-            description="Noise for a clip in which every frame differs from the one before by a chosen "
-            "amount: a small kl keeps the picture steady, a large one lets it change. Connect it to "
-            "SamplerCustomAdvanced.",
+            description="Noise for a clip in which each frame differs from the previous one by a chosen amount. A "
+            "small kl keeps the picture steady; a large one lets it change. Connect it to SamplerCustomAdvanced.",
             search_aliases=["correlated noise", "video noise", "temporal noise", "zs2", "zero-shot video"],
             inputs=[
                 seed_input(),
@@ -42,33 +41,31 @@ class DependencyNoise(Node):
                     max=MAX_KL,
                     step=0.001,
                     round=0.0001,
-                    tooltip="How far each frame's noise is from the one before (KL divergence in nats, the "
-                    "paper's λ). 0: a still picture. 0.01: slow change. 0.1: fast change. 1.65: every frame "
-                    "independent.",
+                    tooltip="How much each frame's noise differs from the previous one (KL divergence in nats, the "
+                    "paper's λ). 0: a still picture. 0.01: slow change. 0.1: fast change. 1.65: independent frames.",
                 ),
                 schedule_input(
                     "kl_schedule",
                     "0:0.01, 8:0.1",
-                    "kl for each frame as frame:value pairs, linear in between, frames counted from 0; values 0 to "
-                    "1.65. Or a list of numbers, as schedule nodes give it. Takes the place of kl. Use it to let "
+                    "kl for each frame as frame:value pairs with linear interpolation; frames count from 0, values "
+                    "are 0 to 1.65. Also takes a list of numbers from a schedule node. Replaces kl. Use it to let "
                     "motion start, rest or speed up within the clip.",
                 ),
                 io.Combo.Input(
                     "divergence",
                     options=list(DIVERGENCES),
                     default="generalised",
-                    tooltip="How the divergence of two noises is measured. generalised: the least noisy. "
-                    "pointwise: the authors' own code, to compare with it. softmax: 1 instead of 1.65 is "
-                    "independent.",
+                    tooltip="How the divergence between frames is measured. generalised: the least noisy. pointwise: "
+                    "as in the authors' code, for comparison. softmax: frames are independent at 1 instead of 1.65.",
                     advanced=True,
                 ),
                 io.Combo.Input(
                     "solver",
                     options=list(SOLVERS),
                     default="bisection",
-                    tooltip="How the blend with the previous frame is found. bisection: meets kl within "
-                    "0.0001. line_search: the paper's Algorithm 1, coarser. closed_form: meets kl on "
-                    "average, fastest.",
+                    tooltip="How the blend with the previous frame is found. bisection: meets kl within 0.0001. "
+                    "line_search: the paper's Algorithm 1, less precise. closed_form: meets kl on average; the "
+                    "fastest.",
                     advanced=True,
                 ),
                 io.Int.Input(
@@ -76,9 +73,9 @@ class DependencyNoise(Node):
                     default=10,
                     min=1,
                     max=64,
-                    tooltip="Fresh noises drawn for each frame; the one whose divergence is nearest kl is "
-                    "blended in. 1 to 64. Frames after the 16th always use one, so that the noise of long "
-                    "clips stays normally distributed.",
+                    tooltip="Number of new noises drawn per frame, 1 to 64. The one whose divergence is nearest to kl "
+                    "is blended in. Frames after the 16th always use one, so that the noise of long clips stays "
+                    "normally distributed.",
                     advanced=True,
                 ),
                 io.Int.Input(
@@ -86,15 +83,15 @@ class DependencyNoise(Node):
                     default=15,
                     min=1,
                     max=MOST_ITERATIONS,
-                    tooltip="Steps of the line_search solver, 1 to 100; the others do not use it. The "
-                    "paper's 15 leave the divergence up to 0.01 above kl; with 30 it is within 0.0001.",
+                    tooltip="Steps of the line_search solver, 1 to 100; other solvers ignore it. The paper's 15 can "
+                    "leave the divergence up to 0.01 above kl; 30 brings it within 0.0001.",
                     advanced=True,
                 ),
                 io.Latent.Input(
                     "previous",
                     optional=True,
-                    tooltip="The noise of an earlier clip, from Noise Frames: this clip goes on after its last frame. "
-                    "With the same settings both are one clip's noise, in two runs.",
+                    tooltip="The noise of an earlier clip, from Noise Frames. This clip continues after its last "
+                    "frame. With the same settings, both parts equal one long clip's noise.",
                 ),
             ],
             outputs=[_noise_output()],
@@ -139,9 +136,8 @@ class VideoNoisePrior(Node):
             node_id="VideoNoisePrior",
             display_name="Video Noise Prior",
             category=NOISE,
-            description="Noise for a clip by one of three classic models: independent frames, frames that "
-            "share one common noise, or frames that drift away from the first. Connect it to "
-            "SamplerCustomAdvanced.",
+            description="Noise for a clip from one of three classic models: independent frames, frames that share one "
+            "common noise, or frames that drift away from the first. Connect it to SamplerCustomAdvanced.",
             search_aliases=["mixed noise", "progressive noise", "pyoco", "shared noise", "correlated noise"],
             inputs=[
                 seed_input(),
@@ -149,9 +145,8 @@ class VideoNoisePrior(Node):
                     "prior",
                     options=list(PRIORS),
                     default="mixed",
-                    tooltip="iid: independent frames. mixed: any two frames share the same amount; for a "
-                    "pose that should hold. progressive: neighbours share most, distant frames little; for "
-                    "slow drift.",
+                    tooltip="iid: independent frames. mixed: any two frames share the same amount, for a steady pose. "
+                    "progressive: neighbours share most and distant frames little, for slow drift.",
                 ),
                 io.Float.Input(
                     "alpha",
@@ -159,9 +154,9 @@ class VideoNoisePrior(Node):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of the noise that is common, 0 (independent) to 1 (all frames equal). "
-                    "Raise it if the clip flickers. The correlation of neighbours is alpha for mixed, "
-                    "√alpha for progressive.",
+                    tooltip="Share of the noise that frames have in common, 0 (independent) to 1 (identical). Raise "
+                    "it if the clip flickers. The correlation of neighbours is alpha for mixed, √alpha for "
+                    "progressive.",
                 ),
             ],
             outputs=[_noise_output()],
@@ -184,8 +179,8 @@ class NoiseFrames(Node):
             node_id="NoiseFrames",
             display_name="Noise Frames",
             category=NOISE,
-            description="The frames of a clip's noise as a latent. Connect it to previous of a second Dependency "
-            "Noise, which goes on where this clip ends: a long clip in several runs.",
+            description="Outputs the frames of a clip's noise as a latent. Connect it to previous of a second "
+            "Dependency Noise, which continues where this clip ends, so a long clip can be made in several runs.",
             search_aliases=["continue clip", "noise to latent", "extend video", "long clip"],
             inputs=[
                 io.Noise.Input(
@@ -193,14 +188,14 @@ class NoiseFrames(Node):
                 ),
                 io.Latent.Input(
                     "latent_image",
-                    tooltip="The latent that goes into its sampler: it gives the number and size of the frames.",
+                    tooltip="The latent that goes into its sampler. It sets the number and size of the frames.",
                 ),
             ],
             outputs=[
                 io.Latent.Output(
                     "latent",
-                    tooltip="The noise of every frame, and which frames of the clip they are. Where a video has sound, "
-                    "that of the pictures.",
+                    tooltip="The noise of every frame, with the frame numbers. For a video with sound, only the noise "
+                    "of the pictures.",
                 )
             ],
         )

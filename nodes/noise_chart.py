@@ -24,25 +24,25 @@ class NoiseCorrelation(Node):
             node_id="NoiseCorrelation",
             display_name="Noise Correlation",
             category=NOISE,
-            description="Shows how much noise the frames of a clip share: a chart to look at and the "
-            "figures as JSON. Works with any NOISE, so other noise can be compared with ours.",
+            description="Shows how much noise the frames of a clip share, as a chart and as JSON. Works with any "
+            "NOISE, so you can compare other noise with this pack's.",
             search_aliases=["noise chart", "noise statistics", "correlation matrix", "kl divergence"],
             inputs=[
-                io.Noise.Input("noise", tooltip="The noise to look at: the one that goes into the sampler."),
+                io.Noise.Input("noise", tooltip="The noise to measure: the one that goes into the sampler."),
                 io.Latent.Input(
                     "latent_image",
-                    tooltip="The latent that goes into the sampler: it gives the number and size of the "
-                    "frames, at least two. Of a batch of video latents the first clip is shown.",
+                    tooltip="The latent that goes into the sampler. It sets the number of frames (two or more) and "
+                    "their size. For a batch of video latents, the first clip is shown.",
                 ),
             ],
             outputs=[
                 io.Image.Output(
                     "chart",
-                    tooltip="Correlation of every two frames; KL and α of every frame and the one before.",
+                    tooltip="Correlation of every pair of frames; KL and α between neighbouring frames.",
                 ),
                 io.String.Output(
                     "report",
-                    tooltip="The same figures as JSON, with mean and standard deviation of each frame.",
+                    tooltip="The same figures as JSON, with the mean and standard deviation of each frame.",
                 ),
             ],
         )

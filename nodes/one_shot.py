@@ -28,25 +28,23 @@ class OneShotTune(Node):
             display_name="One-Shot Tune (EI², Tune-A-Video)",
             category=TUNING,
             description="Tunes an inflated image model on one clip, so that it can draw the clip's motion with other "
-            "things in it. The model stays as it is; what is learned comes out as weights.",
+            "content. Your model is not changed; the node outputs weights.",
             search_aliases=["train", "fine-tune", "one-shot", "tune-a-video", "ei2", "video training"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="A model from STAMInflate or TuneAVideoInflate. With weights, tuning "
-                    "goes on from them. It is copied, not changed.",
+                    tooltip="A model from STAMInflate or TuneAVideoInflate. If it has weights, tuning continues from "
+                    "them. It is copied, not changed.",
                 ),
-                io.Conditioning.Input("positive", tooltip="A prompt that says what the clip shows, and how it moves."),
-                io.Latent.Input(
-                    "latent_image", tooltip="The clip: its frames, encoded by VAE Encode. 8 to 32 are usual."
-                ),
+                io.Conditioning.Input("positive", tooltip="A prompt that describes the clip and its motion."),
+                io.Latent.Input("latent_image", tooltip="The clip's frames, encoded by VAE Encode. 8 to 32 are usual."),
                 io.Int.Input(
                     "steps",
                     default=500,
                     min=1,
                     max=100_000,
-                    tooltip="Steps of training, 1 to 100000. 500 is the papers' choice; fewer keep more of the model's "
-                    "freedom, more copy the clip.",
+                    tooltip="Number of training steps, 1 to 100000. 500 is the papers' choice. Fewer leave the model "
+                    "more freedom; more copy the clip more closely.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -55,29 +53,29 @@ class OneShotTune(Node):
                     max=1e-1,
                     step=1e-6,
                     round=1e-8,
-                    tooltip="How far a step goes, 1e-7 to 0.1. 3e-5 is the papers' choice for SD1.5; small models need "
-                    "more. Lower it when the loss jumps.",
+                    tooltip="Step size of the optimiser, 1e-7 to 0.1. 3e-5 is the papers' choice for SD1.5; small "
+                    "models need more. Lower it if the loss jumps.",
                 ),
                 io.Int.Input(
                     "batch_frames",
                     default=0,
                     min=0,
                     max=4096,
-                    tooltip="How many neighbouring frames a step sees. 0: all of the clip. 2 or more: a random stretch "
-                    "of that many. Lower it when memory runs out.",
+                    tooltip="Number of neighbouring frames per step. 0: the whole clip. 2 or more: a random stretch "
+                    "of that length. Lower it if memory runs out.",
                 ),
                 io.Boolean.Input(
                     "gradient_checkpointing",
                     default=False,
-                    tooltip="Keeps less for the backward pass and computes it again: a seventh to a third of the "
-                    "memory, half to three quarters more time. Turn it on when memory runs out.",
+                    tooltip="Recomputes parts of the model in the backward pass instead of storing them: a seventh to "
+                    "a third of the memory, half to three quarters more time. Turn it on if memory runs out.",
                 ),
                 io.Combo.Input(
                     "precision",
                     options=["auto", "fp32", "bf16"],
                     default="auto",
-                    tooltip="What is computed in; weights are tuned in fp32. auto: bf16 on GPUs that have it, else "
-                    "fp32. Set fp32 if the loss is no number.",
+                    tooltip="The dtype of the computation; the tuned weights are always fp32. auto: bf16 on GPUs that "
+                    "support it, otherwise fp32. Use fp32 if the loss becomes NaN.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -85,13 +83,13 @@ class OneShotTune(Node):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=False,
-                    tooltip="Noise, noise levels and starting weights: the same seed gives the same weights.",
+                    tooltip="Seeds the noise, noise levels and initial weights. The same seed gives the same weights.",
                 ),
             ],
             outputs=[
-                Weights.Output("weights", tooltip="What was learned: for the inflating node, or SaveSTAM."),
-                io.Image.Output("loss_chart", tooltip="The loss of every step, and its moving average."),
-                io.String.Output("report", tooltip="What was tuned, how long, and in what memory."),
+                Weights.Output("weights", tooltip="The tuned weights, for the inflation node or SaveSTAM."),
+                io.Image.Output("loss_chart", tooltip="The loss of every step and its moving average."),
+                io.String.Output("report", tooltip="What was tuned, and the time and memory it took."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -142,11 +140,13 @@ class SaveSTAM(SavingNode):
             node_id="SaveSTAM",
             display_name="Save STAM Weights",
             category=TUNING,
-            description="Saves what OneShotTune learned as a safetensors file in the output folder.",
+            description="Saves the weights that OneShotTune tuned as a safetensors file in the output folder.",
             search_aliases=["export weights", "one-shot tuning", "ei2"],
             is_output_node=True,
             inputs=[
-                Weights.Input("weights", tooltip="What OneShotTune learned, in its own type and exactly."),
+                Weights.Input(
+                    "weights", tooltip="The weights that OneShotTune tuned. They are saved exactly, in their own dtype."
+                ),
                 cls.prefix_input("stam/clip", "Name it after the clip."),
             ],
             outputs=[],
@@ -166,10 +166,12 @@ class LoadSTAM(LoadingNode):
             node_id="LoadSTAM",
             display_name="Load STAM Weights",
             category=TUNING,
-            description="Loads what SaveSTAM saved, for STAMInflate or TuneAVideoInflate.",
+            description="Loads weights that SaveSTAM saved, for STAMInflate or TuneAVideoInflate.",
             search_aliases=["import weights", "one-shot tuning", "ei2"],
             inputs=[cls.file_input()],
-            outputs=[Weights.Output("weights", tooltip="The tuned weights, with the form they were tuned in.")],
+            outputs=[
+                Weights.Output("weights", tooltip="The tuned weights, with the node settings they were tuned with.")
+            ],
         )
 
     @classmethod

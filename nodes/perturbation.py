@@ -19,20 +19,20 @@ class PerturbAttention(Node):
             node_id="PerturbAttention",
             display_name="Perturb Attention (IE-Adapt)",
             category=ATTENTION,
-            description="Replaces the attention maps of the registered layers in every branch, to see what they are "
-            "for: by the uniform map, where every token sees the mean of all, or by the identity, where it sees "
-            "itself alone. To make pictures better by it, use IEGuidanceCFG.",
+            description="Replaces the attention maps of the registered layers in every branch, to show what these "
+            "layers do: by the uniform map, where each token attends to all equally, or by the identity, where it "
+            "attends only to itself. To improve pictures this way, use IEGuidanceCFG.",
             search_aliases=["ie-adapt", "perturbed attention", "identity attention", "uniform attention", "ablation"],
             inputs=[
-                io.Model.Input("model", tooltip="The model, of any family of the pack. It is cloned, not changed."),
+                io.Model.Input("model", tooltip="The model, of any supported family. It is cloned, not changed."),
                 perturbed_layers_input(),
                 io.Combo.Input(
                     "matrix",
                     options=["uniform", "identity", "blend"],
                     default="uniform",
-                    tooltip="What the map is replaced by. uniform: every token sees the mean of all, structure goes. "
-                    "identity: every token sees itself, its neighbours no longer agree. blend: alpha of the one and "
-                    "the rest of the other.",
+                    tooltip="What replaces the map. uniform: each token attends to all equally, so structure is lost. "
+                    "identity: each token attends only to itself, so neighbours no longer agree. blend: alpha times "
+                    "identity, the rest uniform.",
                 ),
                 io.Float.Input(
                     "alpha",
@@ -40,8 +40,8 @@ class PerturbAttention(Node):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="The share of the identity in the blend, 0 (uniform) to 1 (identity). Only used where "
-                    "matrix is blend: move it to go from one to the other.",
+                    tooltip="Share of the identity map in the blend, 0 (uniform) to 1 (identity). Used only if matrix "
+                    "is blend. Change it to move between the two.",
                 ),
                 *percent_inputs(),
             ],

@@ -21,7 +21,7 @@ class SavingNode(Node):
         return io.String.Input(
             "filename_prefix",
             default=default,
-            tooltip=f"Folder and beginning of the file's name, within the output folder; a number is added. {advice}",
+            tooltip=f"Folder and start of the file name, inside the output folder; a number is appended. {advice}",
         )
 
     @classmethod
@@ -43,8 +43,7 @@ class LoadingNode(Node):
         return io.Combo.Input(
             "file",
             options=cls.files.names(),
-            tooltip="A file in the output folder, or an example that comes with the pack. Press R to see those saved "
-            "since the page was loaded.",
+            tooltip="A file in the output folder, or an example that comes with the pack. Press R to refresh the list.",
         )
 
     @classmethod
