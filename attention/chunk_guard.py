@@ -73,7 +73,7 @@ class ChunkGuard:
                 path in before and before[path] is not tensor and tensor.ndim and not len(tensor) % len(chunk)
                 for path, tensor in now.items()
             ):
-                raise ChunkError(_needs_all(_name_of(patch), "it keeps what it saw of a call until after it"))
+                raise ChunkError(_needs_all(_name_of(patch), "it keeps data from one call for later"))
             self._kept[id(patch)] = now
 
 
@@ -108,7 +108,7 @@ class _Watched:
         if given and self._told.looks == looks:
             got = [x for x in (out if isinstance(out, tuple | list) else (out,)) if isinstance(x, Tensor)]
             if len(got) != len(given) or not all(map(torch.equal, got, given)):
-                why = "it has a row for each frame of the clip and does not look up which frames it is given"
+                why = "it has one row per frame of the clip and ignores which frames it is given"
                 raise ChunkError(_needs_all(_name_of(self._patch), f"{why} (ad_params)"))
         return out
 

@@ -51,8 +51,8 @@ class FineCoarse(Technique):
         grid = call.grid
         if grid is None:
             raise GridError(
-                f"Fine-coarse attention needs the height and width of a frame at {call.site.name}, and the model does "
-                "not tell them: another node may have replaced the layer. Leave it out of 'layers', or use "
+                f"Fine-coarse attention needs the height and width of a frame at {call.site.name}, but the model does "
+                "not provide them: another node may have replaced the layer. Leave it out of 'layers', or use "
                 "frame_attention sparse_causal."
             )
 

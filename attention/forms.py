@@ -210,6 +210,6 @@ def _require_fit(form: Form, weights: InflationWeights, model: ModelPatcher, lay
                 )
     if weights.base != base_of(model):
         raise InflationError(
-            f"weights: they were tuned on {weights.base}, this model is {base_of(model)}. Their shapes agree, but what "
-            f"they were tuned with does not: use a model of class {weights.base}, or tune anew."
+            f"weights: they were tuned on {weights.base}, this model is {base_of(model)}. The shapes match, but the "
+            f"models differ: use a model of class {weights.base}, or tune anew."
         )

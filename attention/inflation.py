@@ -69,8 +69,8 @@ def transformer_layers(model: ModelPatcher, selector: str) -> list[TransformerLa
     own = list_sites(model.get_model_object("diffusion_model"), motion_models=())
     if not sites or any(site.kind == "temporal" for site in own):
         raise InflationError(
-            f"Expected an image model with a UNet (SD1.5, SD2, SDXL), whose frames are a batch of pictures; this one "
-            f"({base_of(model)}) sees its frames together already."
+            "Expected an image model with a UNet (SD1.5, SD2, SDXL), whose batch is the clip; this one "
+            f"({base_of(model)}) already attends across frames."
         )
     return [_layer(site) for site in select_sites(sites, selector, ["spatial"])]
 
@@ -150,8 +150,8 @@ def inflate(model: ModelPatcher, inflation: Inflation) -> ModelPatcher:
     there = inflations_of(options)
     if any(each.name == inflation.name for each in there):
         raise InflationError(
-            f"The model is inflated with {inflation.name} modules already, expected one that is not. Connect the "
-            "model from before the other inflating node."
+            f"The model is already inflated with {inflation.name} modules, expected a plain one. Connect the model "
+            "from before the other inflation node."
         )
     options[INSERTED] = (*there, inflation)
     device, offload_device = management.get_torch_device(), management.unet_offload_device()

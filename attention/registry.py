@@ -138,14 +138,14 @@ def require_model(registry: AttentionRegistry, model: ModelPatcher, asked_by: st
     if missing := [name for name in registry.selected if name not in sites]:
         raise RegistryError(
             f"{asked_by}: this model does not have {_some(missing)}, which the registry selects. If another node adds "
-            f"them, such as AnimateDiff's loader or STAMInflate, put it before this one. Else: {cure}"
+            f"them, such as AnimateDiff's loader or STAMInflate, put it before this one. Otherwise: {cure}"
         )
     known = {layer.name for layer in registry.layers}
     more, fewer = [name for name in sites if name not in known], [name for name in known if name not in sites]
     if more or fewer:
         logging.warning(
-            "%s: the registry was made on a %s with other layers. Here are more: %s; fewer: %s. The selected ones are "
-            "there.",
+            "%s: the registry was made on a %s with other layers. Added here: %s; missing here: %s. All selected "
+            "layers exist.",
             asked_by,
             kind,
             _some(more),
@@ -166,7 +166,7 @@ def selector_for(model: ModelPatcher, registry: AttentionRegistry, asked_by: str
     require_model(registry, model, asked_by)
     if not registry.selected:
         raise RegistryError(
-            f"{asked_by}: the registry selects no layer, expected at least one. Connect one of EntropyRegister or "
+            f"{asked_by}: the registry selects no layer, expected at least one. Connect one from EntropyRegister or "
             "SelectAttentionLayers, or choose layers again with ReselectAttentionLayers."
         )
     return registry.selector
@@ -310,7 +310,7 @@ class EntropyRecorder(Technique):
         if missed:
             raise RegistryError(
                 f"At the measured steps these attention layers did not run: {', '.join(missed)}. Measure other steps, "
-                "or remove the node that leaves them out there."
+                "or remove the node that skips them."
             )
         return {name: _mean(sums) for name, sums in self._sums.items()}
 

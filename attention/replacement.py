@@ -71,6 +71,6 @@ class Replacement(Technique):
                 "Source and target must be in the same model call, but ComfyUI put them into different ones. Give "
                 "source, target and negative the same number of tokens, areas, step ranges, hooks (LoRA schedules, "
                 "attention couple) and ControlNets, and no GLIGEN boxes. Two Apply ControlNet nodes must have equal "
-                "settings; use one node for both prompts if it is another pack's. If all that is the same, memory is "
-                "short: use fewer frames or a smaller size."
+                "settings; use one node for both prompts if it is another pack's. If all of that matches, memory is "
+                "too low: use fewer frames or a smaller size."
             ) from None

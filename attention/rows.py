@@ -51,8 +51,8 @@ def groups_of(x: Tensor, options: dict[str, Any]) -> int:
             return 1
     raise RowsError(
         f"The model is called with {len(x)} rows for {branches} conditionings of {expected} frames each, expected "
-        f"{branches * expected}: another node adds rows, as tiles or reference pictures, and it is not clear which are "
-        "whose. Set its number of tiles at once to 1 (TiledDiffusion: tile_batch_size), or remove it."
+        f"{branches * expected}: another node adds rows, such as tiles or reference pictures, so rows cannot be "
+        "assigned to frames. Set its number of tiles per call to 1 (TiledDiffusion: tile_batch_size), or remove it."
     )
 
 

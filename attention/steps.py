@@ -77,8 +77,8 @@ class Steps:
         shown = [*steps[:12], "…", steps[-1]] if len(steps) > 13 else steps
         return (
             f"{each.asked_by}: no step of this run lies between start_percent {each.start_percent} and end_percent "
-            f"{each.end_percent}, so it would do nothing. The steps lie at {', '.join(shown)}. Let the two hold one of "
-            "these, take more steps, or give this sampler the model from before the node."
+            f"{each.end_percent}, so the node would do nothing. The steps lie at {', '.join(shown)}. Widen the range "
+            "to include one of them, use more steps, or give this sampler the model from before the node."
         )
 
 

@@ -125,15 +125,15 @@ def require_own_keys(call: AttentionCall) -> None:
     place, queries, keys = call.site.name, call.q.shape[-2], call.k.shape[-2]
     if len(call.q) != len(call.k):
         raise FurtherKeysError(
-            f"Attention layer {place} is cut into tiles by another node (HyperTile), which would see a part of other "
-            "frames' keys each. Remove it, or let frames see one frame's keys: CrossFrameAttention first or previous, "
-            "STAMInflate's frame_attention first or self."
+            f"Attention layer {place} is cut into tiles by another node (HyperTile), so each tile would see only part "
+            "of the keys. Remove it, or let frames attend to one frame's keys: CrossFrameAttention first or "
+            "previous, STAMInflate's frame_attention first or self."
         )
     if call.grid is not None and queries < call.grid[0] * call.grid[1]:
         raise FurtherKeysError(
             f"Attention layer {place} has {queries} queries for {call.grid[0] * call.grid[1]} tokens: another node "
-            "merges tokens (ToMe), so that it cannot be told a frame's own keys from others. Remove it, or let frames "
-            "see one frame's keys: CrossFrameAttention first or previous, STAMInflate's frame_attention first or self."
+            "merges tokens (ToMe), so a frame's own keys cannot be told from others. Remove it, or let frames attend "
+            "to one frame's keys: CrossFrameAttention first or previous, STAMInflate's frame_attention first or self."
         )
     if call.mask is not None:
         raise FurtherKeysError(
@@ -142,8 +142,8 @@ def require_own_keys(call: AttentionCall) -> None:
         )
     if queries != keys:
         raise FurtherKeysError(
-            f"Attention layer {place} has {queries} queries and {keys} keys here: another node gives frames further "
-            "keys already, and only one can. Remove one of them (CrossFrameAttention first_and_previous or "
+            f"Attention layer {place} has {queries} queries and {keys} keys here: another node already adds keys from "
+            "other frames, and only one can. Remove one of them (CrossFrameAttention first_and_previous or "
             "fine_coarse, STAMInflate, TuneAVideoInflate), give them different layers, or set STAMInflate's "
             "frame_attention to self."
         )

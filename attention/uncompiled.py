@@ -52,8 +52,8 @@ def uncompiled_if_unguarded(model_options: dict[str, Any]) -> Iterator[None]:
         return
     if _inside == 0:  # several of our wrappers are around one run
         logging.warning(
-            "Coherence: this run is not compiled. TorchCompileModel has its code used whatever patches a model has, "
-            "so the code of a run with other patches would be used in this one."
+            "Coherence: this run is not compiled, because TorchCompileModel would reuse code that was compiled for "
+            "other patches."
         )
     with uncompiled():
         yield

@@ -78,7 +78,7 @@ def read_json(text: str) -> list[Row]:
     try:
         return expand(json.loads(text, object_pairs_hook=_without_doubles))
     except json.JSONDecodeError as error:
-        raise ComfyError(f"it is no JSON: {error}.") from error
+        raise ComfyError(f"it is not valid JSON: {error}.") from error
 
 
 def read_yaml(text: str) -> list[Row]:

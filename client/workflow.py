@@ -69,7 +69,7 @@ def read_workflow(path: Path) -> Json:
     except OSError as error:
         raise ComfyError(f"The workflow {path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
-        raise ComfyError(f"The workflow {path} is no JSON: {error}.") from error
+        raise ComfyError(f"The workflow {path} is not valid JSON: {error}.") from error
 
 
 def to_prompt(workflow: Json, object_info: Json) -> Json:

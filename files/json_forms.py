@@ -33,9 +33,9 @@ def read_json(text: str) -> Any:
         content = json.loads(text, object_pairs_hook=_unique)
         json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:  # also a number of too many digits
-        raise ValueError(f"no JSON: {error}") from error
+        raise ValueError(f"not valid JSON: {error}") from error
     except RecursionError as error:
-        raise ValueError("no JSON: nested too deeply") from error
+        raise ValueError("not valid JSON: nested too deeply") from error
     return content
 
 

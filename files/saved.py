@@ -54,9 +54,9 @@ class SavedFiles:
         except OSError as error:
             raise OSError(
                 f"{self.saver} could not write {self.what} to {Path(output, filename_prefix)}: "
-                f"{error.strerror or error}. Nothing half-written is left, and no other file was touched. Make room, "
-                "make the folder writable, or choose another filename_prefix, and queue again: what was computed is "
-                "not computed again."
+                f"{error.strerror or error}. No partial file is left, and no other file was changed. Free disk space, "
+                "make the folder writable, or choose another filename_prefix, then queue again: cached results are "
+                "reused."
             ) from error
         return {"filename": file, "subfolder": subfolder, "type": "output"}
 
@@ -73,7 +73,7 @@ class SavedFiles:
             return True
         return (
             f"filename_prefix: expected a folder and the beginning of a name, such as 'folder/name', got {prefix!r}, "
-            "which leads outside the output folder. Take out '..', drives, leading slashes, control characters and "
+            "which leads outside the output folder. Remove '..', drives, leading slashes, control characters and "
             "percent codes, and use no links to other folders."
         )
 

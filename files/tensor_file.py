@@ -83,7 +83,7 @@ class TensorFormat:
             with safe_open(path, "pt") as opened:
                 tensors = {name: opened.get_tensor(name).clone() for name in names}
         except (SafetensorError, RuntimeError) as error:  # RuntimeError: no memory for it
-            raise ValueError(f"no safetensors, or not all of it: {error}") from error
+            raise ValueError(f"not a complete safetensors file: {error}") from error
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
@@ -104,7 +104,7 @@ def _bytes_of(tensors: Iterable[Tensor]) -> Iterator[bytes]:
 def _require_length(length: int, most: int) -> None:
     if not 2 <= length <= most:
         raise ValueError(
-            f"no safetensors, or not all of it: expected a header of at most {max(most, 0):,} bytes, got {length:,}"
+            f"not a complete safetensors file: expected a header of at most {max(most, 0):,} bytes, got {length:,}"
         )
 
 

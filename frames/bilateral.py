@@ -46,7 +46,9 @@ def restandardised(filtered: Tensor, original: Tensor) -> Tensor:
 
 def _in_parts(x: Tensor, axes: int, kernel_size: int, sigma_spatial: float, sigma_intensity: float) -> Tensor:
     if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size is {kernel_size}, expected an odd number, such as 3 or 5: it has a centre.")
+        raise ValueError(
+            f"kernel_size is {kernel_size}, expected an odd number, such as 3 or 5: the window needs a centre."
+        )
     if not (sigma_spatial > 0 and sigma_intensity > 0):
         raise ValueError(
             f"sigma_spatial is {sigma_spatial} and sigma_intensity {sigma_intensity}, expected both above 0. "

@@ -62,7 +62,7 @@ def _parse_pair(piece: str) -> tuple[int, float]:
             f"Schedule piece {piece!r}: expected frame:value, such as '8:0.1'. Separate pieces with commas."
         ) from None
     if frame < 0:
-        raise ValueError(f"Schedule piece {piece!r}: frames count from 0, so {frame} is no frame. Use 0 or more.")
+        raise ValueError(f"Schedule piece {piece!r}: frames count from 0, so {frame} is not a frame. Use 0 or more.")
     return frame, value
 
 

@@ -47,7 +47,7 @@ def drawn(draw: Callable[..., Tensor], *what: object) -> Tensor:
     try:
         return draw(*what)
     except (ImportError, OSError) as error:
-        reason = f"The chart could not be drawn, the other outputs are whole: {error}. {CURE}"
+        reason = f"The chart could not be drawn; the other outputs are complete: {error}. {CURE}"
         logging.warning("%s", reason)
         picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
         ImageDraw.Draw(picture).multiline_text((28, 26), textwrap.fill(reason, 100), fill=INK)

@@ -30,8 +30,8 @@ def require(asked: io.Input, value: Any, owner: type[io.ComfyNode]) -> None:
         if asked.optional:
             return
         raise InputError(
-            f"{name} is empty, expected {asked.get_io_type()}: the node before gave nothing, as a loader does for what "
-            "its file does not hold. Connect another one."
+            f"{name} is empty, expected {asked.get_io_type()}: the node before it returned nothing, as a loader does "
+            "for parts that its file lacks. Connect another one."
         )
     if isinstance(asked, io.Float.Input | io.Int.Input):
         _require_number(asked, value)
@@ -158,7 +158,7 @@ def _require_clip(name: str, clip: Any) -> None:
 def _require_a(kind: type, source: str) -> Callable[[str, Any], None]:
     def require(name: str, value: Any) -> None:
         if not isinstance(value, kind):
-            raise InputError(f"{name} is {type(value).__name__}, expected what {source} gives. Connect that.")
+            raise InputError(f"{name} is {type(value).__name__}, expected the output of {source}. Connect that.")
 
     return require
 

@@ -212,7 +212,7 @@ def _carried(latent: dict) -> Carried:
         moments = Moments.of(frame)
         if not moments.are_of_noise(frame.numel()):
             raise InputError(
-                f"previous is no noise: its last frame has mean {moments.mean:.2f}, standard deviation "
+                f"previous is not noise: its last frame has mean {moments.mean:.2f}, standard deviation "
                 f"{moments.std:.2f} and correlation {moments.neighbours:.2f} of adjacent cells, expected about 0, 1 "
                 "and 0. It is probably a sampler's output. Connect the latent of Noise Frames."
             )

@@ -46,14 +46,14 @@ class Carried:
         """The last frame of a clip, float32 on the CPU. ValueError where there is none, or not of ``shape``."""
         if clip not in self.frames:
             raise ValueError(
-                f"Clip {clip} of the batch is to go on, but the earlier noise holds clips {sorted(self.frames)}. "
-                "Give NoiseFrames a latent with as many clips."
+                f"Clip {clip} of the batch has no earlier noise to continue; previous holds clips "
+                f"{sorted(self.frames)}. Give NoiseFrames a latent with as many clips."
             )
         frame = self.frames[clip]
         if frame.shape != torch.Size(shape):
             raise ValueError(
-                f"The frames to be made are {tuple(shape)}, channels, height and width, but those of the earlier noise "
-                f"in previous are {tuple(frame.shape)}. Give NoiseFrames a latent of the same model and size."
+                f"The new frames have shape {tuple(shape)} (channels, height, width), but those in previous have "
+                f"{tuple(frame.shape)}. Give NoiseFrames a latent of the same model and size."
             )
         return frame.to("cpu", torch.float32)
 

@@ -217,7 +217,7 @@ class InversionSampler(Sampler):
 
 
 NO_PICTURES = (
-    "latent_image holds no pictures, or sound beside them; expected the latent of a clip or of pictures alone. "
+    "latent_image holds no pictures, or it also holds sound; expected the latent of a clip or of pictures alone. "
     "Leave the sound out."
 )
 
@@ -237,8 +237,8 @@ def _refuse(mode: Mode, sampling: Any, sigmas: Tensor, latent: Tensor, denoise_m
         )
     if mode == "literal" and isinstance(sampling, CONST):
         raise ValueError(
-            "mode: literal is an equation of diffusion models (eps or v prediction), this is a flow model. "
-            "Use latent_spatial or none."
+            "mode: literal needs a diffusion model (eps or v prediction), but this is a flow model. Use "
+            "latent_spatial or none."
         )
 
 

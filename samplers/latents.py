@@ -25,11 +25,11 @@ def noise_for(noise: Any, latent: Mapping[str, Any]) -> Any:
     for x, samples in zip(_parts(made), _parts(latent["samples"]), strict=True):
         if x.shape != samples.shape:
             raise ValueError(
-                f"noise: it makes shape {tuple(x.shape)} for latent_image of shape {tuple(samples.shape)}, expected "
-                "the same. Use the latent that the noise was made for, or another noise node."
+                f"noise has shape {tuple(x.shape)} for latent_image of shape {tuple(samples.shape)}, expected the "
+                "same. Use the latent that the noise was made for, or another noise node."
             )
         if not x.isfinite().all():
-            raise ValueError("noise: it holds values that are no numbers. Use another noise node.")
+            raise ValueError("noise contains NaN or infinity. Use another noise node.")
     return made
 
 
@@ -39,7 +39,7 @@ def require_levels(model: ModelPatcher, sigmas: Tensor) -> None:
     if len(sigmas) and float(sigmas.max()) > 1.0001 * highest:
         raise ValueError(
             f"sigmas go up to {float(sigmas.max()):.5g}, but this model's noise levels end at {highest:.5g}: they are "
-            "another model's. Connect the scheduler to this model."
+            "for another model. Connect the scheduler to this model."
         )
 
 
@@ -49,8 +49,8 @@ def require_falling(sigmas: Tensor) -> None:
         raise ValueError("sigmas holds no step, expected two values or more. Raise steps or denoise.")
     if (sigmas.diff() > 0).any() or sigmas[0] == sigmas[-1]:
         raise ValueError(
-            f"sigmas go from {float(sigmas[0]):.5g} to {float(sigmas[-1]):.5g}, expected noise levels that fall. "
-            "Connect a scheduler, without FlipSigmas behind it."
+            f"sigmas go from {float(sigmas[0]):.5g} to {float(sigmas[-1]):.5g}, expected falling noise levels. "
+            "Connect a scheduler without FlipSigmas after it."
         )
 
 

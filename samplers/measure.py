@@ -42,8 +42,8 @@ def parse_steps(text: str, total: int) -> tuple[int, ...]:
         first, last = (int(span[1]), int(span[2] or span[1])) if span else (0, -1)
         if first > last:
             raise ValueError(
-                f"measure_steps: {piece.strip()[:20]!r} is no step. Write step numbers and ranges from 0, such as '0' "
-                "or '0, 5-8', or 'all'."
+                f"measure_steps: {piece.strip()[:20]!r} is not a step. Write step numbers and ranges from 0, such as "
+                "'0' or '0, 5-8', or 'all'."
             )
         if last >= total:
             raise ValueError(

@@ -38,8 +38,9 @@ class MotionField:
         at_t1, at_t0 = (min(max(steps - 1 - round(t * steps), 0), steps - 1) for t in (self.t1, self.t0))
         if at_t1 >= at_t0:
             raise ValueError(
-                f"t0 is {self.t0:g} and t1 {self.t1:g}: of the {steps} steps in sigmas both are step {at_t0}, or t0 is "
-                "the noisier one. t0 must be at least one step below t1: lower t0, raise t1, or take more steps."
+                f"t0 is {self.t0:g} and t1 {self.t1:g}: with the {steps} steps in sigmas both fall on step {at_t0}, "
+                "or t0 is the noisier one. t0 must be at least one step below t1: lower t0, raise t1, or use more "
+                "steps."
             )
         return at_t1, at_t0
 
@@ -101,8 +102,8 @@ def motion_latents(
 def _refuse(samples: Tensor, model: ModelPatcher) -> None:
     if samples.is_nested or samples.ndim != 4:
         raise ValueError(
-            "latent_image is a video latent, expected the latent of pictures: frames are its batch. Use an image model "
-            "(SD1.5, SD2 or SDXL) and EmptyLatentImage; video models move by themselves."
+            "latent_image is a video latent, expected an image latent whose batch is the clip. Use an image model "
+            "(SD1.5, SD2 or SDXL) and EmptyLatentImage; video models create motion themselves."
         )
     if isinstance(model.get_model_object("model_sampling"), CONST):
         raise ValueError(
@@ -110,6 +111,6 @@ def _refuse(samples: Tensor, model: ModelPatcher) -> None:
         )
     if model.get_model_object("latent_format").latent_dimensions != 2:
         raise ValueError(
-            "The model is a video model, which would take each frame for a clip of its own; expected an image model: "
-            "SD1.5, SD2 or SDXL. Video models move by themselves."
+            "The model is a video model, which would treat each frame as a separate clip; expected an image model: "
+            "SD1.5, SD2 or SDXL. Video models create motion themselves."
         )

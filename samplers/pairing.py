@@ -50,7 +50,7 @@ class PairSampler(Sampler):
         if not _keeps_pairs(self.sampler, model_wrap, sigmas, noise, denoise_mask is not None):
             raise ValueError(
                 f"sampler: {_name(self.sampler)} draws noise of its own, or adapts its steps, so source and target "
-                "would part. Choose a sampler without noise, such as euler, ddim, heun, dpmpp_2m or uni_pc."
+                "would diverge. Choose a sampler without noise, such as euler, ddim, heun, dpmpp_2m or uni_pc."
             )
         model_wrap.pair_branches(self.sampler, extra_args["model_options"])
 

@@ -29,9 +29,9 @@ def explain_unfit_inputs(model: ModelPatcher, latent: Mapping[str, Any], **promp
         given = [f"latent_image {tuple(latent['samples'].shape)}"]
         given += [f"{name} {_told(prompt)}" for name, prompt in prompts.items() if prompt]
         raise UnfitError(
-            f"The model ({type(model.model.model_config).__name__}) cannot run on what it was given: "
-            f"{', '.join(given)}. Use prompts of this model's text encoder, and latents of its kind and size. ComfyUI "
-            f"says: {type(error).__name__}: {error}"
+            f"The model ({type(model.model.model_config).__name__}) cannot run on these inputs: {', '.join(given)}. "
+            "Use prompts of this model's text encoder, and latents of its kind and size. ComfyUI says: "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 

@@ -77,8 +77,8 @@ def _tell(model: ModelPatcher, asked_by: str) -> None:
         logging.info("%s: guidance and caches are left out of this pass: %s", asked_by, _joined(left_out))
     if kept:
         logging.warning(
-            "%s: these stay on the model, and what they change is in the result: %s. Connect the model from before "
-            "their nodes if that is not meant.",
+            "%s: these stay on the model and affect the result: %s. To avoid that, connect the model from before "
+            "their nodes.",
             asked_by,
             _joined(kept),
         )

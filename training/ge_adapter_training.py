@@ -247,8 +247,8 @@ class _Loss:
         if not taken or any(len(each) != frames for each in taken):
             got = sorted({len(each) for each in taken}) or "none"
             raise TrainingError(
-                f"model: expected the adapted layers to see all {frames} frames of a clip at once, got {got}. Take "
-                "context windows, frames_per_batch and nodes that replace attention blocks off the model."
+                f"model: expected the adapted layers to see all {frames} frames of a clip at once, got {got}. Remove "
+                "context windows, frames_per_batch and nodes that replace attention blocks from the model."
             )
         return temporal_loss_of_layers(taken, frames)
 
@@ -276,7 +276,7 @@ def _start(model: ModelPatcher, clips: Clips, settings: Settings, adapter: GEAda
     ]
     if wrong:
         raise TrainingError(
-            f"adapter: to go on from it, train with what it has: {'; '.join(wrong)}. Or leave adapter empty."
+            f"adapter: to continue from it, use its settings: {'; '.join(wrong)}. Or leave adapter empty."
         )
     return adapter
 
@@ -286,8 +286,8 @@ def _require_clips(clips: Clips, channels: int) -> None:
     if samples.ndim != 4 or clips.frames < MIN_FRAMES or len(samples) % clips.frames:
         raise TrainingError(
             f"clips: expected (frames, channels, height, width) with whole clips of frames_per_clip = {clips.frames} "
-            f"frames on the batch, {MIN_FRAMES} or more each, got {' × '.join(map(str, samples.shape))}. Join clips of "
-            "one length with BatchImagesNode, then encode them by VAEEncode."
+            f"frames on the batch, {MIN_FRAMES} or more each, got {' × '.join(map(str, samples.shape))}. Join clips "
+            "of equal length with BatchImagesNode, then encode them with VAEEncode."
         )
     if samples.shape[1] != channels:
         raise TrainingError(
@@ -301,8 +301,7 @@ def _require_clips(clips: Clips, channels: int) -> None:
     if clips.hidden is not None and (clips.hidden.ndim != 3 or len(clips.hidden) != len(samples)):
         raise TrainingError(
             f"clip_vision_output: expected hidden states of all {len(samples)} frames, got "
-            f"{' × '.join(map(str, clips.hidden.shape))}. Put the same images through CLIPVisionEncode as through "
-            "VAEEncode."
+            f"{' × '.join(map(str, clips.hidden.shape))}. Give CLIPVisionEncode the same images as VAEEncode."
         )
 
 

@@ -95,8 +95,9 @@ def fit(
 def _require_finite(value: float, what: str, step: int) -> float:
     if not math.isfinite(value):
         raise TrainingError(
-            f"The {what} is {value} at step {step}, expected a number. Lower learning_rate, or set precision to fp32; "
-            "if it is so at step 0, look at the latents and the conditioning. Nothing was changed or written."
+            f"The {what} is {value} at step {step}, expected a finite number. Lower learning_rate, or set precision "
+            "to fp32; if it happens at step 0, check the latents and the conditioning. Nothing was changed or "
+            "written."
         )
     return value
 

@@ -50,8 +50,8 @@ def attention_projections(base_model: Any, layers: Layers) -> list[Projection]:
         )
     if any(site.kind == "temporal" for site in list_sites(unet, motion_models=())):
         raise ValueError(
-            f"GE-Adapter adapts a UNet of pictures (SD1.5, SD2, SDXL), got {type(base_model.model_config).__name__}, "
-            "which sees its frames together already. Use a model of pictures."
+            f"GE-Adapter adapts an image UNet (SD1.5, SD2, SDXL), got {type(base_model.model_config).__name__}, which "
+            "already attends across frames. Use an image model."
         )
     paths = {module: path for path, module in unet.named_modules()}
     names = _names(base_model)

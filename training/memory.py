@@ -59,8 +59,8 @@ def require(needed: int, what: str, cures: Iterable[str]) -> None:
     if not is_free(needed):
         free = int(management.get_free_memory(management.get_torch_device()))
         raise TrainingError(
-            f"{what} needs about {gibibytes(needed)} beside the model, and {gibibytes(free)} are free. "
-            f"To make it fit: {'; '.join(cures)}."
+            f"{what} needs about {gibibytes(needed)} beside the model, but only {gibibytes(free)} is free. To make it "
+            f"fit: {'; '.join(cures)}."
         )
 
 

@@ -68,13 +68,13 @@ def tune(
     record = find_inflation(model)
     if record is None:
         raise TrainingError(
-            "model: expected one that is inflated, got a plain one. Put STAMInflate or TuneAVideoInflate before "
+            "model: expected an inflated model, got a plain one. Put STAMInflate or TuneAVideoInflate before "
             "OneShotTune."
         )
     if settings.batch_frames == 1:
         raise TrainingError(
-            "batch_frames: expected 0 (all of the clip) or 2 and more, got 1: motion is not to be seen in one frame. "
-            "Set it to 0, or 2."
+            "batch_frames: expected 0 (all of the clip) or 2 and more, got 1: one frame shows no motion. Set it to "
+            "0, or 2."
         )
     dtype = dtype_of(settings.precision)
     done: dict[str, Any] = {}

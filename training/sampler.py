@@ -64,9 +64,9 @@ def _once_a_loss(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     if held is not None:
         if held.is_taken:
             raise TrainingError(
-                "gradient_checkpointing needs one model call a step, and this one takes several: positive holds "
-                "prompts that do not go into one call, or the model has context windows. Use one prompt and no "
-                "windows (batch_frames shortens a step's clip), or switch gradient_checkpointing off."
+                "gradient_checkpointing needs one model call per step, but this step takes several: the prompts in "
+                "positive do not fit into one call, or the model has context windows. Use one prompt and no windows "
+                "(batch_frames shortens a step's clip), or switch gradient_checkpointing off."
             )
         held.is_taken = True
     return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
@@ -215,8 +215,8 @@ def train_in_run(
     """
     if any("control" in more for prompt in prompts for _, more in prompt):
         raise TrainingError(
-            "positive has a ControlNet, expected a prompt alone: the clip itself is what is learned from. Connect the "
-            "prompt from before the ControlNet; in sampling it may be there."
+            "positive has a ControlNet, expected a plain prompt: tuning learns from the clip alone. Connect the "
+            "prompt from before the ControlNet; you can still use one when sampling."
         )
     samples = samples_for(model, latent).clone()
     if samples.ndim != 4 or len(samples) < 2:

@@ -37,8 +37,8 @@ def with_tokens(conditioning: list, adapter: GEAdapter, hidden: Tensor | None) -
             )
         if len({1, rows, len(text)}) > 2:
             raise ValueError(
-                f"clip_vision_output has {rows} frames and the conditioning {len(text)} rows: expected as many, or "
-                "one of them single. Encode every frame of the clip once."
+                f"clip_vision_output has {rows} frames and the conditioning {len(text)} rows: expected equal numbers, "
+                "or one of either. Encode every frame of the clip once."
             )
         joined = join_tokens([*(part.to(text) for part in parts), text])
         result.append([joined, _only_for(rows, settings) if rows > 1 else settings.copy()])

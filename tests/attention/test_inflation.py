@@ -98,7 +98,7 @@ def test_both_inflations_go_together_in_either_order(model):
     both = [(quiet, random_weights(model, quiet)), (video, random_weights(model, video))]
     one, other = (put(put(model, *a), *b) for a, b in (both, both[::-1]))
     assert difference(run(one), run(other)) < 1e-4
-    with pytest.raises(InflationError, match="inflated with stam modules already"):
+    with pytest.raises(InflationError, match="already inflated with stam modules"):
         put(one, quiet)
 
 
@@ -273,5 +273,5 @@ def test_stock_checkpoints_are_inflated(tiny_models, family):
 
 @pytest.mark.parametrize("family", ["svd", "wan21", "cogvideox"])
 def test_video_models_are_refused(tiny_models, family):
-    with pytest.raises(InflationError, match=rf"\({FAMILIES[family].config}\) sees its frames together already"):
+    with pytest.raises(InflationError, match=rf"\({FAMILIES[family].config}\) already attends across frames"):
         put(tiny_models.load(family), STAM_FORM)

@@ -186,7 +186,7 @@ def test_a_file_that_is_no_json_is_named(server, tmp_path, capsys):
     arguments = write(tmp_path, {}, {})
     (tmp_path / "workflow.json").write_text("{nodes")
     assert main([*arguments, "--server", server.url]) == 1
-    assert "workflow.json is no JSON" in capsys.readouterr().err
+    assert "workflow.json is not valid JSON" in capsys.readouterr().err
 
 
 def test_a_spreadsheet_is_run(server, tmp_path):

@@ -111,8 +111,8 @@ SHARED, WEIGHT = "ge_adapter.shared_tokens", "ge_adapter.projection.weight"
     [
         ({"metadata": {"format": "pt"}}, "expected the format 'coherence ge-adapter', version 1, got 'pt'"),
         ({"metadata": {"version": "2"}}, "got 'coherence ge-adapter', version '2'"),
-        ({"metadata": {"training": "["}}, "training: no JSON"),
-        ({"metadata": {"training": "[" * 100_000}}, "training: no JSON"),
+        ({"metadata": {"training": "["}}, "training: not valid JSON"),
+        ({"metadata": {"training": "[" * 100_000}}, "training: not valid JSON"),
         ({"metadata": training(steps="left out")}, "training: 'steps' is missing"),
         ({"metadata": training(layers="up")}, "training: layers: expected one of 'down' or 'all', got 'up'"),
         ({"metadata": training(frames=True)}, "training: frames: expected a whole number, got True"),

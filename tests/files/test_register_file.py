@@ -179,11 +179,11 @@ def test_the_reason_says_where_and_what(change, reason):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no JSON"),
+        (b"", "not valid JSON"),
         (b"\xff\xfe", "utf-8"),
-        (to_json(SOME).encode()[:200], "no JSON"),
-        (b"[" * 100_000, "no JSON"),
-        (b"9" * 10_000, "no JSON"),
+        (to_json(SOME).encode()[:200], "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"9" * 10_000, "not valid JSON"),
         (b" " * (4 * 2**20 + 1), "at most 4,194,304 bytes"),
     ],
     ids=["empty", "binary", "cut off", "deep", "many digits", "huge"],

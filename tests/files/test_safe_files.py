@@ -54,7 +54,10 @@ def full_disk(size):
 def test_without_room_the_error_says_what_to_do_and_earlier_files_stay(name, size, output):
     save(name)
     before = files(output)
-    with full_disk(size), pytest.raises(OSError, match=rf"{SAVERS[name].__name__} could not .*loras/a.*Make room"):
+    with (
+        full_disk(size),
+        pytest.raises(OSError, match=rf"{SAVERS[name].__name__} could not .*loras/a.*Free disk space"),
+    ):
         save(name)
     assert files(output) == before
     assert save(name).name.startswith("a_00002_")
@@ -67,7 +70,7 @@ def test_a_folder_that_takes_no_file_is_named(name, place, output, monkeypatch):
         monkeypatch.setattr(folder_paths, "output_directory", "/sys")  # the kernel's: not even root writes there
     else:
         (output / "loras").write_bytes(b"not a folder")
-    with pytest.raises(OSError, match=rf"{SAVERS[name].__name__} could not write .*loras/a: .*Make room"):
+    with pytest.raises(OSError, match=rf"{SAVERS[name].__name__} could not write .*loras/a: .*Free disk space"):
         save(name)
     assert set(files(output)) <= {output / "loras"}
 
@@ -209,13 +212,13 @@ def test_a_tensor_that_claims_what_is_not_there_is_refused(name, entry, reason):
     ("content", "reason"),
     [
         (safetensors(b"{}", length=2**63), "expected a header of at most"),
-        (safetensors(b'{"a":' * 3000), "header: no JSON"),
+        (safetensors(b'{"a":' * 3000), "header: not valid JSON"),
         (safetensors(b'{"a":1,"a":1}'), "a name occurs twice"),
         (safetensors(b'{"__metadata__":{"format":1}}'), "metadata: format: expected a text, got 1"),
         (safetensors(b"[]"), "header: expected an object"),
-        (safetensors({"\ud800": 1}), "header: no JSON"),
+        (safetensors({"\ud800": 1}), "header: not valid JSON"),
         (safetensors({"a\n": 1}), "printable"),
-        (pickle.dumps({"state_dict": 1}), "no safetensors"),
+        (pickle.dumps({"state_dict": 1}), "not a complete safetensors file"),
     ],
 )
 def test_a_header_that_is_none_is_refused(name, content, reason):
@@ -262,7 +265,7 @@ def test_the_fingerprint_of_a_big_file_costs_little(output):
 def test_a_registry_is_no_json_of_its_own_kind(change):
     text = with_heads(change)
     with pytest.raises(
-        LOADERS["LoadAttentionRegistry"].error, match=r"no JSON|heads: expected at most 18446744073709551615"
+        LOADERS["LoadAttentionRegistry"].error, match=r"not valid JSON|heads: expected at most 18446744073709551615"
     ):
         LOADERS["LoadAttentionRegistry"].read(text.encode())
 
@@ -296,12 +299,12 @@ def test_a_pickle_under_our_name_is_refused_and_never_run(name, output):
 
     path = save(name)
     path.write_bytes(pickle.dumps(Touch(output / "run")))
-    with pytest.raises(LOADERS[name].error, match="no safetensors"):
+    with pytest.raises(LOADERS[name].error, match="not a complete safetensors file"):
         NODES[name].execute(f"loras/{path.name}")
     with pytest.raises(Exception, match=r"(?i)header"):
         nodes.LoraLoader().load_lora(None, None, path.name, 1.0, 0.0)
     torch.save(Touch(output / "run"), path)
-    with pytest.raises(LOADERS[name].error, match="no safetensors"):
+    with pytest.raises(LOADERS[name].error, match="not a complete safetensors file"):
         NODES[name].execute(f"loras/{path.name}")
     assert not (output / "run").exists()
 

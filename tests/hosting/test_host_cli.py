@@ -91,7 +91,7 @@ def test_a_python_without_torch_is_told_what_to_install(comfyui_path, tmp_path):
 
 def test_a_workflow_that_is_no_json_is_named(tmp_path):
     (tmp_path / "workflow.json").write_text("{nodes")
-    with pytest.raises(ComfyError, match=r"workflow\.json is no JSON"):
+    with pytest.raises(ComfyError, match=r"workflow\.json is not valid JSON"):
         read_workflow(tmp_path / "workflow.json")
 
 

@@ -85,7 +85,7 @@ def test_what_was_computed_comes_with_an_empty_chart(unet, no_matplotlib, caplog
         result = node(unet).result
     assert result[chart].shape == (1, 768, 1440, 3)
     assert 0.9 < result[chart].mean() < 1, "white, with a line of text"
-    assert "The chart could not be drawn, the other outputs are whole" in caplog.text
+    assert "The chart could not be drawn; the other outputs are complete" in caplog.text
     assert "pip install matplotlib" in caplog.text
     assert result[rest] is not None
     if isinstance(result[rest], str):

@@ -153,7 +153,7 @@ def test_a_file_outside_the_output_folder_is_refused_before_anything_runs(server
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"model": link("demo")}, "expected one that is inflated, got a plain one"),
+        ({"model": link("demo")}, "expected an inflated model, got a plain one"),
         ({"batch_frames": 1}, "batch_frames: expected 0"),
     ],
 )

@@ -183,7 +183,7 @@ NO_NOISE = {
 
 @pytest.mark.parametrize(("samples", "complaint"), NO_NOISE.values(), ids=NO_NOISE)
 def test_what_is_no_noise_is_not_gone_on_from(samples, complaint):
-    with pytest.raises(ValueError, match=f"previous is no noise: .*{complaint}.*sampler's output.*Noise Frames"):
+    with pytest.raises(ValueError, match=f"previous is not noise: .*{complaint}.*sampler's output.*Noise Frames"):
         dependency_noise({"samples": samples})
 
 

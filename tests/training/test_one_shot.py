@@ -180,7 +180,7 @@ def test_several_prompts_in_several_calls_meet_each_module_once(model):
     assert {len(context[0]) for _, _, context, _ in calls.seen} == {32, 160}
     alone = tuned(put(model, TUNE_A_VIDEO, weights), one, steps=1)
     assert learned.history.losses == pytest.approx(alone.history.losses, rel=1e-4)
-    with pytest.raises(TrainingError, match=r"one model call a step.*gradient_checkpointing off"):
+    with pytest.raises(TrainingError, match=r"one model call per step.*gradient_checkpointing off"):
         tuned(put(model, TUNE_A_VIDEO, weights), both, gradient_checkpointing=True)
 
 
@@ -261,7 +261,7 @@ def test_other_inserted_layers_are_there_and_stay_as_they_are(model):
 @pytest.mark.parametrize(
     ("made", "latent", "settings", "complaint"),
     [
-        (lambda m: m, clip(), {}, "expected one that is inflated, got a plain one.*STAMInflate"),
+        (lambda m: m, clip(), {}, "expected an inflated model, got a plain one.*STAMInflate"),
         (lambda m: put(m, QUIET), clip(1), {}, r"\(1, 4, 16, 16\), expected a clip of two frames or more"),
         (lambda m: put(m, QUIET), {"samples": torch.zeros(1, 4, 3, 16, 16)}, {}, "latent_image has shape"),
         (lambda m: put(m, QUIET), clip(), {"batch_frames": 1}, "batch_frames: expected 0.*got 1"),

@@ -213,7 +213,7 @@ def test_after_a_save_that_failed_nothing_is_computed_again(server):
     prompt = graph(seed=77)
     prompt["save"]["inputs"]["filename_prefix"] = "blocked/x"
     try:
-        with pytest.raises(PromptError, match=r"\(SaveSTAM\): OSError: .* not computed again"):
+        with pytest.raises(PromptError, match=r"\(SaveSTAM\): OSError: .* cached results are reused"):
             server.queue(prompt)
     finally:
         blocked.unlink()
