@@ -92,12 +92,10 @@ def test_further_layers_that_are_not_selected_are_told(unet, with_stam, node, to
     assert told() == []
     NODES[node](with_stam, registry_of(unet, "middle"))
     assert len(told()) == 1
-    assert told()[0].startswith(
-        f"{node}: the registry was made on a BaseModel with other layers. Here are more: input.1."
-    )
-    assert "fewer: none" in told()[0]
+    assert told()[0].startswith(f"{node}: the registry was made on a BaseModel with other layers. Added here: input.1.")
+    assert "missing here: none" in told()[0]
     NODES[node](unet, registry_of(with_stam, "middle.0.attn1"))
-    assert "Here are more: none; fewer: input.1.stam, input.3.stam, middle.0.stam and 4 others." in told()[1]
+    assert "Added here: none; missing here: input.1.stam, input.3.stam, middle.0.stam and 4 others." in told()[1]
 
 
 def test_a_map_of_words_needs_no_registry_of_the_model(tiny_models, unet):
