@@ -1,4 +1,4 @@
-"""The branches of one model call: whose rows are whose, and which of them are copies of another.
+"""The branches of one model call: which rows belong to which branch, and which branches are copies.
 
 ComfyUI evaluates several conditionings in one call, their rows one branch after the other, and tells of each its
 index and its uuid. Everybody else's patches take the index for the side: 0 is the positive, 1 the negative, and the

@@ -1,8 +1,8 @@
-"""Other packs' code in a clip that comes in chunks: it gives the same frames, or an error that names it.
+"""Other packs' code in a clip that runs in chunks: it gives the same frames, or an error names it.
 
-Most patches treat every row for itself. Not so one that keeps what it saw in a call for what comes after it, as
-guidance does that needs an attention map: of a chunk that is a part. Nor one that has a row for each frame of the clip
-and does not look up which frames a chunk holds.
+Most patches treat rows independently. Two kinds do not: patches that keep data from a call for later, such as guidance
+that needs an attention map (a chunk gives only part of it), and patches that hold one row per frame of the clip and
+ignore which frames a chunk holds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DEPTH = 2
 
 
 class ToldFrames(dict):
-    """What a chunk's patches are told of its frames; counts how often somebody looked."""
+    """Tells a chunk's patches which frames it holds; counts how often it was read."""
 
     looks = 0
 

@@ -47,7 +47,7 @@ class Clip:
 
 
 def told_frames(options: dict[str, Any]) -> Iterator[tuple[int, ...]]:
-    """What a context window tells of the clip's frames in it.
+    """The clip's frames in a context window, as ComfyUI or AnimateDiff-Evolved reports them.
 
     ComfyUI's window may have one more in front (its causal anchor); AnimateDiff-Evolved tells its own.
     """

@@ -1,4 +1,4 @@
-"""What attends behind the techniques: other packs' patches, and ComfyUI's attention."""
+"""The attention that techniques call: other packs' patches, then ComfyUI's attention."""
 
 from __future__ import annotations
 

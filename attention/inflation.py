@@ -1,4 +1,4 @@
-"""Modules of our own between a UNet's layers, without a change to the UNet: it is inflated from image to video.
+"""Inserts modules between a UNet's layers without changing the UNet: inflation from image to video.
 
 An ``Inflation`` holds a module for each of some transformer layers, which sees the frames of the clip together and
 adds to the features, and what is added to the weights W_q there. The modules live in a model of their own beside the
@@ -41,7 +41,7 @@ _COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class InflationError(ValueError):
-    """The model, or the weights, do not go with what is to be inserted."""
+    """The model or the weights do not fit the modules to insert."""
 
 
 @dataclass(frozen=True)

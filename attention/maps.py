@@ -1,4 +1,4 @@
-"""The attention map of one layer, averaged over its heads, to be looked at (IE-Adapt, Fig. 3)."""
+"""The attention map of one layer, averaged over its heads, for display (IE-Adapt, Fig. 3)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_CELLS = 1024
 
 
 class MapTooLargeError(ValueError):
-    """A map does not fit memory."""
+    """A map does not fit into memory."""
 
 
 @dataclass(frozen=True)

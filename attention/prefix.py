@@ -1,12 +1,12 @@
 """The shared prefix: branches that are still equal are computed once.
 
 Copies of a branch (:mod:`.branches`) differ from it only from the first layer that treats them differently. Every
-module that ends before that layer runs on the rows of the originals alone, and its results are handed to the copies:
-hooks take rows out of what goes in and put them back into what comes out. No module's code is known or repeated here,
-and where no copy stands beside its original, as when memory splits a call, nothing is left out.
+module that ends before that layer runs only on the originals' rows, and the copies get its results: hooks remove the
+copies' rows from the input and restore them in the output. This needs no knowledge of a module's code. If no copy is in
+the same call as its original, as when memory splits a call, nothing is skipped.
 
-Nor is it where other packs' patches act at layers: they may treat a branch by what else is in the call, and the copies
-would get what was meant for their original.
+Nothing is skipped either if other packs' patches act at layers: they may treat a branch differently depending on the
+others in the call, and copies would get what was meant for their original.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Entropy and energy of every attention layer, and the layers chosen by them: IE-Adapt's register (§3, Eq. 3).
 
-:class:`EntropyRecorder` sits on the tap, looks at every layer's map while the model runs and changes nothing.
-:class:`AttentionRegistry` is what comes of it: the layers of a model in order, their figures, and which of them are
+:class:`EntropyRecorder` sits on the tap, measures every layer's map while the model runs and changes nothing.
+:class:`AttentionRegistry` holds the result: the layers of a model in order, their figures, and which of them are
 selected. It is immutable; :func:`reselect` makes another one from the same figures.
 """
 
@@ -33,7 +33,7 @@ SAMPLED_ROWS = 256
 
 
 class RegistryError(ValueError):
-    """A registry cannot do what is asked of it."""
+    """A registry does not fit the request."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,10 @@ def model_names(model: ModelPatcher) -> tuple[str, str]:
 
 
 def require_model(registry: AttentionRegistry, model: ModelPatcher, asked_by: str) -> None:
-    """RegistryError where ``registry`` is of another model than ``model``, or selects layers that it does not have.
+    """RegistryError if ``registry`` is of another model, or selects layers that ``model`` does not have.
 
-    Other nodes add layers: where those that are more or fewer are not selected, a word in the log is enough.
-    UnknownModelError as in :mod:`.sites`.
+    Other nodes may add or remove layers; if those are not selected, a warning in the log is enough. UnknownModelError
+    as in :mod:`.sites`.
     """
     sites = {site.name: site for site in sites_of(model)}
     (kind, network), cure = model_names(model), "Measure this model with EntropyRegister, or name its layers."

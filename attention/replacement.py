@@ -31,7 +31,7 @@ _FROM_SOURCE: dict[Taken, tuple[bool, bool, bool]] = {
 
 
 class UnpairedBranchError(RuntimeError):
-    """A target's branch is in a model call without its source's."""
+    """A target's branch is in a model call without the source's branch."""
 
 
 @dataclass(frozen=True)

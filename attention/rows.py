@@ -1,7 +1,7 @@
 """The rows of a model call are its branches times the clip's frames; nodes that cut pictures into tiles add more.
 
-Such a node puts the same rows of several tiles one after the other. Whoever asks which rows are whose gets one tile at
-a time instead: whole groups of branches × frames.
+Such a node appends the same rows for several tiles. Code that needs to know which rows belong to which branch gets one
+tile at a time instead: a whole group of branches × frames.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What one sampling run knows: the techniques that act in it, the model's anatomy, and which layers were reached."""
+"""The state of one sampling run: the active techniques, the model's anatomy, and which layers were reached."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Tapped:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What is asked of a model at every call, and costs milliseconds to find."""
+    """What every model call needs to know about the model; finding it takes milliseconds."""
 
     sites: dict[str, Site]
     before: Callable[[frozenset[str]], list[nn.Module]]

@@ -1,8 +1,8 @@
-"""The steps of one sampling run, and which nodes have one to act at.
+"""The steps of one sampling run, and which nodes act at any of them.
 
-A node that acts between two percentages of sampling does nothing where no step lies between them. That is told as soon
-as it is certain: before the run, or when the run has passed them. A sampler may call the model between two steps, and
-stop before the last: so the calls count, too.
+A node that acts between two percentages of sampling does nothing where no step lies between them. The error comes as
+soon as this is certain: before the run, or when the run has passed that range. A sampler may call the model between two
+steps and stop before the last, so model calls count too.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # techniques know nothing of ComfyUI, whose modules a site is
 
 
 class FurtherKeysError(ValueError):
-    """A layer has been given keys of other frames beside its own, and something here needs its own alone."""
+    """A layer already has keys from other frames, but something here needs its own keys only."""
 
 
 class Proceed(Protocol):

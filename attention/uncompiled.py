@@ -1,4 +1,4 @@
-"""Model calls that run as they are written, whatever torch.compile made of the model."""
+"""Model calls that run uncompiled, even if torch.compile wrapped the model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _inside = 0
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """For hooks that come and go: compiled code sees no new ones, and keeps those that it was made with.
+    """For temporary hooks: compiled code ignores new hooks and keeps those that it was compiled with.
 
-    The switch is the whole process's, and threads of several GPUs call at once: the last to leave turns it back.
+    The switch is global, and threads of several GPUs call at once, so the last one to leave restores it.
     """
     global _inside
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes seconds

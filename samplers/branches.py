@@ -3,8 +3,8 @@
 A guidance needs its conditionings evaluated once more with something changed inside the model. ComfyUI lets a context
 handler see every ``calc_cond_batch`` of a step; :class:`StepBranches` is one, for the length of one step, in front of
 the one that may be there. It appends copies (:class:`..attention.branches.Copy`) to the conditionings that the guider
-asks for, and keeps what comes of them. So it works below every guider, below samplers that other packs replace, with
-context windows, and however memory splits a call.
+asks for, and keeps their outputs. So it works below every guider, below samplers that other packs replace, with context
+windows, and however memory splits a call.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Other packs' patches where one model call holds several clips: each clip alone, as its own sampling would have it.
+"""Other packs' patches in a model call that holds several clips: they run for one clip at a time.
 
-Some patches look for the positive's and the negative's rows, and take the first of each. So every patch at a layer, or
-in place of a layer's attention, is called for one clip after the other, with the rows and branches of that clip.
+Some patches look for the rows of the positive and the negative, and take the first of each. So every patch at a layer,
+or in place of a layer's attention, is called once per clip, with that clip's rows and branches.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class _OtherRowsError(Exception):
 
 
 def clips_of(branches: Sequence[Branch]) -> dict[int, list[int]]:
-    """The positions of each clip's branches; empty where they are not told."""
+    """The positions of each clip's branches; empty if the call does not say."""
     clips: dict[int, list[int]] = {}
     for position, (_, tag) in enumerate(branches):
         if not isinstance(tag, OfClip):

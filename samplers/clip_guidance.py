@@ -1,8 +1,8 @@
-"""Classifier-free guidance of clips that are sampled together: each alone, with its own scale.
+"""Classifier-free guidance of clips that are sampled together: one clip at a time, each with its own scale.
 
-ComfyUI's guidance, and what other nodes hook into it, is for one clip: a scale for every frame, the likeness of whole
-predictions, an average over the steps. So all of it runs for one clip after the other. Only what the sampler itself
-hooks in, to look at the unguided result, sees all clips, as it sees the latents.
+ComfyUI's guidance, and what other nodes hook into it, expects one clip: a scale for every frame, the similarity of
+whole predictions, an average over the steps. So all of it runs once per clip. Only the sampler's own hooks, which read
+the unguided result, see all clips, as the sampler does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ControlNets that see a model call as they would in plain sampling, whatever else is in it."""
+"""ControlNets that see a model call as in plain sampling, whatever else the call holds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OF_A_RUN = ("cond_hint", "multigpu_clones")
 
 
 class SeenControl:
-    """Stands for a ControlNet in conditionings, and lets it see what ``shown`` makes of a call.
+    """Replaces a ControlNet in conditionings and shows it what ``shown`` makes of a call.
 
     It is the ControlNet itself that is called and written to: packs put methods and settings on the instance.
     """

@@ -5,8 +5,8 @@ and never updates the source; it is not followed.) The model gets the branches o
 clips lie side by side in the channels: ComfyUI cuts areas and context windows out of both alike, and every branch is
 given its own clip when the model is called.
 
-Everybody else sees a positive and a negative branch for each clip, as in plain sampling of it; which clip, only the
-branch's uuid tells.
+All other code sees a positive and a negative branch for each clip, as in plain sampling. Only the branch's uuid says
+which clip it belongs to.
 """
 
 from __future__ import annotations

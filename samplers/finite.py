@@ -1,4 +1,4 @@
-"""Predictions that hold NaN or infinity: a run stops at the step where they come."""
+"""Stops a run at the first step whose prediction contains NaN or infinity."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class NotFiniteError(ValueError):
-    """A model's prediction is no number somewhere; the text says at which step, and what to do."""
+    """A model's prediction contains NaN or infinity; the message gives the step and what to do."""
 
 
 def require_finite_prediction(prediction: Tensor, step: int, sigmas: Tensor, asked_by: str = "") -> None:

@@ -1,7 +1,7 @@
-"""DDIM inversion with a bilateral filter: from a clean clip to the noise that a model draws it from.
+"""DDIM inversion with a bilateral filter: from a clean clip to the noise that a model would draw it from.
 
-GE-Adapter §3.2. Its Eq. 12, as printed, takes noise away and adds new noise, so it cannot be walked back; this is kept
-as ``literal``, for study. The other modes invert DDIM:
+GE-Adapter §3.2. Its Eq. 12, as printed, removes noise and adds new noise, so it cannot be inverted; it is kept as
+``literal``, for study. The other modes invert DDIM:
 
     x_{t+1} = √ᾱ_{t+1} x̂₀(x′_t) + √(1 − ᾱ_{t+1}) ε(x′_t, t),   x′ the filtered latent
 

@@ -1,4 +1,4 @@
-"""What every run asks of its latents: their channels, their scale, and what of a LATENT goes on with the result."""
+"""Latents of a run: their channels and scale, and which entries of a LATENT are passed on with the result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def samples_for(model: ModelPatcher, latent: Mapping[str, Any]) -> Tensor:
 
 
 def noise_for(noise: Any, latent: Mapping[str, Any]) -> Any:
-    """What a NOISE makes for ``latent``. ValueError where that has another shape, or is no number somewhere."""
+    """The noise that a NOISE makes for ``latent``. ValueError if its shape differs, or it contains NaN or infinity."""
     made = noise.generate_noise(latent)
     for x, samples in zip(_parts(made), _parts(latent["samples"]), strict=True):
         if x.shape != samples.shape:
@@ -34,7 +34,7 @@ def noise_for(noise: Any, latent: Mapping[str, Any]) -> Any:
 
 
 def require_levels(model: ModelPatcher, sigmas: Tensor) -> None:
-    """ValueError where SIGMAS are another model's: nothing that acts between percentages of sampling would act."""
+    """ValueError if SIGMAS are for another model: start_percent and end_percent would select no steps."""
     highest = float(model.get_model_object("model_sampling").percent_to_sigma(0.0))
     if len(sigmas) and float(sigmas.max()) > 1.0001 * highest:
         raise ValueError(
@@ -44,7 +44,7 @@ def require_levels(model: ModelPatcher, sigmas: Tensor) -> None:
 
 
 def require_falling(sigmas: Tensor) -> None:
-    """ValueError where SIGMAS have no step, or do not go from noise towards a picture."""
+    """ValueError if SIGMAS have no step, or do not fall."""
     if len(sigmas) < 2:
         raise ValueError("sigmas holds no step, expected two values or more. Raise steps or denoise.")
     if (sigmas.diff() > 0).any() or sigmas[0] == sigmas[-1]:

@@ -1,10 +1,10 @@
 """A LoRA on some of the steps: F = W0·x + strength · B·A·x between two percentages of sampling.
 
 ComfyUI's LoraLoader merges a LoRA into the weights for a whole run, and its LoRA hooks belong to conditionings, follow
-a schedule that only goes forward (an inversion walks back), and know no dynamic VRAM. Here B·A·x is added to what a
-layer gives, by forward hooks for the length of one model call: the noise level alone says whether they are there,
-weights stay as they are, quantised ones too, and nothing is left behind. ComfyUI's own adapter computes B·A·x. A model
-under torch.compile runs uncompiled on these steps.
+a schedule that only goes forward (an inversion walks back), and know no dynamic VRAM. Here forward hooks add B·A·x to a
+layer's output during one model call. Only the noise level decides whether they are active. Weights, including quantised
+ones, are not changed, and nothing is left behind. ComfyUI's own adapter computes B·A·x. A model under torch.compile
+runs uncompiled on these steps.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def with_lora(
 ) -> ModelPatcher:
     """A clone of ``model`` with ``lora``, named as in LoRA files, on the steps between the two percentages.
 
-    ValueError where layers of the LoRA are missing in the model or have other shapes, or the percentages are not
-    0 ≤ start ≤ end ≤ 1.
+    ValueError if layers of the LoRA are missing in the model or have other shapes, or the percentages are not 0 ≤ start
+    ≤ end ≤ 1.
     """
     if not 0.0 <= start_percent <= end_percent <= 1.0:
         raise ValueError(

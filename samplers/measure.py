@@ -1,4 +1,4 @@
-"""A run that looks into a model's attention: along the sampling up to the last step that is asked for.
+"""A run that measures a model's attention: it samples up to the last requested step.
 
 The run is ComfyUI's own (CFGGuider, KSAMPLER): noise is scaled, masks are kept and weights are loaded as in sampling.
 It uses the given conditioning alone, no guidance, and Euler steps, which are deterministic.

@@ -1,4 +1,4 @@
-"""Text2Video-Zero's latents with motion (arXiv 2303.13439, §3.3.1): a first frame, and where it moves from there."""
+"""Text2Video-Zero's latents with motion (arXiv 2303.13439, §3.3.1): a first frame, shifted for each later one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MotionField:
     t1: float
 
     def levels(self, sigmas: Tensor) -> tuple[int, int]:
-        """Places of t1 and t0 in falling ``sigmas`` (steps + 1,). ValueError where they are one."""
+        """Positions of t1 and t0 in falling ``sigmas`` (steps + 1,). ValueError if they coincide."""
         steps = len(sigmas) - 1
         at_t1, at_t0 = (min(max(steps - 1 - round(t * steps), 0), steps - 1) for t in (self.t1, self.t0))
         if at_t1 >= at_t0:

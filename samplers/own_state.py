@@ -1,10 +1,9 @@
-"""What other packs' functions remember from one call to the next, for each of two clips its own.
+"""Keeps what other packs' functions remember between calls separate for each of two clips.
 
-A function that is called for one clip after the other would take what it kept of the first for the second's: a running
-average, the step before. Where functions keep such things is known: in the dictionaries they are given, in variables
-of the function around them, in attributes of their object. What a call changes there is taken out after it, and is
-there again when the same clip comes back. Tensors that are changed in place cannot be told apart, unless they were made
-in such a call.
+A function that is called for two clips in turn would mix up their state, such as a running average or the previous
+step. Where functions keep such things is known: in the dictionaries they are given, in variables of the function around
+them, in attributes of their object. What a call changes there is taken out after it, and is there again when the same
+clip comes back. Tensors that are changed in place cannot be told apart, unless they were made in such a call.
 """
 
 from __future__ import annotations

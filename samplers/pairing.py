@@ -1,9 +1,9 @@
 """One sampler for two clips: source and target take the same steps, so that they can be denoised together.
 
-A sampler knows nothing of it: it walks one latent, the source's rows before the target's. That is right as long as it
-treats every value for itself, which a rehearsal on a few of them shows before the run: with a denoiser that costs
-nothing, halves that start alike must end alike (else the sampler draws noise), and the first must not depend on the
-second (else its steps do).
+The sampler is not aware of this: it processes one latent, the source's rows before the target's. That is correct as
+long as it treats every value independently. A rehearsal on a few values checks this before the run, with a denoiser
+that costs nothing: two equal halves must stay equal (otherwise the sampler draws noise), and the first must not depend
+on the second (otherwise its steps do).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What other packs are told of a model call that holds more branches than ComfyUI's own guidance has.
+"""How a model call with more branches than ComfyUI's own guidance is shown to other packs.
 
 They hook ComfyUI's calls at three places before the model: ControlNets, the ``model_function_wrapper`` and the patches
 in transformer options. At each of them a positive branch is 0 and a negative one 1, in the order of

@@ -1,4 +1,4 @@
-"""Runs of ComfyUI's models that fail because what they are given is not for them: said so, with what was given."""
+"""Replaces ComfyUI's shape errors with one that lists the inputs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ class UnfitError(ValueError):
 
 @contextmanager
 def explain_unfit_inputs(model: ModelPatcher, latent: Mapping[str, Any], **prompts: list | None) -> Iterator[None]:
-    """UnfitError in place of what ComfyUI's model code raises: it checks neither shapes nor what a prompt holds.
+    """Raise UnfitError in place of errors from ComfyUI's model code, which checks neither shapes nor a prompt's
+    content.
 
-    ``prompts``: CONDITIONING by the names of the inputs. What others raise, the pack itself among them, passes.
+    ``prompts``: CONDITIONING by the names of the inputs. Errors from other code, including this pack's, pass through.
     """
     try:
         yield

@@ -1,8 +1,8 @@
-"""Passes that look at a model or train it: the prediction of one conditioning, as the network makes it.
+"""Passes that measure or train a model: the plain prediction from one conditioning.
 
-Guidance calls the model again or mixes predictions, and a cache skips calls: a pass would measure, or learn, something
-else. :class:`UnguidedGuider` leaves out what ComfyUI has for that, whoever put it on the model, and the log names it;
-it also names what may change predictions from places that serve other things, too, and stays.
+Guidance calls the model again or mixes predictions, and a cache skips calls, so a pass would measure or learn something
+else. :class:`UnguidedGuider` disables ComfyUI's hooks for these, whichever node set them, and logs their names. It also
+logs hooks that may change predictions but serve other purposes too; those stay.
 """
 
 from __future__ import annotations

@@ -93,13 +93,12 @@ def train_adapter(
     adapter: GEAdapter | None = None,
     after_step: Callable[[History], None] = lambda _: None,
 ) -> Trained:
-    """Train an adapter for ``model`` on ``clips``, from the start or on from ``adapter``; the model stays as it is.
+    """Train an adapter for ``model`` on ``clips``, from the start or from ``adapter``; the model is not changed.
 
-    ``after_step`` is called after every step, may raise to stop.
+    ``after_step`` is called after every step and may raise to stop.
 
     Raises:
-        TrainingError: clips, captions, hidden states or ``adapter`` do not fit, memory will not do, or the loss is no
-            number.
+        TrainingError: clips, captions, hidden states or ``adapter`` do not fit, out of memory, or the loss is NaN.
         ValueError: the model has no UNet, or not the layers of ``adapter``.
     """
     projections = attention_projections(model.model, settings.layers)

@@ -1,4 +1,4 @@
-"""The training loop of all techniques: AdamW on some parameters, told how it goes after every step, stopped cleanly."""
+"""The training loop of all techniques: AdamW on some parameters, a callback after every step, a clean stop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Group = dict[str, Any]
 
 
 class TrainingError(RuntimeError):
-    """Training cannot start, or went wrong; the text says what to do."""
+    """Training cannot start, or failed; the message says what to do."""
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def parameter_count(projections: Iterable[Projection], rank: int) -> int:
 
 
 def pairs_of(lora: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """By name of a projection its A, B and alpha; ValueError for tensors that are no such triple."""
+    """A, B and alpha by name of the projection; ValueError if tensors do not form such triples."""
     names = {name.partition(".")[0] for name in lora}
     parts = ("lora_down.weight", "lora_up.weight", "alpha")
     expected = {f"{name}.{part}" for name in names for part in parts}

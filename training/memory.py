@@ -55,7 +55,7 @@ def is_free(needed: int) -> bool:
 
 
 def require(needed: int, what: str, cures: Iterable[str]) -> None:
-    """TrainingError with the cures where ``needed`` bytes, for ``what``, are not free."""
+    """TrainingError with suggestions if ``what`` needs more bytes than are free."""
     if not is_free(needed):
         free = int(management.get_free_memory(management.get_torch_device()))
         raise TrainingError(

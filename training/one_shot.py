@@ -58,12 +58,12 @@ def tune(
     settings: Settings,
     after_step: Callable[[History], None] = lambda _: None,
 ) -> Tuned:
-    """Tune an inflated ``model`` on the clip ``latent``, said in ``positive``; the model itself stays as it is.
+    """Tune an inflated ``model`` on the clip ``latent``, which ``positive`` describes; the model is not changed.
 
-    Goes on from the weights it was inflated with. ``after_step`` is called after every step, may raise to stop.
+    Continues from the weights it was inflated with. ``after_step`` is called after every step and may raise to stop.
 
     Raises:
-        TrainingError: the model is not inflated, the latent is no clip, memory will not do, or the loss is no number.
+        TrainingError: the model is not inflated, the latent is not a clip, out of memory, or the loss is NaN.
     """
     record = find_inflation(model)
     if record is None:

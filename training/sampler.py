@@ -110,7 +110,7 @@ class Denoiser:
         self._held: _Held | None = None
 
     def enable_checkpointing(self) -> None:
-        """Gradient checkpointing: from now on a block is computed again for its backward pass, and not kept."""
+        """Gradient checkpointing: from now on blocks are recomputed in the backward pass instead of being stored."""
         for module in self._guider.inner_model.diffusion_model.modules():
             # these get transformer_options that nobody writes into later, or none
             if isinstance(module, BasicTransformerBlock | ResBlock):
@@ -118,7 +118,7 @@ class Denoiser:
         self._held = _Held()
 
     def close(self) -> None:
-        """Undo what the last call left for its backward pass."""
+        """Undo what the last call left on the modules for its backward pass."""
         if self._held is not None:
             self._held.close()
             self._held.is_taken = False

@@ -46,7 +46,7 @@ def with_tokens(conditioning: list, adapter: GEAdapter, hidden: Tensor | None) -
 
 
 def frames_with_tokens(conditioning: list) -> int | None:
-    """For how many frames a conditioning has tokens of each frame's own; None where all share theirs."""
+    """The number of frames for which a conditioning has per-frame tokens; None if all frames share theirs."""
     for _, settings in conditioning:
         if (frames := settings.get("model_conds", {}).get(_FRAMES)) is not None:
             return len(frames.cond)
