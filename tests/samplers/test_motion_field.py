@@ -153,7 +153,7 @@ def test_t0_and_t1_are_the_papers_steps_of_fifty():
     [
         ({"t0": 0.8, "t1": 0.8}, r"t0 is 0\.8 and t1 0\.8.*at least one step below"),
         ({"t0": 0.9, "t1": 0.5}, "lower t0, raise t1"),
-        ({"t0": 0.81, "t1": 0.84}, "of the 10 steps"),
+        ({"t0": 0.81, "t1": 0.84}, "with the 10 steps"),
         ({"latent": {"samples": torch.zeros(1, 4, 3, 8, 8)}}, "video latent, expected an image latent"),
     ],
 )
