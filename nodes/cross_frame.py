@@ -23,7 +23,7 @@ class CrossFrameAttention(Node):
             display_name="Cross-Frame Attention",
             category=ATTENTION,
             description="Lets each frame attend to other frames instead of itself, so that they share one look. "
-            "For image models (SD1.5, SD2, SDXL); the latent's batch is the clip.",
+            "For image models (SD1.5, SDXL, Flux, Qwen-Image ...); the latent's batch is the clip.",
             search_aliases=[
                 "text2video-zero",
                 "sparse-causal attention",
@@ -31,7 +31,11 @@ class CrossFrameAttention(Node):
                 "first frame attention",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="An image model: SD1.5, SD2 or SDXL. It is cloned, not changed."),
+                io.Model.Input(
+                    "model",
+                    tooltip="A model of pictures: SD1.5, SDXL, Flux, SD3.5, Qwen-Image, Z-Image, Krea 2 and others. It "
+                    "is cloned, not changed.",
+                ),
                 io.Combo.Input(
                     "keys",
                     options=["first", "previous", "first_and_previous", "fine_coarse"],

@@ -19,7 +19,8 @@ class TemporalMomentumAttention(Node):
             display_name="Temporal Momentum Attention (ZS²)",
             category=ATTENTION,
             description="Keeps the look of a clip from frame to frame: each frame attends to a running average of "
-            "all frames before it. For image models (SD1.5, SD2, SDXL); the latent's batch is the clip.",
+            "all frames before it. For image models (SD1.5, SDXL, Flux, Qwen-Image ...); the latent's batch is the "
+            "clip.",
             search_aliases=[
                 "zs2",
                 "zero-shot video",
@@ -28,7 +29,11 @@ class TemporalMomentumAttention(Node):
                 "coherence",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="An image model: SD1.5, SD2 or SDXL. It is cloned, not changed."),
+                io.Model.Input(
+                    "model",
+                    tooltip="A model of pictures: SD1.5, SDXL, Flux, SD3.5, Qwen-Image, Z-Image, Krea 2 and others. It "
+                    "is cloned, not changed.",
+                ),
                 io.Float.Input(
                     "mu",
                     default=0.98,
