@@ -184,6 +184,10 @@ class _Together:
 
     guidances: tuple[_Guided, ...]
 
+    @property
+    def asked_by(self) -> str:
+        return " and ".join(each.asked_by for each in self.guidances)
+
     def predict(
         self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict[str, Any], seed: int | None = None
     ) -> Tensor:
