@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from ..frames.bilateral import bilateral_temporal
+from ..techniques.technique import AttentionCall, Proceed, Stage, Technique
 from .sites import NoSuchSiteError, Site
-from .technique import AttentionCall, Proceed, Stage, Technique
 
 
 @dataclass(eq=False)

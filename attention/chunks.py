@@ -1,8 +1,8 @@
 """A clip in chunks of frames: one model call run as several, each with the next few frames of every branch.
 
 Layers that treat rows independently give the same result either way. A technique that looks at earlier frames keeps
-what the next chunk needs of them in its memory (:class:`.technique.AttentionCall`), one for each layer, for the length
-of the model call. So a call needs the memory of one chunk, however long the clip is.
+what the next chunk needs of them in its memory (:class:`..techniques.technique.AttentionCall`), one for each layer,
+for the length of the model call. So a call needs the memory of one chunk, however long the clip is.
 """
 
 from __future__ import annotations

@@ -14,8 +14,11 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor, nn
 
-from .cross_frame import CrossFrame
-from .fine_coarse import FineCoarse
+from ..techniques.cross_frame import CrossFrame
+from ..techniques.fine_coarse import FineCoarse
+from ..techniques.stam import STAM, Norm
+from ..techniques.technique import Stage, Technique
+from ..techniques.temporal import TemporalAttention
 from .inflation import (
     QUERIES,
     Inflation,
@@ -30,10 +33,7 @@ from .inflation import (
     transformer_layers,
 )
 from .sites import network_of
-from .stam import STAM, Norm
 from .tap import tap
-from .technique import Stage, Technique
-from .temporal import TemporalAttention
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher

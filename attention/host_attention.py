@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .branches import Branch, with_branches
-from .technique import FurtherKeysError, rows_of_mask
+from ..techniques.branches import Branch, with_branches
+from ..techniques.technique import FurtherKeysError, rows_of_mask
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from .branches import branches_of
+from ..techniques.branches import branches_of
 from .frames import frame_indices
 from .keys import INFLATED_BLOCKS, INFLATED_FEATURES, INFLATED_PLACE, INSERTED
 from .rows import groups_of, in_groups, rows_told

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .entropy import CHUNK_BYTES
+from ..techniques.entropy import CHUNK_BYTES
+from ..techniques.technique import AttentionCall, Proceed, Stage, Technique
 from .registry import four_dimensional
 from .sites import Site
-from .technique import AttentionCall, Proceed, Stage, Technique
 
 MAX_MAPS = 16
 MAX_CELLS = 1024

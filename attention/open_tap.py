@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .branches import Branch, branches_of, with_branches
+from ..techniques.branches import Branch, branches_of, with_branches
+from ..techniques.technique import AttentionCall
 from .chunks import Chunk, require_frame_by_frame
 from .frames import Clip
 from .host_attention import HostAttention
@@ -27,7 +28,6 @@ from .keys import INSERTED, OPEN_TAP, REPLACED, RUN, SITES
 from .prefix import is_patched, shared
 from .run import Run, Tapped
 from .sites import NoSuchSiteError, Site, family_of
-from .technique import AttentionCall
 
 
 class OpenTap:

@@ -1,9 +1,9 @@
 """The shared prefix: branches that are still equal are computed once.
 
-Copies of a branch (:mod:`.branches`) differ from it only from the first layer that treats them differently. Every
-module that ends before that layer runs only on the originals' rows, and the copies get its results: hooks remove the
-copies' rows from the input and restore them in the output. This needs no knowledge of a module's code. If no copy is in
-the same call as its original, as when memory splits a call, nothing is skipped.
+Copies of a branch (:mod:`..techniques.branches`) differ from it only from the first layer that treats them
+differently. Every module that ends before that layer runs only on the originals' rows, and the copies get its results:
+hooks remove the copies' rows from the input and restore them in the output. This needs no knowledge of a module's code.
+If no copy is in the same call as its original, as when memory splits a call, nothing is skipped.
 
 Nothing is skipped either if other packs' patches act at layers: they may treat a branch differently depending on the
 others in the call, and copies would get what was meant for their original.
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .branches import Branch, branches_of, originals, rows_of, with_branches
+from ..techniques.branches import Branch, branches_of, originals, rows_of, with_branches
 
 MODULE_HANDLERS = "forward_timestep_embed_patch"
 """Patches that are no function of features: how a UNet calls modules that are not ComfyUI's."""

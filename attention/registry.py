@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor
 
-from .entropy import Energy, measure
+from ..techniques.entropy import Energy, measure
+from ..techniques.technique import AttentionCall, Proceed, Stage, Technique
 from .sites import Kind, Site, sites_of
-from .technique import AttentionCall, Proceed, Stage, Technique
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .branches import branches_of
+from ..techniques.branches import branches_of
 from .chunks import of_frames
 from .frames import told_frames
 from .keys import ROWS

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import nn
 
+from ..techniques.technique import Technique
 from .keys import HOLD
 from .prefix import layers_before
 from .sites import Inserts, NoSuchSiteError, Site, layers_of, sites_in_run
 from .steps import Steps, is_between
-from .technique import Technique
 
 
 @contextmanager

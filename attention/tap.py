@@ -20,7 +20,8 @@ from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .branches import branches_of
+from ..techniques.branches import branches_of
+from ..techniques.technique import Technique
 from .chunk_guard import ChunkGuard, sizes_explained
 from .chunks import Chunk, in_chunks
 from .frames import frame_indices
@@ -30,7 +31,6 @@ from .rows import groups_of, in_groups, rows_told
 from .run import Run, Tapped, undone_after
 from .sites import Kind, Site, family_of, network_of, select_sites, sites_of
 from .steps import Steps
-from .technique import Technique
 from .uncompiled import uncompiled_if_unguarded
 from .wrappers import put_wrappers
 

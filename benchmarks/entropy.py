@@ -28,15 +28,15 @@ def plain(q, k):
 
 
 def ours(q, k):
-    return pack("attention.entropy").attention_entropy(q, k).mean
+    return pack("techniques.entropy").attention_entropy(q, k).mean
 
 
 def sampled(q, k):
-    return pack("attention.entropy").attention_entropy(q, k, rows=256).mean
+    return pack("techniques.entropy").attention_entropy(q, k, rows=256).mean
 
 
 def chunked(q, k):
-    entropy = pack("attention.entropy")
+    entropy = pack("techniques.entropy")
     return entropy.attention_entropy(q, k, backends=(entropy.chunked,)).mean
 
 

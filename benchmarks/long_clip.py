@@ -21,7 +21,7 @@ from harness import Json, command_line, enter, pack, peak_of, sampling, save, ta
 
 
 def momentum(model: Any, frames_per_batch: int = 0) -> Any:
-    technique = pack("attention.momentum").TemporalMomentum(0.98, frames_per_batch=frames_per_batch)
+    technique = pack("techniques.momentum").TemporalMomentum(0.98, frames_per_batch=frames_per_batch)
     return pack("attention.tap").tap(model, technique, layers="*", kinds=["spatial"], asked_by="benchmark")[0]
 
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ..attention.forms import InflationWeights
 from ..attention.sites import list_sites
-from ..attention.temporal import TemporalAttention
 from ..files.weights_file import save
+from ..techniques.temporal import TemporalAttention
 from .checkpoints import Trained, ship, write_curve
 from .model import (
     CONTEXT_WIDTH,

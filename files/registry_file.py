@@ -9,7 +9,6 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field
 
-from ..attention.entropy import Energy
 from ..attention.registry import (
     AttentionRegistry,
     Choice,
@@ -21,6 +20,7 @@ from ..attention.registry import (
     Ranking,
 )
 from ..attention.sites import Kind
+from ..techniques.entropy import Energy
 from .json_forms import JsonForm, fitted, read_json, shown
 from .whole import read_bytes, write_whole
 

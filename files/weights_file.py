@@ -11,7 +11,7 @@ from pydantic import Field
 
 from ..attention.forms import Form, FrameAttention, InflationWeights, Module
 from ..attention.inflation import Position
-from ..attention.stam import Norm
+from ..techniques.stam import Norm
 from .json_forms import ExactForm, fitted, read_json, shown
 from .tensor_file import TensorFormat
 

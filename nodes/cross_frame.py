@@ -7,9 +7,9 @@ from typing import Literal
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..attention.cross_frame import CrossFrame
-from ..attention.fine_coarse import FineCoarse
-from ..attention.technique import Technique
+from ..techniques.cross_frame import CrossFrame
+from ..techniques.fine_coarse import FineCoarse
+from ..techniques.technique import Technique
 from .inputs import ATTENTION, layers_input, percent_inputs, pool_input
 from .node import Node
 from .tapped import tapped

@@ -11,7 +11,7 @@ from ..training.ge_adapter import GEAdapter
 from ..training.ge_adapter_training import Clips, Settings, Trained, train_adapter
 from ..training.low_rank import LAYERS, Layers
 from ..training.memory import gibibytes
-from ..training.temporal_consistency import MIN_FRAMES
+from ..training.temporal_loss import MIN_FRAMES
 from .charts import drawn
 from .inputs import TUNING, Adapter
 from .node import Node

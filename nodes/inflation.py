@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..attention.forms import TUNE_A_VIDEO, Form, FrameAttention, InflationWeights, find_inflation, inflated
 from ..attention.inflation import Position
-from ..attention.stam import Norm
+from ..techniques.stam import Norm
 from .inputs import TUNING, Weights, pool_input
 from .node import Node
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..attention.momentum import TemporalMomentum
+from ..techniques.momentum import TemporalMomentum
 from .inputs import ATTENTION, layers_input, percent_inputs, schedule_input, schedule_of
 from .node import Node
 from .tapped import tapped

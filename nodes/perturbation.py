@@ -5,8 +5,8 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..attention.perturbation import IDENTITY, UNIFORM, Perturbation
 from ..attention.registry import SELECTABLE, AttentionRegistry, selector_for
+from ..techniques.perturbation import IDENTITY, UNIFORM, Perturbation
 from .inputs import ATTENTION, percent_inputs, perturbed_layers_input
 from .node import Node
 from .tapped import tapped

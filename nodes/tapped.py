@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..attention.sites import Kind
 from ..attention.tap import tap
-from ..attention.technique import Technique
+from ..techniques.technique import Technique
 from .node import Node
 
 

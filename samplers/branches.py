@@ -2,7 +2,7 @@
 
 A guidance needs its conditionings evaluated once more with something changed inside the model. ComfyUI lets a context
 handler see every ``calc_cond_batch`` of a step; :class:`StepBranches` is one, for the length of one step, in front of
-the one that may be there. It appends copies (:class:`..attention.branches.Copy`) to the conditionings that the guider
+the one that may be there. It appends copies (:class:`..techniques.branches.Copy`) to the conditionings that the guider
 asks for, and keeps their outputs. So it works below every guider, below samplers that other packs replace, with context
 windows, and however memory splits a call.
 """
@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from comfy.hooks import EnumHookType
 from torch import Tensor
 
-from ..attention.branches import Copy
+from ..techniques.branches import Copy
 from .controls import SeenControls, with_controls
 from .told import Conds, in_told_order
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention.branches import Branch, OfClip, branches_of, of_rows, rows_of, with_branches
 from ..attention.prefix import MODULE_HANDLERS
+from ..techniques.branches import Branch, OfClip, branches_of, of_rows, rows_of, with_branches
 from .own_state import OwnState, holders_of
 
 _WRITTEN = "coherence_written_by_clip"

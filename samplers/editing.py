@@ -28,11 +28,11 @@ from comfy.utils import PROGRESS_BAR_ENABLED
 from latent_preview import prepare_callback
 from torch import Tensor
 
-from ..attention.branches import OfClip, branches_of
 from ..attention.registry import SELECTABLE
-from ..attention.replacement import Replacement, UnpairedBranchError
 from ..attention.tap import tap
 from ..noise.streams import frames_axis
+from ..techniques.branches import OfClip, branches_of
+from ..techniques.replacement import Replacement, UnpairedBranchError
 from .animatediff import AnimateDiff
 from .branches import StepBranches
 from .by_clip import ByClip

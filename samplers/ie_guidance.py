@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..attention.perturbation import IDENTITY, UNIFORM, CopyPerturbation
 from ..attention.registry import SELECTABLE, AttentionRegistry, selector_for
 from ..attention.steps import is_between
 from ..attention.tap import tap
 from ..attention.wrappers import put_wrappers
+from ..techniques.perturbation import IDENTITY, UNIFORM, CopyPerturbation
 from .branches import Combination, StepBranches, Variant, combined
 from .told import meanwhile, told
 

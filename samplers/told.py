@@ -2,7 +2,7 @@
 
 They hook ComfyUI's calls at three places before the model: ControlNets, the ``model_function_wrapper`` and the patches
 in transformer options. At each of them a positive branch is 0 and a negative one 1, in the order of
-:func:`..attention.branches.told_order`, as in any other call.
+:func:`..techniques.branches.told_order`, as in any other call.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention.branches import branches_of, of_rows, rows_of, told_order, with_branches
+from ..techniques.branches import branches_of, of_rows, rows_of, told_order, with_branches
 
 Conds = list[dict[str, Any]]
 """A conditioning as ComfyUI's samplers have it: each entry is a branch of the model call."""
@@ -69,7 +69,7 @@ def in_order(options: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
 
 
 def of_branches(tree: Any, rows: int, order: list[int]) -> Any:
-    """``tree`` (:func:`..attention.branches.of_rows`) with its rows by branch in ``order``."""
+    """``tree`` (:func:`..techniques.branches.of_rows`) with its rows by branch in ``order``."""
     if order == list(range(len(order))):
         return tree
     return of_rows(tree, rows, lambda x: torch.cat([rows_of(x, len(order), [position]) for position in order]))

@@ -33,7 +33,7 @@ from .loop import History, Schedule, TrainingError, count, fit
 from .low_rank import Layers, attention_projections
 from .memory import is_free, needed_for, require
 from .sampler import Denoiser, autograd_enabled, dtype_of, train_in_run, trainable
-from .temporal_consistency import MIN_FRAMES, temporal_loss_of_layers
+from .temporal_loss import MIN_FRAMES, temporal_loss_of_layers
 
 ASKED_BY = "GEAdapterTrain"
 _WATCH = "coherence.ge_adapter_training"

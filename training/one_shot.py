@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..attention.forms import InflationWeights, Record, find_inflation, modules_for
 from ..attention.inflation import INSERTED, Inflation, Inserted, base_of, beside
-from ..attention.stam import STAM, keep_unit, tensors_of
+from ..techniques.stam import STAM, keep_unit, tensors_of
 from .loop import Group, History, Schedule, TrainingError, count, fit
 from .memory import needed_for, require
 from .sampler import Denoiser, Precision, autograd_enabled, dtype_of, train_in_run, trainable

@@ -4,8 +4,9 @@ A family is one function that walks a diffusion model and yields its attention s
 line in the ``FAMILIES`` of its file. Techniques know nothing of families.
 """
 
+from ...techniques.site import Kind, Site
 from . import pictures, unets, videos
-from .site import Family, Kind, Site
+from .family import Family
 
 __all__ = ["FAMILIES", "Family", "Kind", "Site"]
 

@@ -15,7 +15,8 @@ from comfy.ldm.omnigen.omnigen2 import OmniGen2Transformer2DModel
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from torch import nn
 
-from .site import Family, Kind, Layers, Leading, Site, Walk, after_text, alone, last, last_padded
+from ...techniques.site import Kind, Leading, Site, after_text, alone, last, last_padded
+from .family import Family, Layers, Walk
 
 
 def _walk_flux(model: Any, order: Iterator[int], _motion_models: object) -> Iterator[Site]:

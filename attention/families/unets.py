@@ -9,7 +9,8 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from torch import nn
 
-from .site import Family, Site, alone
+from ...techniques.site import Site, alone
+from .family import Family
 
 
 def _walk_unet(unet: Any, order: Iterator[int], motion_models: Sequence[nn.Module] | None) -> Iterator[Site]:

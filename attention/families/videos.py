@@ -23,7 +23,8 @@ from comfy.ldm.wan.model import (
 from comfy.ldm.wan.model_animate import AnimateWanModel
 from torch import nn
 
-from .site import Family, Kind, Leading, Site, alone, first, last
+from ...techniques.site import Kind, Leading, Site, alone, first, last
+from .family import Family
 
 
 def _walk_wan(model: Any, order: Iterator[int], _motion_models: object) -> Iterator[Site]:

@@ -6,13 +6,13 @@ import pytest
 import torch
 from coherence.attention.bilateral import TemporalBilateral
 from coherence.attention.chunks import ChunkError, in_chunks, of_frames, spans
-from coherence.attention.cross_frame import CrossFrame
-from coherence.attention.momentum import TemporalMomentum
 from coherence.attention.registry import model_names, named_registry
 from coherence.attention.sites import select_sites, sites_of
 from coherence.attention.tap import tap
 from coherence.demo.model import load_model
 from coherence.samplers.ie_guidance import guide
+from coherence.techniques.cross_frame import CrossFrame
+from coherence.techniques.momentum import TemporalMomentum
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced

@@ -11,10 +11,10 @@ from coherence.attention.forms import (
     Form,
 )
 from coherence.attention.inflation import InflationError, inflations_of, transformer_layers
-from coherence.attention.momentum import TemporalMomentum
-from coherence.attention.perturbation import UNIFORM, Perturbation
 from coherence.attention.sites import sites_of
 from coherence.attention.tap import tap
+from coherence.techniques.momentum import TemporalMomentum
+from coherence.techniques.perturbation import UNIFORM, Perturbation
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from guidance_runs import agree, guided, one_by_one

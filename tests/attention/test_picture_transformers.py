@@ -5,12 +5,12 @@ from __future__ import annotations
 import comfy.sample
 import pytest
 import torch
-from coherence.attention.cross_frame import CrossFrame
-from coherence.attention.fine_coarse import FineCoarse
-from coherence.attention.momentum import TemporalMomentum
 from coherence.attention.sites import sites_of
 from coherence.attention.tap import tap
-from coherence.attention.technique import Stage
+from coherence.techniques.cross_frame import CrossFrame
+from coherence.techniques.fine_coarse import FineCoarse
+from coherence.techniques.momentum import TemporalMomentum
+from coherence.techniques.technique import Stage
 from tiny_models import FAMILIES
 from watching import Watch, difference
 

@@ -11,8 +11,6 @@ import comfy.samplers
 import pytest
 import torch
 from animatediff_layout import find_packs
-from coherence.attention.entropy import Energy
-from coherence.attention.momentum import TemporalMomentum
 from coherence.attention.registry import (
     SELECTABLE,
     EntropyRecorder,
@@ -25,9 +23,11 @@ from coherence.attention.registry import (
 )
 from coherence.attention.sites import Site, select_sites, sites_of
 from coherence.attention.tap import tap
-from coherence.attention.technique import AttentionCall, Technique
 from coherence.demo.model import load_model
 from coherence.samplers.measure import Start, measure_layers, parse_steps, run_to_step
+from coherence.techniques.entropy import Energy
+from coherence.techniques.momentum import TemporalMomentum
+from coherence.techniques.technique import AttentionCall, Technique
 from hypothesis import given
 from hypothesis import strategies as st
 from measured import figures_of

@@ -6,8 +6,8 @@ import pytest
 import torch
 from coherence.attention.maps import MAX_CELLS, MAX_MAPS, MapRecorder, MapTooLargeError, mean_map
 from coherence.attention.sites import NoSuchSiteError, Site
-from coherence.attention.technique import AttentionCall
 from coherence.demo.model import load_model
+from coherence.techniques.technique import AttentionCall
 from recorded_maps import maps_of
 from register_runs import demo_start, start_of
 from tiny_models import FAMILIES

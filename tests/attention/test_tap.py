@@ -4,12 +4,12 @@ import comfy.ldm.modules.attention
 import comfy.samplers
 import pytest
 import torch
-from coherence.attention.cross_frame import CrossFrame
-from coherence.attention.momentum import TemporalMomentum, average_over_frames, momentum_matrix
 from coherence.attention.sites import NoSuchSiteError, list_sites
 from coherence.attention.tap import tap
-from coherence.attention.technique import Stage, Technique
 from coherence.demo.model import load_model
+from coherence.techniques.cross_frame import CrossFrame
+from coherence.techniques.momentum import TemporalMomentum, average_over_frames, momentum_matrix
+from coherence.techniques.technique import Stage, Technique
 from comfy.patcher_extension import WrappersMP
 from tiny_models import FAMILIES, sample
 from watching import DEMO, Watch, difference

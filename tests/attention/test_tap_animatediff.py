@@ -9,8 +9,8 @@ import torch
 from animatediff_layout import AnimateDiffModel, find_packs
 from coherence.attention.sites import NoSuchSiteError, list_sites, sites_of
 from coherence.attention.tap import tap
-from coherence.attention.technique import Technique
 from coherence.demo.model import load_model
+from coherence.techniques.technique import Technique
 from tiny_models import sample
 from watching import DEMO, Watch, difference, watched
 

@@ -7,19 +7,19 @@ import pytest
 import torch
 from clear_errors import unclear
 from coherence.attention.chunks import ChunkError
-from coherence.attention.cross_frame import CrossFrame
-from coherence.attention.momentum import TemporalMomentum
 from coherence.attention.registry import named_registry
 from coherence.attention.rows import RowsError
 from coherence.attention.sites import NoSuchSiteError, UnknownModelError, select_sites, sites_of
 from coherence.attention.steps import NoStepError
 from coherence.attention.tap import tap
-from coherence.attention.technique import FurtherKeysError
 from coherence.demo.model import load_model
 from coherence.nodes.cross_frame import CrossFrameAttention
 from coherence.nodes.inflation import TuneAVideoInflate
 from coherence.samplers.ie_guidance import guide
 from coherence.samplers.lora_steps import with_lora
+from coherence.techniques.cross_frame import CrossFrame
+from coherence.techniques.momentum import TemporalMomentum
+from coherence.techniques.technique import FurtherKeysError
 from comfy_extras.nodes_freelunch import FreeU_V2
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_sag import SelfAttentionGuidance

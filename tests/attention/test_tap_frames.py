@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 from coherence.attention.families import Family, Site
-from coherence.attention.families.site import after_text, alone, first, last, last_padded
 from coherence.attention.frames import Clip
+from coherence.techniques.site import after_text, alone, first, last, last_padded
 
 VIDEO, TEXT_AND_VIDEO, VIDEO_AND_POSES, PICTURES, TEXT_AND_PICTURE, PADDED_PICTURE = (
     Site("blocks.0", 0, "joint", 8, None, frames_in, leading)

@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from coherence.attention.cross_frame import CrossFrame
-from coherence.attention.momentum import TemporalMomentum
 from coherence.attention.open_tap import _writing
 from coherence.attention.sites import sites_of
 from coherence.attention.tap import tap
 from coherence.demo.model import load_model
 from coherence.nodes.inflation import TuneAVideoInflate
 from coherence.samplers.lora_steps import with_lora
+from coherence.techniques.cross_frame import CrossFrame
+from coherence.techniques.momentum import TemporalMomentum
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_torch_compile import TorchCompileModel

@@ -7,7 +7,7 @@ import pytest
 from coherence.hosting.provision import PACK
 
 READING_AND_WRITING = {"whole", "json_forms", "tensor_file"}
-BELOW = ("attention", "frames", "metrics", "noise", "samplers", "training")
+BELOW = ("attention", "frames", "metrics", "noise", "samplers", "techniques", "training")
 COMFYUI = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "nodes", "execution"}
 FILES = sorted((PACK / "files").glob("*.py"))
 

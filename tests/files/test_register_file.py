@@ -6,7 +6,6 @@ import os
 
 import folder_paths
 import pytest
-from coherence.attention.entropy import Energy
 from coherence.attention.registry import (
     CHOICES,
     ORDERS,
@@ -19,6 +18,7 @@ from coherence.attention.registry import (
 )
 from coherence.files.registry_file import SUFFIX, RegistryFileError, from_json, load, save, to_json
 from coherence.nodes.entropy_register import LoadAttentionRegistry, SaveAttentionRegistry
+from coherence.techniques.entropy import Energy
 from hypothesis import given
 from hypothesis import strategies as st
 from register_runs import KINDS, layer, registry

@@ -3,9 +3,9 @@
 import comfy.samplers
 import pytest
 import torch
-from coherence.attention.momentum import TemporalMomentum
 from coherence.attention.tap import tap
 from coherence.nodes.noise import VideoNoisePrior
+from coherence.techniques.momentum import TemporalMomentum
 from comfy_extras.nodes_custom_sampler import CFGGuider, DualCFGGuider, SamplerCustomAdvanced
 from comfy_extras.nodes_ip2p import InstructPixToPixConditioning
 from tiny_models import FAMILIES

@@ -9,7 +9,7 @@ from coherence.demo.reader import read
 from coherence.demo.shapes import COLOURS, SHAPES
 from coherence.hosting.provision import PACK
 from coherence.nodes.demo import CoherenceDemoClip
-from coherence.workflows.draw_clip import CLIP, main
+from coherence.scripts.draw_clip import CLIP, main
 
 every_motion = pytest.mark.parametrize("motion", MOTIONS)
 

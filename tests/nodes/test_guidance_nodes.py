@@ -3,13 +3,13 @@
 import comfy.samplers
 import pytest
 import torch
-from coherence.attention.perturbation import NoIdentityError
 from coherence.attention.registry import RegistryError, model_names, named_registry
 from coherence.attention.sites import select_sites, sites_of
 from coherence.demo.model import load_model
 from coherence.nodes.cross_frame import CrossFrameAttention
 from coherence.nodes.guidance import IEGuidanceCFG, IEGuider
 from coherence.nodes.perturbation import PerturbAttention
+from coherence.techniques.perturbation import NoIdentityError
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_custom_sampler import CFGGuider, Noise_RandomNoise, SamplerCustom, SamplerCustomAdvanced
 from tiny_models import FAMILIES, sample

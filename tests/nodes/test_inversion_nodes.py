@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from coherence.attention.bilateral import TemporalBilateral, last_decoder_level
 from coherence.attention.sites import NoSuchSiteError, Site, sites_of
-from coherence.attention.technique import AttentionCall
 from coherence.demo.clips import render_clip
 from coherence.demo.model import load_clip, load_model, load_vae
 from coherence.frames.bilateral import bilateral_spatial, bilateral_temporal
@@ -13,6 +12,7 @@ from coherence.metrics.similarity import psnr
 from coherence.nodes.inversion import BilateralDDIMInvert, NoiseFromLatent, SamplerBilateralDDIMInvert
 from coherence.samplers.latents import input_scale
 from coherence.samplers.noises import GivenNoise
+from coherence.techniques.technique import AttentionCall
 from comfy.model_management import InterruptProcessingException, interrupt_current_processing
 from comfy.nested_tensor import NestedTensor
 from comfy_extras.nodes_custom_sampler import (

@@ -19,7 +19,7 @@ def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> torch.
 
 
 def definition(kind: str, p: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """The divergences as SPEC writes them, element by element."""
+    """The divergences as their definitions write them, element by element."""
     if kind == "softmax":
         log_p, log_x = p.flatten().log_softmax(0), x.flatten().log_softmax(0)
         return torch.nn.functional.kl_div(log_x, log_p, reduction="sum", log_target=True)

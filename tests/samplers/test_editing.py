@@ -1,4 +1,4 @@
-"""Editing, SPEC §5: what must hold whatever the model predicts (eps, v, flow, CogVideoX's v)."""
+"""Editing: what must hold whatever the model predicts (eps, v, flow, CogVideoX's v)."""
 
 import gc
 from dataclasses import replace
@@ -6,12 +6,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from coherence.attention.replacement import Replacement
 from coherence.attention.tap import tap
-from coherence.attention.technique import Stage, Technique
 from coherence.demo.model import load_model
 from coherence.samplers.editing import REPLACES, Edit, EditGuider, Prompts
 from coherence.samplers.pairing import PairSampler
+from coherence.techniques.replacement import Replacement
+from coherence.techniques.technique import Stage, Technique
 from comfy.samplers import KSAMPLER, CFGGuider, calc_cond_batch
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from coherence.attention.replacement import UnpairedBranchError
 from coherence.demo.model import load_model
+from coherence.techniques.replacement import UnpairedBranchError
 from comfy.hooks import EnumHookScope, HookGroup, TransformerOptionsHook
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_apg import APG

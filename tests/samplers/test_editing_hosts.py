@@ -8,12 +8,12 @@ import comfy.model_management
 import pytest
 import torch
 from animatediff_layout import find_packs
-from coherence.attention.replacement import UnpairedBranchError
 from coherence.demo.model import load_model
 from coherence.nodes.entropy_register import SelectAttentionLayers
 from coherence.samplers.editing import Edit, EditGuider, Prompts, sample_edit
 from coherence.samplers.ie_guidance import guide
 from coherence.samplers.pairing import PairSampler
+from coherence.techniques.replacement import UnpairedBranchError
 from comfy.k_diffusion.sampling import sample_euler
 from comfy.model_management import InterruptProcessingException
 from comfy.nested_tensor import NestedTensor

@@ -5,10 +5,10 @@ from itertools import permutations
 import comfy.samplers
 import pytest
 import torch
-from coherence.attention.perturbation import IDENTITY, UNIFORM, Perturbation
 from coherence.attention.tap import tap
 from coherence.demo.model import load_model
 from coherence.samplers.ie_guidance import MissingBranchError
+from coherence.techniques.perturbation import IDENTITY, UNIFORM, Perturbation
 from comfy.hooks import EnumHookScope, HookGroup, TransformerOptionsHook
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode

@@ -159,7 +159,7 @@ def with_rescale(model):
 
 
 def with_momentum(model):
-    from coherence.attention.momentum import TemporalMomentum
+    from coherence.techniques.momentum import TemporalMomentum
 
     return tap(model, TemporalMomentum(0.8), layers="*", kinds=["spatial"], asked_by="test")[0]
 

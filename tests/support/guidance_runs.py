@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import comfy.samplers
 import torch
-from coherence.attention.perturbation import IDENTITY, UNIFORM, Perturbation
 from coherence.attention.registry import model_names, named_registry
 from coherence.attention.sites import select_sites, sites_of
 from coherence.attention.tap import tap
 from coherence.samplers.ie_guidance import guide
+from coherence.techniques.perturbation import IDENTITY, UNIFORM, Perturbation
 from comfy.patcher_extension import WrappersMP
 from watching import difference
 

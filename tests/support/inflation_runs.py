@@ -11,7 +11,7 @@ from coherence.attention.forms import (
     inflated,
 )
 from coherence.attention.inflation import transformer_layers
-from coherence.attention.stam import unit
+from coherence.techniques.stam import unit
 from tiny_models import sample
 from watching import DEMO
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from coherence.attention.sites import Site
-from coherence.attention.technique import AttentionCall
+from coherence.techniques.technique import AttentionCall
 
 TOKENS, CHANNELS = 5, 8
 

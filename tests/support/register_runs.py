@@ -2,9 +2,9 @@
 
 import comfy.samplers
 import torch
-from coherence.attention.entropy import Energy
 from coherence.attention.registry import AttentionRegistry, Figures, Layer, Measurement, Ranking
 from coherence.samplers.measure import Start
+from coherence.techniques.entropy import Energy
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 from hypothesis import strategies as st
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 from coherence.attention.tap import tap
-from coherence.attention.technique import Stage, Technique
+from coherence.techniques.technique import Stage, Technique
 
 ALL_KINDS = ("spatial", "temporal", "joint", "cross", "text")
 

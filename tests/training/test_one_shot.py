@@ -5,9 +5,9 @@ import pytest
 import torch
 from coherence.attention.forms import TUNE_A_VIDEO, Form
 from coherence.attention.inflation import inflations_of
-from coherence.attention.stam import instance_centred
-from coherence.attention.temporal import over_frames
 from coherence.demo.model import load_model
+from coherence.techniques.stam import instance_centred
+from coherence.techniques.temporal import over_frames
 from coherence.training.loop import Schedule, TrainingError
 from coherence.training.memory import extrapolated, kept_for_backward
 from coherence.training.sampler import autograd_enabled, dtype_of, train_in_run, trainable
@@ -128,7 +128,7 @@ def test_training_sees_what_sampling_sees(model, form):
 
 
 def test_the_tuned_layers_keep_the_norms_and_the_covariance_bound_on_the_features_that_arrive(model, ei2):
-    """Proposition 3 on a tuned model: SPEC §7 allows 1.03 for the sample's sake."""
+    """Proposition 3 on a tuned model: 1.03 leaves room for the sample."""
     arrived = {}
 
     def listening(place):

@@ -54,7 +54,7 @@ PROMISED = {
     "TemporalConsistency": "images reference → STRING IMAGE",
 }
 HEAVY = {"matplotlib", "kornia", "av", "scipy", "transformers", "pandas", "torchvision", "sklearn"}
-FAMILIES = ("attention", "demo", "files", "frames", "metrics", "nodes", "noise", "samplers", "training")
+FAMILIES = ("attention", "demo", "files", "frames", "metrics", "nodes", "noise", "samplers", "techniques", "training")
 SOURCES = [path for family in FAMILIES for path in sorted((PACK / family).glob("*.py"))]
 SOURCES = [path for path in SOURCES if not path.match("demo/train*.py")]  # these run in a process of their own
 TORCHS_OWN = ("torch", "torch.random", "torch.cuda")

@@ -20,6 +20,7 @@ FAMILIES = (
     "nodes",
     "noise",
     "samplers",
+    "techniques",
     "training",
 )
 

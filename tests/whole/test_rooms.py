@@ -25,7 +25,17 @@ def rooms_imported_by(path: Path) -> set[str]:
 
 
 def test_every_room_with_code_for_nodes_has_a_floor():
-    assert FLOORS.keys() >= {"nodes", "files", "training", "samplers", "attention", "noise", "frames", "metrics"}
+    assert FLOORS.keys() >= {
+        "nodes",
+        "files",
+        "training",
+        "samplers",
+        "attention",
+        "techniques",
+        "noise",
+        "frames",
+        "metrics",
+    }
 
 
 @pytest.mark.parametrize("room", FLOORS)

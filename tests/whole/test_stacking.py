@@ -9,9 +9,7 @@ import pytest
 import torch
 from clear_errors import unclear
 from coherence.attention.chunks import ChunkError
-from coherence.attention.perturbation import NoIdentityError
 from coherence.attention.sites import sites_of
-from coherence.attention.technique import FurtherKeysError
 from coherence.demo.model import load_model
 from coherence.nodes.cross_frame import CrossFrameAttention
 from coherence.nodes.entropy_register import SelectAttentionLayers
@@ -21,6 +19,8 @@ from coherence.nodes.inflation import STAMInflate, TuneAVideoInflate
 from coherence.nodes.momentum import TemporalMomentumAttention
 from coherence.nodes.one_shot import LoadSTAM
 from coherence.nodes.perturbation import PerturbAttention
+from coherence.techniques.perturbation import NoIdentityError
+from coherence.techniques.technique import FurtherKeysError
 from coherence.training.ge_adapter import GEAdapter, Training
 from comfy.sd import load_lora_for_models
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode

@@ -1,6 +1,6 @@
 """Draws the thumbnails of the workflows that make a clip, for ComfyUI's template browser: four of its frames.
 
-    python workflows/thumbnails.py --comfyui DIR [NAME ...]
+    python scripts/thumbnails.py --comfyui DIR [NAME ...]
 
 Run it with the Python of that ComfyUI, after a change of a workflow or of the demo model. Workflows for models that do
 not ship with the pack are drawn by its demo model, and their notes say so.
@@ -16,9 +16,10 @@ from typing import Any
 
 from PIL import Image, ImageOps, ImageSequence
 
-FOLDER = Path(__file__).resolve().parent
+PACK = Path(__file__).resolve().parent.parent
+FOLDER = PACK / "workflows"
 SIDE, GAP = 256, 4
-sys.path.append(str(FOLDER.parent))
+sys.path.append(str(PACK))
 
 import _enter_pack  # noqa: E402
 

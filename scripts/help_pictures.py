@@ -1,6 +1,6 @@
 """Draws the pictures of the help pages with the demo model: charts of the nodes, and clips frame by frame.
 
-    python workflows/help_pictures.py --comfyui DIR [NAME ...]
+    python scripts/help_pictures.py --comfyui DIR [NAME ...]
 
 Run it with the Python of that ComfyUI, after a change of a node or of the demo model; it takes minutes. The pages'
 captions say what each picture shows: change both together.

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from coherence.attention.cross_frame import CrossFrame, source_frames, take_from_frames
-from coherence.attention.momentum import TemporalMomentum, average_over_frames, momentum_matrix
+from coherence.techniques.cross_frame import CrossFrame, source_frames, take_from_frames
+from coherence.techniques.momentum import TemporalMomentum, average_over_frames, momentum_matrix
 from hypothesis import given
 from hypothesis import strategies as st
 from momentum_runs import clip, run

@@ -5,9 +5,9 @@ from uuid import uuid4
 import pytest
 import torch
 import torch.nn.functional as F
-from coherence.attention.replacement import Replacement, UnpairedBranchError
 from coherence.attention.sites import Site
-from coherence.attention.technique import AttentionCall
+from coherence.techniques.replacement import Replacement, UnpairedBranchError
+from coherence.techniques.technique import AttentionCall
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -1,6 +1,6 @@
-"""Draws assets/red_circle.mp4, the clip for those who try LoadVideo: a red circle that crosses a white background.
+"""Draws workflows/assets/red_circle.mp4, a clip to try LoadVideo with: a red circle crosses a white background.
 
-    python workflows/draw_clip.py
+    python scripts/draw_clip.py
 
 Run it with ComfyUI's Python. In a workflow the node CoherenceDemoClip draws the same frames, without a file.
 """
@@ -8,10 +8,10 @@ Run it with ComfyUI's Python. In a workflow the node CoherenceDemoClip draws the
 import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent
-CLIP = FOLDER / "assets" / "red_circle.mp4"
+PACK = Path(__file__).resolve().parent.parent
+CLIP = PACK / "workflows" / "assets" / "red_circle.mp4"
 FPS = 8.0
-sys.path.append(str(FOLDER.parent))
+sys.path.append(str(PACK))
 
 from client.clip import write_mp4  # noqa: E402
 from demo.clips import render_clip  # noqa: E402

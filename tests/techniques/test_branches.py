@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from coherence.attention.branches import Copy, OfClip, branches_of, originals, rows_of, told_order, with_branches
 from coherence.attention.prefix import layers_before, shared
 from coherence.samplers.branches import StepBranches, Variant, combined
+from coherence.techniques.branches import Copy, OfClip, branches_of, originals, rows_of, told_order, with_branches
 from comfy.hooks import EnumHookType, Hook, HookGroup
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample
 from hypothesis import given

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from coherence.attention.fine_coarse import FineCoarse, GridError, coarse
 from coherence.attention.sites import Site
-from coherence.attention.stam import STAM, UNIT, keep_unit, tensors_of, unit
-from coherence.attention.technique import AttentionCall
-from coherence.attention.temporal import TemporalAttention, attend
+from coherence.techniques.fine_coarse import FineCoarse, GridError, coarse
+from coherence.techniques.stam import STAM, UNIT, keep_unit, tensors_of, unit
+from coherence.techniques.technique import AttentionCall
+from coherence.techniques.temporal import TemporalAttention, attend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -141,7 +141,7 @@ def test_every_clip_and_every_position_is_for_itself():
 
 
 def test_the_frobenius_norm_nearly_switches_stam_off():
-    """SPEC §7: at width 320 the residual is about a hundredth of the spectral one's."""
+    """At width 320 the residual is about a hundredth of the spectral one's."""
     z = draw(1, 8, 4, 320)
     sizes = {}
     for norm in ("spectral", "frobenius"):

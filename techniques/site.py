@@ -1,11 +1,11 @@
-"""What a family of models is: what tells it, where it attends, and how tokens lie there."""
+"""One attention layer of a model, and where a picture or clip lies among its tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -65,24 +65,3 @@ class Site:
     leading: Leading | None = field(default=None, repr=False, compare=False)
     attends_by: str | None = field(default=None, repr=False)
     replaced_in: tuple[nn.Module, str] | None = field(default=None, repr=False, compare=False)
-
-
-Walk = Callable[[Any, Iterator[int], Sequence[nn.Module] | None], Iterator[Site]]
-"""(diffusion model, counter of the order, motion models that a run inserts or None if it has) → sites as they run."""
-
-
-Layers = Callable[[Any], Iterable[nn.Module]]
-
-
-@dataclass(frozen=True)
-class Family:
-    """``owns`` tells its diffusion models; ``walk`` yields their sites; ``layers`` are the modules that the latents'
-    rows go through, in the order they run. ``patch`` are the latent frames, rows and columns of one token; None if a
-    model's layers differ in that. ``draws_pictures``: a batch of latents is a clip, a frame to a row."""
-
-    name: str
-    owns: Callable[[nn.Module], bool]
-    walk: Walk
-    layers: Layers
-    patch: Callable[[Any], Sequence[int]] | None = None
-    draws_pictures: bool = False

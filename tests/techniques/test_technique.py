@@ -3,7 +3,7 @@
 import pytest
 import torch
 from coherence.attention.sites import Site
-from coherence.attention.technique import AttentionCall
+from coherence.techniques.technique import AttentionCall
 from comfy.ldm.modules.attention import attention_basic
 
 HEADS, CHANNELS = 4, 8

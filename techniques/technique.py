@@ -1,4 +1,4 @@
-"""What a technique is, and what it gets to see of an attention layer. :mod:`.tap` brings the two together."""
+"""What a technique is, and what it sees of an attention layer. :mod:`..attention.tap` brings the two together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from .branches import Branch, rows_of
 
 if TYPE_CHECKING:  # techniques know nothing of ComfyUI, whose modules a site is found by
-    from .families import Site
+    from .site import Site
 
 
 class FurtherKeysError(ValueError):
@@ -43,8 +43,8 @@ class AttentionCall:
     ``mask``: what the host adds to the scores, or True where a key is seen; ``scale``: their factor, 1/√c if None.
     ``heads_joined``: the output is rows × tokens × channels of all heads, whichever layout q has.
     ``grid``: height and width of a frame in tokens, where the host tells them.
-    ``memory``: where the clip comes in chunks (:mod:`.chunks`), what the technique kept here in the chunks before, and
-    keeps for those that follow; None where all frames of the clip, or of a context window, are in the call.
+    ``memory``: where the clip comes in chunks (:mod:`..attention.chunks`), what the technique kept here in the chunks
+    before, and keeps for those that follow; None where all frames of the clip, or of a context window, are in the call.
     """
 
     q: Tensor
@@ -181,16 +181,18 @@ class Technique(ABC):
     """What can be put on the tap, with what holds where it says nothing else.
 
     Where more goes, once a method needs it: the layer's input is a field of :class:`AttentionCall`, written by the
-    hook that writes the site (:mod:`.open_tap`); convolutional and residual blocks are a :class:`.families.Kind` of
-    site, with a method of their own beside :meth:`attend`; another number of rows is told to
-    :class:`.host_attention.HostAttention`; rows of other frames are gathered before :func:`.chunks.in_chunks` begins.
+    hook that writes the site (:mod:`..attention.open_tap`); convolutional and residual blocks are a :class:`.site.Kind`
+    of site, with a method of their own beside :meth:`attend`; another number of rows is told to
+    :class:`..attention.host_attention.HostAttention`; rows of other frames are gathered before
+    :func:`..attention.chunks.in_chunks` begins.
     """
 
     stage: Stage = Stage.KEYS
     supports_chunks: bool = False
     """Treats every frame for itself, or keeps what it needs of earlier ones in the call's memory."""
     splits_copies: bool = False
-    """Treats copies of a branch differently: up to its first layer they are computed once (:mod:`.prefix`)."""
+    """Treats copies of a branch differently: up to its first layer they are computed once
+    (:mod:`..attention.prefix`)."""
     frames_per_batch: int = 0
     """Asks for chunks of that many frames; 0 for none."""
 

@@ -6,7 +6,7 @@ Every frame attends to running averages of the keys and values of all frames so 
 
 μ = 0 is self-attention, μ = 1 cross-frame attention to the first frame. The recursion is linear, so a clip is one
 product with a lower triangular matrix (the paper's U, transposed), per-frame μ included. It is causal, too: a clip
-may come in chunks of frames (:mod:`.chunks`), each going on from K̈ and V̈ of the last frame before it.
+may come in chunks of frames (:mod:`..attention.chunks`), each going on from K̈ and V̈ of the last frame before it.
 """
 
 from __future__ import annotations

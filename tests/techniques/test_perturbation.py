@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from coherence.attention.branches import Copy
-from coherence.attention.perturbation import (
+from coherence.attention.sites import Site
+from coherence.techniques.branches import Copy
+from coherence.techniques.perturbation import (
     IDENTITY,
     UNIFORM,
     CopyPerturbation,
@@ -11,8 +12,7 @@ from coherence.attention.perturbation import (
     Perturbation,
     perturbed,
 )
-from coherence.attention.sites import Site
-from coherence.attention.technique import AttentionCall
+from coherence.techniques.technique import AttentionCall
 from comfy.ldm.modules.attention import attention_basic
 from hypothesis import given
 from hypothesis import strategies as st

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from coherence.attention.cross_frame import CrossFrame
 from coherence.attention.sites import Site
-from coherence.attention.technique import AttentionCall
+from coherence.techniques.cross_frame import CrossFrame
+from coherence.techniques.technique import AttentionCall
 from comfy.ldm.modules.attention import optimized_attention
 from diffusers.models.attention_processor import Attention
 from diffusers.pipelines.deprecated.text_to_video_synthesis.pipeline_text_to_video_zero import (

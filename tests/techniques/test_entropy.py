@@ -1,11 +1,11 @@
-"""Entropy and energy (SPEC §3) against the map itself, in float64."""
+"""Entropy and energy (IE-Adapt §3) against the map itself, in float64."""
 
 import math
 
 import pytest
 import torch
-from coherence.attention import entropy as module
-from coherence.attention.entropy import (
+from coherence.techniques import entropy as module
+from coherence.techniques.entropy import (
     BACKENDS,
     Energy,
     attention_energy,

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from coherence.training.temporal_consistency import similarities, temporal_loss, temporal_loss_of_layers
+from coherence.training.temporal_loss import similarities, temporal_loss, temporal_loss_of_layers
 from torch.nn.functional import cosine_similarity
 
 

@@ -1,0 +1,31 @@
+"""What a family of models is: what tells it, where it attends, and how its tokens lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ...techniques.site import Site
+
+Walk = Callable[[Any, Iterator[int], Sequence[nn.Module] | None], Iterator[Site]]
+"""(diffusion model, counter of the order, motion models that a run inserts or None if it has) → sites as they run."""
+
+
+Layers = Callable[[Any], Iterable[nn.Module]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """``owns`` tells its diffusion models; ``walk`` yields their sites; ``layers`` are the modules that the latents'
+    rows go through, in the order they run. ``patch`` are the latent frames, rows and columns of one token; None if a
+    model's layers differ in that. ``draws_pictures``: a batch of latents is a clip, a frame to a row."""
+
+    name: str
+    owns: Callable[[nn.Module], bool]
+    walk: Walk
+    layers: Layers
+    patch: Callable[[Any], Sequence[int]] | None = None
+    draws_pictures: bool = False
