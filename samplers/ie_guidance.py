@@ -23,6 +23,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
@@ -90,11 +91,13 @@ FORMULAS: dict[Guidance, Formula] = {
 
 def rescaled(guided: Tensor, positive: Tensor, rescale: float) -> Tensor:
     """``guided`` with its standard deviation, over all axes but the first, moved by the share ``rescale`` towards that
-    of ``positive`` (Lin et al., arXiv 2305.08891, §3.4): both (rows, ...) predictions of the clean latent."""
+    of ``positive`` (Lin et al., arXiv 2305.08891, §3.4): both (rows, ...) predictions of the clean latent. A row that
+    is constant has no deviation to move and stays."""
     if rescale == 0:
         return guided
     axes = list(range(1, guided.ndim))
-    ratio = positive.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
+    spread = guided.std(axes, keepdim=True)
+    ratio = torch.where(spread > 0, positive.std(axes, keepdim=True) / spread, 1)
     return guided * (rescale * ratio + (1 - rescale))
 
 

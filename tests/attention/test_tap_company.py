@@ -7,7 +7,7 @@ import pytest
 import torch
 from clear_errors import unclear
 from coherence.attention.chunks import ChunkError
-from coherence.attention.registry import named_registry
+from coherence.attention.registry import model_names, named_registry
 from coherence.attention.rows import RowsError
 from coherence.attention.sites import NoSuchSiteError, UnknownModelError, select_sites, sites_of
 from coherence.attention.steps import NoStepError
@@ -46,7 +46,7 @@ def momentum(model, frames_per_batch=0, **where):
 
 def guided(model):
     sites = sites_of(model)
-    registry = named_registry("a model", "its net", sites, select_sites(sites, "output.0", ["spatial"]), "output.0")
+    registry = named_registry(*model_names(model), sites, select_sites(sites, "output.0", ["spatial"]), "output.0")
     return guide(model, registry, "U-I", 2.0, asked_by="IEGuidanceCFG")
 
 

@@ -291,6 +291,13 @@ def test_a_full_rescale_gives_the_contrast_of_the_positive_branch(shape):
     assert rescaled(guided_, positive, 0.0) is guided_
 
 
+def test_a_constant_prediction_stays_where_it_is_rescaled():
+    constant = torch.full((2, 4, 8, 8), 0.5)
+    assert torch.equal(
+        rescaled(constant, torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), 1.0), constant
+    )
+
+
 def test_rescaling_takes_contrast_back_while_sampling(unet):
     contrast = [sample(guided(unet, scale=8.0, rescale=r), DEMO, steps=1).std() for r in (0.0, 0.5, 1.0)]
     assert contrast[0] > contrast[1] > contrast[2]
