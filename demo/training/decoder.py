@@ -15,12 +15,12 @@ from ..model import VAE_FILE
 from ..world.latents import COLOUR_GAIN, encode, quarter_weights
 from ..world.painting import paint
 from ..world.scenes import random_scene
-from .diffusion import Clock, batches, half_precision, painters, schedule_rate
+from .diffusion import Clock, Schedule, batches, half_precision, painters
 from .optimizer import Muon
 from .state import STATE, Training, write_weights
 
-PLAN = (40_000, 80_000)  # crops
-BATCH, RATE, WARM_UP, AVERAGE = 16, 1e-3, 50, 0.998
+SCHEDULE = Schedule(peak=1e-3, warm_up=10, plan=(40_000, 80_000))  # crops
+BATCH, AVERAGE = 16, 0.998
 CROP = 8  # latents' cells, of 16: height and width
 NOISE = 0.12  # at most, in the latents: it must not paint grain
 
@@ -62,7 +62,7 @@ def train_decoder(arguments: argparse.Namespace) -> None:
     set_encoder(vae.taesd_encoder)
     decoder = vae.taesd_decoder
     training = Training("world_decoder", decoder, Muon(decoder.named_parameters(), ends=r"^1\."), AVERAGE)
-    clock, plan = Clock(training, arguments), tuple(arguments.plan or PLAN)
+    clock = Clock(training, SCHEDULE, arguments)
     for latents, pixels in batches(Crops(count, arguments.seed), training.step, painters(device)):
         generator = torch.Generator().manual_seed(arguments.seed * 7_000_003 + training.step)
         level = torch.rand(count, 1, 1, 1, generator=generator) * NOISE
@@ -71,9 +71,8 @@ def train_decoder(arguments: argparse.Namespace) -> None:
             painted = decoder(noisy.to(device))
         error = painted.float() - pixels.to(device)
         squared = error.square().mean()
-        rate = schedule_rate(training, arguments.rate or RATE, plan, WARM_UP)
-        training.descend(squared + 0.1 * error.abs().mean(), rate, seen=count)
-        if not clock.tick(psnr=-10 * math.log10(squared.item())) or not rate:
+        training.descend(squared + 0.1 * error.abs().mean(), clock.rate, seen=count)
+        if not clock.tick(psnr=-10 * math.log10(squared.item())):
             break
     training.save()
     average = {f"taesd_decoder.{name}": tensor for name, tensor in training.average.items()}

@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import time
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +16,6 @@ from torch.utils.data import DataLoader, Dataset
 from .state import Training
 
 LOG, SAVE = 60.0, 300.0  # seconds
-
-
-def schedule_rate(training: Training, peak: float, plan: tuple[int, int], warm_up: int) -> float:
-    """Rises over ``warm_up`` steps, stays, and falls to zero between the two numbers seen of ``plan``.
-
-    So it can be stopped anywhere before, and fall whenever time is short; a fresh optimizer warms up again.
-    """
-    fall, end = plan
-    left = min(1.0, max(0.0, (end - training.seen) / max(end - fall, 1)))
-    return peak * left * min(1.0, (training.fresh + 1) / warm_up)
 
 
 def half_precision(device: torch.device) -> torch.autocast:
@@ -57,11 +48,24 @@ def batches(data: Dataset, first: int, workers: int) -> DataLoader:
     return DataLoader(data, batch_size=None, sampler=range(first, 10**9), num_workers=workers)
 
 
-class Clock:
-    """Says when to log, to save and to stop: on a signal, or after ``--seconds``; both end with a save."""
+@dataclass(frozen=True)
+class Schedule:
+    """Rises over ``warm_up`` steps, also of a fresh optimizer that goes on, stays, and falls to zero between the two
+    numbers seen of ``plan``. So it can be stopped anywhere before."""
 
-    def __init__(self, training: Training, arguments: argparse.Namespace) -> None:
-        self._training, self._end = training, time.monotonic() + arguments.seconds
+    peak: float
+    warm_up: int
+    plan: tuple[int, int]
+
+
+class Clock:
+    """The learning rate, and when to log, to save and to stop: on a signal, after ``--seconds``, or where the schedule
+    ends."""
+
+    def __init__(self, training: Training, schedule: Schedule, arguments: argparse.Namespace) -> None:
+        self._training, self._end, self._fall = training, time.monotonic() + arguments.seconds, arguments.fall
+        plan = tuple(arguments.plan) if arguments.plan else schedule.plan
+        self._schedule = replace(schedule, peak=arguments.rate or schedule.peak, plan=plan)
         self._logged = self._saved = time.monotonic()
         self._seen, self._losses, self._stop = training.seen, dict[str, float](), False
         for name in (signal.SIGTERM, signal.SIGINT):
@@ -70,16 +74,26 @@ class Clock:
     def _stopped(self, *_: object) -> None:
         self._stop = True
 
+    @property
+    def rate(self) -> float:
+        """Of the step to come. ``--fall`` ends it by time, where a machine is lent for minutes."""
+        schedule, training = self._schedule, self._training
+        fall, end = schedule.plan
+        left = (end - training.seen) / max(end - fall, 1)
+        if self._fall:
+            left = min(left, (self._end - time.monotonic()) / self._fall)
+        return schedule.peak * min(1.0, max(0.0, left)) * min(1.0, (training.fresh + 1) / schedule.warm_up)
+
     def tick(self, **losses: float) -> bool:
         """After every step, with its losses, which are smoothed; False when it was the last one."""
         for name, loss in losses.items():
             self._losses[name] = loss + 0.98 * (self._losses.get(name, loss) - loss)
         now, training = time.monotonic(), self._training
-        if now - self._logged > LOG or self._stop:
+        stop = self._stop or now > self._end or training.seen >= self._schedule.plan[1]
+        if now - self._logged > LOG or stop:
             speed = (training.seen - self._seen) / max(now - self._logged, 1e-3)
             training.note(**{k: round(v, 5) for k, v in self._losses.items()}, per_second=round(speed, 2))
             self._logged, self._seen = now, training.seen
-        stop = self._stop or now > self._end
         if now - self._saved > SAVE or stop:
             training.save()
             self._saved = time.monotonic()

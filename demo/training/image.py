@@ -12,14 +12,14 @@ from torch import Tensor
 from ..train_text import encode
 from ..train_unet import _initialise, alphas_cumprod
 from ..world.model import unet_module
-from .diffusion import Clock, attention, batches, half_precision, painters, schedule_rate, stratified
+from .diffusion import Clock, Schedule, attention, batches, half_precision, painters, stratified
 from .optimizer import Muon
 from .pictures import OUTLINE_WEIGHT, Pictures
 from .state import Training
 from .text import trained_encoder
 
-PLAN = (4_000_000, 5_000_000)  # pictures
-BATCH, RATE, WARM_UP, AVERAGE = 32, 2e-3, 20, 0.999
+SCHEDULE = Schedule(peak=2e-3, warm_up=20, plan=(4_000_000, 5_000_000))  # pictures
+BATCH, AVERAGE = 32, 0.999
 LEVELS = ((0.0, 0), (0.04, 60), (0.5, 500), (1.0, 1000))  # shares of the pictures below a timestep: σ 0.14, 1.6, 14.6
 ENDS = r"^(input_blocks\.0|out|time_embed)\."  # no matrices of equal steps
 
@@ -44,7 +44,7 @@ def train_image(arguments: argparse.Namespace) -> None:
     training = Training("world_image", unet, optimizer, decay=AVERAGE)
     encoder, signals = trained_encoder(arguments.device), alphas_cumprod().to(device)
     model = torch.compile(unet) if device.type == "cuda" else unet
-    clock, plan = Clock(training, arguments), tuple(arguments.plan or PLAN)
+    clock = Clock(training, SCHEDULE, arguments)
     for batch in batches(Pictures(count, arguments.seed), training.step, painters(device)):
         batch, generator = batch.to(device), torch.Generator().manual_seed(arguments.seed * 1_000_003 + training.step)
         timesteps = sample_timesteps(count, generator).to(device)
@@ -61,12 +61,8 @@ def train_image(arguments: argparse.Namespace) -> None:
         emphasis = 1 + OUTLINE_WEIGHT * signal * batch.outlines  # 1 / (1 + σ²) is the signal
         each = (squared * emphasis).mean((1, 2, 3)) * (1 / signal.flatten()).clamp(max=50.0)
         loss = each.mean()
-        rate = schedule_rate(training, arguments.rate or RATE, plan, WARM_UP)
-        training.descend(loss, rate, seen=count)
+        training.descend(loss, clock.rate, seen=count)
         fine = timesteps < LEVELS[2][1]
-        if (
-            not clock.tick(loss=loss.item(), fine=each[fine].mean().item(), coarse=each[~fine].mean().item())
-            or not rate
-        ):
+        if not clock.tick(loss=loss.item(), fine=each[fine].mean().item(), coarse=each[~fine].mean().item()):
             break
     training.save()

@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="pictures, or frames, a step; the part's own by default")
     parser.add_argument("--rate", type=float, help="learning rate; the part's own by default")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop, and save, after so many")
+    parser.add_argument("--fall", type=float, default=0, help="the rate falls to zero over the last so many of them")
     parser.add_argument("--plan", type=int, nargs=2, help="seen when the rate starts to fall, and when it is zero")
     parser.add_argument("--text-steps", type=int, default=400)
     arguments = parser.parse_args()

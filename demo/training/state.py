@@ -72,6 +72,7 @@ class Training:
         torch.save({**state, **counts}, partial)
         partial.replace(self._checkpoint)
         write_weights(self.average, STATE / f"{self.part}.safetensors")
+        write_curve(self.curve, STATE / f"{self.part}.json")
 
 
 def write_weights(weights: Mapping[str, Tensor], file: Path) -> None:

@@ -16,14 +16,14 @@ from ..train_text import encode
 from ..world.latents import encode as latents_of
 from ..world.motion import moving_caption, paint_clips, random_moving_scene
 from ..world.transformer import FRAMES, TransformerConfig, stack, transformer_module
-from .diffusion import Clock, attention, batches, half_precision, painters, schedule_rate, stratified
+from .diffusion import Clock, Schedule, attention, batches, half_precision, painters, stratified
 from .optimizer import Muon
 from .pictures import OUTLINE_WEIGHT, PARTIAL, UNSAID, outlines
 from .state import Training
 from .text import Captions, trained_encoder
 
-PLAN = (1_500_000, 2_000_000)  # clips
-BATCH, RATE, WARM_UP, AVERAGE = 8, 2e-3, 20, 0.999
+SCHEDULE = Schedule(peak=2e-3, warm_up=20, plan=(1_500_000, 2_000_000))  # clips
+BATCH, AVERAGE = 8, 0.999
 ENDS = r"^(patch_embedding|text_embedding|time_\w+|head)\.|modulation"  # no matrices of equal steps
 
 
@@ -65,7 +65,7 @@ def train_transformer(arguments: argparse.Namespace) -> None:
     transformer.requires_grad_(True)
     training = Training("world_transformer", transformer, Muon(transformer.named_parameters(), ENDS), AVERAGE)
     encoder, shift = trained_encoder(arguments.device), TransformerConfig.sampling_settings["shift"]
-    clock, plan = Clock(training, arguments), tuple(arguments.plan or PLAN)
+    clock = Clock(training, SCHEDULE, arguments)
     for batch in batches(Clips(count, arguments.seed), training.step, painters(device)):
         batch, generator = batch.to(device), torch.Generator().manual_seed(arguments.seed * 1_000_003 + training.step)
         u = stratified(count, generator).to(device)
@@ -82,12 +82,8 @@ def train_transformer(arguments: argparse.Namespace) -> None:
         squared = (predicted.float() - (noise - batch.latents)).square()
         each = (squared * (1 + OUTLINE_WEIGHT * (1 - level) ** 2 * batch.outlines)).mean((1, 2, 3, 4))
         loss, fine = each.mean(), sigma < 0.5
-        rate = schedule_rate(training, arguments.rate or RATE, plan, WARM_UP)
-        training.descend(loss, rate, seen=count)
-        if (
-            not clock.tick(loss=loss.item(), fine=each[fine].mean().item(), coarse=each[~fine].mean().item())
-            or not rate
-        ):
+        training.descend(loss, clock.rate, seen=count)
+        if not clock.tick(loss=loss.item(), fine=each[fine].mean().item(), coarse=each[~fine].mean().item()):
             break
     training.save()
 

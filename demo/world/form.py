@@ -37,11 +37,11 @@ class Form:
         return self.off.quantile(0.95).item()
 
 
-def form(found: Found, kind: str | None = None) -> Form:
-    """``kind``: what it should be; what it was read as by default."""
+def form(found: Found, kind: str | None = None, angle: float = 0.0) -> Form:
+    """``kind``: what it should be; what it was read as by default. ``angle``: about how far it is turned."""
     index = torch.tensor([THINGS.index(kind or found.thing.kind)])
     points = outline(found.cover)
-    pose = torch.tensor([found.x, found.y, found.radius, 0.0])
+    pose = torch.tensor([found.x, found.y, found.radius, angle])
     steps = torch.tensor([0.1, 0.1, 0.1, 0.005])
     for _ in range(12):  # Gauss-Newton; far points pull no more than near ones
         poses = pose + torch.cat([torch.zeros(1, 4), steps.diag()])
@@ -51,8 +51,7 @@ def form(found: Found, kind: str | None = None) -> Form:
         normal = (slopes * pull) @ slopes.T + 1e-4 * torch.eye(4)
         pose = pose - torch.linalg.solve(normal, (slopes * pull) @ off)
     off = _distances(index, points, pose[None])[0].abs()
-    x, y, radius, angle = pose[:, None]
-    ideal = coverage(index, x, y, radius, angle)[0]
+    ideal = coverage(index, *pose[:, None])[0]
     overlap = (torch.minimum(ideal, found.cover).sum() / torch.maximum(ideal, found.cover).sum()).item()
     near = off[off < NEAR]
     return Form(near if len(near) else off, overlap, pose)

@@ -56,9 +56,9 @@ def read(picture: Tensor) -> Reading:
         raise ValueError(f"picture has shape {tuple(picture.shape)}, expected ({SIZE}, {SIZE}, 3)")
     picture = picture.float().cpu()
     background, behind = _background(picture)
-    apart = (picture - behind).norm(dim=-1)
-    halves, vertical = _halves((apart > DIFFERENT).float())
-    found = tuple(each for half in halves if (each := _thing(picture, behind, apart * half, len(halves) > 1)))
+    mask = _without_lines(((picture - behind).norm(dim=-1) > DIFFERENT).float())
+    halves, vertical = _halves(mask)
+    found = tuple(each for half in halves if (each := _thing(picture, behind, mask * half, len(halves) > 1)))
     relation = "" if len(found) < 2 else RELATIONS[2 if vertical else 0]
     return Reading(Scene(tuple(each.thing for each in found), background, relation), found, behind)
 
@@ -144,17 +144,24 @@ def _halves(mask: Tensor) -> tuple[list[Tensor], bool]:
     return [torch.ones(SIZE, SIZE)], False
 
 
-def _thing(picture: Tensor, behind: Tensor, apart: Tensor, small: bool) -> Found | None:
-    mask = (apart > DIFFERENT).float()
+def _without_lines(mask: Tensor) -> Tensor:
+    """Less what is at most two pixels wide: grain, and blurred edges of a pattern."""
+    return _grown(1 - _grown(1 - mask, 1), 1)
+
+
+def _grown(mask: Tensor, by: int) -> Tensor:
+    return F.max_pool2d(mask[None], 2 * by + 1, 1, by)[0]
+
+
+def _thing(picture: Tensor, behind: Tensor, mask: Tensor, small: bool) -> Found | None:
     if mask.sum() < LEAST:
         return None
-    core = -F.max_pool2d(-mask[None], 3, 1, 1)[0] > 0  # without the outline's mixed pixels
+    core = _grown(1 - mask, 1) == 0  # without the outline's mixed pixels
     core = core if core.sum() > LEAST / 4 else mask > 0
     surface, filled = _fill(picture, core)
     line = filled - behind
     cover = (((picture - behind) * line).sum(-1) / line.square().sum(-1).clamp(min=1e-3)).clamp(0, 1)
-    near = F.max_pool2d(mask[None], 3, 1, 1)[0]
-    cover = cover * near
+    cover = cover * _grown(mask, 3)
     kind, likeness, x, y, radius = _kind(cover)
     size = "small" if small else min(RADII, key=lambda name: abs(math.log(radius / RADII[name])))
     away = SIZE / 2 - RADII[size] - MARGIN
