@@ -104,7 +104,7 @@ def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
     share, shrink = right / count, 1 + z * z / count
     middle = (share + z * z / (2 * count)) / shrink
     half = z / shrink * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return middle - half, middle + half
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def table(evaluation: Evaluation) -> str:

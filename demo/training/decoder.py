@@ -8,16 +8,16 @@ import random
 
 import torch
 from comfy.taesd.taesd import TAESD
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..model import VAE_FILE
-from ..world.latents import COLOUR_GAIN, encode, quarter_weights
+from ..world.latents import encode
 from ..world.painting import paint
 from ..world.scenes import random_scene
 from .diffusion import Clock, Schedule, batches, half_precision, painters
 from .optimizer import Muon
-from .state import STATE, Training, write_weights
+from .state import Training
 
 SCHEDULE = Schedule(peak=1e-3, warm_up=10, plan=(40_000, 80_000))  # crops
 BATCH, AVERAGE = 16, 0.998
@@ -59,7 +59,6 @@ def train_decoder(arguments: argparse.Namespace) -> None:
     device, count = torch.device(arguments.device), arguments.batch or BATCH
     vae = TAESD().to(device)
     vae.load_state_dict(load_file(VAE_FILE))
-    set_encoder(vae.taesd_encoder)
     decoder = vae.taesd_decoder
     training = Training("world_decoder", decoder, Muon(decoder.named_parameters(), ends=r"^1\."), AVERAGE)
     clock = Clock(training, SCHEDULE, arguments)
@@ -74,28 +73,3 @@ def train_decoder(arguments: argparse.Namespace) -> None:
         training.descend(squared + 0.1 * error.abs().mean(), clock.rate, seen=count)
         if not clock.tick(psnr=-10 * math.log10(squared.item())):
             break
-    training.save()
-    average = {f"taesd_decoder.{name}": tensor for name, tensor in training.average.items()}
-    write_weights({**vae.state_dict(), **average}, STATE / "world_vae.safetensors")
-
-
-def set_encoder(encoder: nn.Module) -> None:
-    """TAESD's encoder as :func:`encode`: its blocks pass on what is positive, strided convolutions average 2×2.
-
-    After the last of those, channel ``3 · quarter + colour`` is the mean of a block's quarter.
-    """
-    for parameter in encoder.parameters():
-        nn.init.zeros_(parameter)
-    first, *strided, last = (layer for layer in encoder.children() if isinstance(layer, nn.Conv2d))
-    weights = quarter_weights()
-    with torch.no_grad():
-        for colour in range(3):
-            first.weight[colour, colour, 1, 1] = 1.0
-            for layer in strided[:-1]:
-                layer.weight[colour, colour, 1:, 1:] = 0.25
-            for quarter in range(4):
-                channel = 3 * quarter + colour
-                strided[-1].weight[channel, colour, 1 + quarter // 2, 1 + quarter % 2] = 1.0
-                last.weight[:, channel, 1, 1] = weights[:, colour, quarter]
-        assert last.bias is not None
-        last.bias[:3] = -0.5 * COLOUR_GAIN

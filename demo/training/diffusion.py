@@ -31,6 +31,11 @@ def stratified(count: int, generator: torch.Generator) -> Tensor:
     ]
 
 
+def shifted(u: Tensor, shift: float) -> Tensor:
+    """Noise levels of a flow, spread as its sampler's are."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
 def attention(_, q: Tensor, k: Tensor, v: Tensor, heads: int, *__, **___) -> Tensor:
     """torch's own, whose backward pass is fast on CPU and GPU."""
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
@@ -60,9 +65,12 @@ class Schedule:
 
 class Clock:
     """The learning rate, and when to log, to save and to stop: on a signal, after ``--seconds``, or where the schedule
-    ends."""
+    ends. ``beside``: trainings that are saved with it."""
 
-    def __init__(self, training: Training, schedule: Schedule, arguments: argparse.Namespace) -> None:
+    def __init__(
+        self, training: Training, schedule: Schedule, arguments: argparse.Namespace, *beside: Training
+    ) -> None:
+        self._saves = (training, *beside)
         self._training, self._end, self._fall = training, time.monotonic() + arguments.seconds, arguments.fall
         plan = tuple(arguments.plan) if arguments.plan else schedule.plan
         self._schedule = replace(schedule, peak=arguments.rate or schedule.peak, plan=plan)
@@ -95,6 +103,7 @@ class Clock:
             training.note(**{k: round(v, 5) for k, v in self._losses.items()}, per_second=round(speed, 2))
             self._logged, self._seen = now, training.seen
         if now - self._saved > SAVE or stop:
-            training.save()
+            for each in self._saves:
+                each.save()
             self._saved = time.monotonic()
         return not stop

@@ -41,7 +41,7 @@ def evaluate_image(arguments: argparse.Namespace) -> None:
     loaded = (
         model.load_model(state.trained_weights("world_image")),
         model.load_clip(state.trained_weights("world_text")),
-        model.load_vae(),
+        model.load_vae(state.trained_weights("world_decoder")),
     )
     for cfg in arguments.cfg:
         for pairs, count in ((False, arguments.count), (True, arguments.pairs)):
@@ -63,7 +63,7 @@ def evaluate_transformer(arguments: argparse.Namespace) -> None:
     loaded = (
         model.load_transformer(state.trained_weights("world_transformer")),
         model.load_clip(state.trained_weights("world_text")),
-        model.load_vae(),
+        model.load_vae(state.trained_weights("world_decoder")),
     )
     for cfg in arguments.cfg:
         seen = world.evaluate_clips(*loaded, arguments.count, arguments.seed, cfg=cfg, steps=arguments.steps)

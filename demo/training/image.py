@@ -33,7 +33,7 @@ def sample_timesteps(count: int, generator: torch.Generator) -> Tensor:
 
 
 def train_image(arguments: argparse.Namespace) -> None:
-    """ε's squared error · (1 + σ²), at most 50: v's loss up to σ = 7."""
+    """With v's loss up to σ = 7, and captions that were read by a frozen text encoder."""
     torch.manual_seed(arguments.seed)
     device, count = torch.device(arguments.device), arguments.batch or BATCH
     unet = unet_module(torch.float32, device, comfy.ops.disable_weight_init).diffusion_model
@@ -57,12 +57,16 @@ def train_image(arguments: argparse.Namespace) -> None:
                 context=encode(encoder, batch.tokens),
                 transformer_options={"optimized_attention_override": attention},
             )
-        squared = (predicted.float() - noise).square().mean(1, keepdim=True)
-        emphasis = 1 + OUTLINE_WEIGHT * signal * batch.outlines  # 1 / (1 + σ²) is the signal
-        each = (squared * emphasis).mean((1, 2, 3)) * (1 / signal.flatten()).clamp(max=50.0)
+        each = losses(predicted.float(), noise, signal, batch.outlines)
         loss = each.mean()
         training.descend(loss, clock.rate, seen=count)
         fine = timesteps < LEVELS[2][1]
         if not clock.tick(loss=loss.item(), fine=each[fine].mean().item(), coarse=each[~fine].mean().item()):
             break
-    training.save()
+
+
+def losses(predicted: Tensor, noise: Tensor, signal: Tensor, outlined: Tensor) -> Tensor:
+    """(B,): ε's squared error · (1 + σ²), at most 50, with more weight of ``outlined`` cells where noise is low."""
+    emphasis = 1 + OUTLINE_WEIGHT * signal * outlined  # 1 / (1 + σ²) is the signal
+    squared = (predicted - noise).square().mean(1, keepdim=True)
+    return (squared * emphasis).mean((1, 2, 3)) * (1 / signal.flatten()).clamp(max=50.0)

@@ -2,7 +2,7 @@
 
     python demo/training/run.py --comfyui PATH --part image
 
-Parts, in order: tokenizer, text, decoder, image, transformer. How far each is, and its schedule: README.md here.
+Parts, in order: tokenizer, text, decoder, image, transformer, video, flux. How far each is: README.md here.
 """
 
 from __future__ import annotations
@@ -17,11 +17,21 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from train import enter, part
 
+PARTS = {
+    "tokenizer": ("text", "train_tokenizer"),
+    "text": ("text", "train_text"),
+    "decoder": ("decoder", "train_decoder"),
+    "image": ("image", "train_image"),
+    "transformer": ("transformer", "train_transformer"),
+    "video": ("video", "train_video"),
+    "flux": ("flux", "train_flux"),
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
-    parser.add_argument("--part", required=True, choices=("tokenizer", "text", "decoder", "image", "transformer"))
+    parser.add_argument("--part", required=True, choices=PARTS)
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
@@ -35,14 +45,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
     enter(arguments.comfyui)
-    trainers = {
-        "tokenizer": lambda: part("training.text").train_tokenizer,
-        "text": lambda: part("training.text").train_text,
-        "decoder": lambda: part("training.decoder").train_decoder,
-        "image": lambda: part("training.image").train_image,
-        "transformer": lambda: part("training.transformer").train_transformer,
-    }
-    trainers[arguments.part]()(arguments)
+    module, function = PARTS[arguments.part]
+    getattr(part(f"training.{module}"), function)(arguments)
 
 
 if __name__ == "__main__":

@@ -47,8 +47,12 @@ class Training:
         print(f"{part}: goes on at step {self.step}, after {self.seen}", flush=True)
 
     def descend(self, loss: Tensor, rate: float, seen: int) -> None:
-        """One step on ``loss``, gradients clipped to norm 1; the average follows."""
+        """One step on ``loss``."""
         loss.backward()
+        self.update(rate, seen)
+
+    def update(self, rate: float, seen: int) -> None:
+        """One step of the optimizer, gradients clipped to norm 1, and of the average; the gradients are gone after."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)

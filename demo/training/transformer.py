@@ -16,7 +16,7 @@ from ..train_text import encode
 from ..world.latents import encode as latents_of
 from ..world.motion import moving_caption, paint_clips, random_moving_scene
 from ..world.transformer import FRAMES, TransformerConfig, stack, transformer_module
-from .diffusion import Clock, Schedule, attention, batches, half_precision, painters, stratified
+from .diffusion import Clock, Schedule, attention, batches, half_precision, painters, shifted, stratified
 from .optimizer import Muon
 from .pictures import OUTLINE_WEIGHT, PARTIAL, UNSAID, outlines
 from .state import Training
@@ -68,8 +68,7 @@ def train_transformer(arguments: argparse.Namespace) -> None:
     clock = Clock(training, SCHEDULE, arguments)
     for batch in batches(Clips(count, arguments.seed), training.step, painters(device)):
         batch, generator = batch.to(device), torch.Generator().manual_seed(arguments.seed * 1_000_003 + training.step)
-        u = stratified(count, generator).to(device)
-        sigma = shift * u / (1 + (shift - 1) * u)
+        sigma = shifted(stratified(count, generator), shift).to(device)
         noise = torch.randn(batch.latents.shape, generator=generator).to(device)
         level = sigma.reshape(-1, 1, 1, 1, 1)
         with half_precision(device):
@@ -85,7 +84,6 @@ def train_transformer(arguments: argparse.Namespace) -> None:
         training.descend(loss, clock.rate, seen=count)
         if not clock.tick(loss=loss.item(), fine=each[fine].mean().item(), coarse=each[~fine].mean().item()):
             break
-    training.save()
 
 
 def _initialise(transformer: nn.Module) -> None:
@@ -95,7 +93,8 @@ def _initialise(transformer: nn.Module) -> None:
             nn.init.normal_(
                 module.weight, std=0.02 if name.startswith("time_") else 1 / module.weight[0].numel() ** 0.5
             )
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(weight := getattr(module, "weight", None), nn.Parameter):
             nn.init.ones_(weight)
             if isinstance(bias := getattr(module, "bias", None), nn.Parameter):

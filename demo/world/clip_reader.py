@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import heapq
 import math
 from dataclasses import dataclass
 
@@ -46,11 +47,13 @@ def read_clip(frames: Tensor) -> ClipReading | None:
     if len(shown) <= len(frames) / 2:
         return None
     found = [readings[index].found[0] for index in shown]
-    likeness: collections.Counter[str] = collections.Counter()
+    likeness: dict[str, float] = collections.defaultdict(float)
     for each in found:
         likeness[each.thing.kind] += each.likeness
     covers = [each.cover for each in found]
-    tried = {kind: _angles(covers, kind) for kind, _ in likeness.most_common(CANDIDATES)}
+    tried = {
+        kind: _angles(covers, kind) for kind in heapq.nlargest(CANDIDATES, likeness, key=lambda name: likeness[name])
+    }
     kind = max(tried, key=lambda name: tried[name][1])
     angles = tried[kind][0]
     time = torch.tensor(shown) / (len(frames) - 1)

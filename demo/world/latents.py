@@ -8,7 +8,7 @@ a flat area they are its colour.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 BLOCK, CELL = 8, 4  # pixels; weights are given for a block's quarters of CELL
 LUMA = (0.299, 0.587, 0.114)
@@ -37,3 +37,25 @@ def encode(pictures: Tensor) -> Tensor:
     latents = torch.einsum("bhywxc,lcyx->blhw", quarters, quarter_weights().unflatten(2, (2, 2)).to(pictures))
     latents[:, :3] -= 0.5 * COLOUR_GAIN
     return latents
+
+
+def set_encoder(encoder: nn.Module) -> None:
+    """TAESD's encoder as :func:`encode`: its blocks pass on what is positive, strided convolutions average 2×2.
+
+    After the last of those, channel ``3 · quarter + colour`` is the mean of a block's quarter.
+    """
+    for parameter in encoder.parameters():
+        nn.init.zeros_(parameter)
+    first, *strided, last = (layer for layer in encoder.children() if isinstance(layer, nn.Conv2d))
+    weights = quarter_weights()
+    with torch.no_grad():
+        for colour in range(3):
+            first.weight[colour, colour, 1, 1] = 1.0
+            for layer in strided[:-1]:
+                layer.weight[colour, colour, 1:, 1:] = 0.25
+            for quarter in range(4):
+                channel = 3 * quarter + colour
+                strided[-1].weight[channel, colour, 1 + quarter // 2, 1 + quarter % 2] = 1.0
+                last.weight[:, channel, 1, 1] = weights[:, colour, quarter]
+        assert last.bias is not None
+        last.bias[:3] = -0.5 * COLOUR_GAIN

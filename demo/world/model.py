@@ -13,8 +13,10 @@ import comfy.sd1_clip
 import comfy.supported_models_base
 import comfy.utils
 import torch
+from comfy.taesd.taesd import TAESD
 
 from ..model import CONTEXT_WIDTH, MAX_TOKENS, UNET_CONFIG, DemoConfig, SmallVocabulary
+from .latents import set_encoder
 from .transformer import transformer_module
 
 FOLDER = Path(__file__).parent
@@ -107,3 +109,12 @@ def load_clip(weights: dict[str, torch.Tensor]) -> comfy.sd.CLIP:
         parameters=comfy.utils.calculate_parameters(weights),
         state_dict={f"clip_l.{name}": tensor for name, tensor in weights.items()},
     )
+
+
+def load_vae(weights: dict[str, torch.Tensor]) -> comfy.sd.VAE:
+    """``weights``: the decoder's, as a training left them; the encoder is set by hand."""
+    vae = TAESD()
+    set_encoder(vae.taesd_encoder)
+    vae.vae_scale.data.fill_(0.18215)  # SD1.5's latent format: models then see the encoder's output as it is
+    vae.taesd_decoder.load_state_dict(weights)
+    return comfy.sd.VAE(sd=vae.state_dict())

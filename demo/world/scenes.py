@@ -108,7 +108,7 @@ def _surface(rng: random.Random, patterns: tuple[str, ...], behind: list[Surface
 
 def _distance(name: str, surface: Surface) -> float:
     """In RGB, of a colour from the nearest that ``surface`` shows."""
-    shown = [COLOURS[each] for each in surface.colours]
+    shown: list[tuple[float, ...]] = [COLOURS[each] for each in surface.colours]
     if surface.pattern == "gradient":
         first, last = shown
         shown = [tuple(a + t / 8 * (b - a) for a, b in zip(first, last, strict=True)) for t in range(9)]

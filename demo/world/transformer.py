@@ -30,7 +30,7 @@ TRANSFORMER_CONFIG: dict[str, Any] = {
     "freq_dim": 256,
     "text_dim": CONTEXT_WIDTH,
     "num_heads": 4,
-    "num_layers": 6,
+    "num_layers": 5,
     "patch_size": (1, 2, 2),
     "qk_norm": True,
     "cross_attn_norm": True,

@@ -4,8 +4,7 @@ import random
 
 import pytest
 import torch
-from coherence.demo.training.decoder import set_encoder
-from coherence.demo.world.latents import COLOUR_GAIN, encode
+from coherence.demo.world.latents import COLOUR_GAIN, encode, set_encoder
 from coherence.demo.world.painting import paint
 from coherence.demo.world.scenes import random_scene
 from coherence.demo.world.transformer import FRAMES, stack, unstack
