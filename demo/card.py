@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from .checkpoints import FOLDER, STATE
 from .evaluation import Evaluation, table
+from .training.first.checkpoints import FOLDER, STATE
 
 BEGIN, END = "<!-- figures: written by evaluate.py --card -->\n", "\n<!-- end of figures -->"
 

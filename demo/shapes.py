@@ -2,7 +2,7 @@
 
 Everything the demo model has ever seen comes from here. A picture is RGB in [0, 1] and a linear blend,
 ``background + coverage · (colour − background)``, so what is linear in pictures (the hand-set encoder of the
-demo VAE) can be computed from the coverage alone; :mod:`.training_data` lives on that.
+demo VAE) can be computed from the coverage alone; :mod:`.training.first.data` lives on that.
 """
 
 from __future__ import annotations

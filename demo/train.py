@@ -3,7 +3,7 @@
     python demo/train.py --comfyui PATH [--threads N] [--parts tokenizer text unet vae video_text video]
 
 Checkpoints live in demo/.training (ignored by git); a run that was stopped goes on where its last one was.
-Data comes from shapes.py and training_data.py; every random number from --seed.
+Data comes from shapes.py and training/first/data.py; every random number from --seed.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
     enter(arguments.comfyui)
-    part("checkpoints").STATE.mkdir(exist_ok=True)
+    part("training.first.checkpoints").STATE.mkdir(exist_ok=True)
     trainers = {
-        "tokenizer": lambda: part("train_text").train_tokenizer,
-        "text": lambda: part("train_text").train_text,
-        "unet": lambda: part("train_unet").train_unet,
-        "vae": lambda: part("train_vae").train_vae,
-        "video_text": lambda: part("train_video").train_video_text,
-        "video": lambda: part("train_video").train_video,
+        "tokenizer": lambda: part("training.first.text").train_tokenizer,
+        "text": lambda: part("training.first.text").train_text,
+        "unet": lambda: part("training.first.unet").train_unet,
+        "vae": lambda: part("training.first.vae").train_vae,
+        "video_text": lambda: part("training.first.video").train_video_text,
+        "video": lambda: part("training.first.video").train_video,
     }
     for name in arguments.parts:
         trainers[name]()(arguments)

@@ -9,9 +9,9 @@ import comfy.ops
 import torch
 from torch import nn
 
-from ..train_text import encode, prepare_norms
 from ..world.picture_transformer import PictureTransformerConfig, picture_transformer_module
 from .diffusion import Clock, Schedule, attention, batches, half_precision, painters, shifted, stratified
+from .first.text import encode, prepare_norms
 from .optimizer import Muon
 from .pictures import OUTLINE_WEIGHT, Pictures
 from .state import Training

@@ -9,10 +9,10 @@ import comfy.ops
 import torch
 from torch import Tensor
 
-from ..train_text import encode
-from ..train_unet import _initialise, alphas_cumprod
 from ..world.model import unet_module
 from .diffusion import Clock, Schedule, attention, batches, half_precision, painters, stratified
+from .first.text import encode
+from .first.unet import _initialise, alphas_cumprod
 from .optimizer import Muon
 from .pictures import OUTLINE_WEIGHT, Pictures
 from .state import Training

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..train_text import encode, prepare_norms
 from ..world import captions
 from ..world.captions import describe
 from ..world.model import FOLDER, WorldTextEncoder, WorldTokenizer
 from ..world.motion import MOTIONS
 from ..world.scenes import COLOURS, COLUMNS, PATTERNS, RADII, RELATIONS, ROWS, random_scene
 from ..world.things import THINGS
+from .first.text import encode, prepare_norms
 from .optimizer import Muon
 from .state import WEIGHTS, trained_weights, write_curve, write_weights
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..train_text import encode
 from ..world.latents import encode as latents_of
 from ..world.motion import moving_caption, paint_clips, random_moving_scene
 from ..world.transformer import FRAMES, TransformerConfig, stack, transformer_module
 from .diffusion import Clock, Schedule, attention, batches, half_precision, painters, shifted, stratified
+from .first.text import encode
 from .optimizer import Muon
 from .pictures import OUTLINE_WEIGHT, PARTIAL, UNSAID, outlines
 from .state import Training

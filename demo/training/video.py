@@ -1,6 +1,6 @@
 """The world's video model: temporal layers for the frozen picture model, and a text encoder that learns along.
 
-As the first demo model's in :mod:`..train_video`: the picture model's own keys and values of the text are frozen and
+As the first demo model's in :mod:`.first.video`: the picture model's own keys and values of the text are frozen and
 know nothing of motions.
 """
 
@@ -13,13 +13,13 @@ import comfy.ops
 import torch
 from torch.utils.data import Dataset
 
-from ..train_text import encode, prepare_norms
-from ..train_unet import alphas_cumprod
-from ..train_video import TemporalLayers
 from ..world.latents import encode as latents_of
 from ..world.model import WorldTextEncoder, unet_module
 from ..world.motion import moving_caption, paint_clips, random_moving_scene
 from .diffusion import Clock, Schedule, attention, batches, half_precision, painters
+from .first.text import encode, prepare_norms
+from .first.unet import alphas_cumprod
+from .first.video import TemporalLayers
 from .image import losses, sample_timesteps
 from .optimizer import Muon
 from .pictures import PARTIAL, UNSAID, Batch, outlines

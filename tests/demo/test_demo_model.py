@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from coherence.demo import card, evaluation, model, reader, shapes, training_data
-from coherence.demo.train_text import Captions
+from coherence.demo import card, evaluation, model, reader, shapes
+from coherence.demo.training.first import data
+from coherence.demo.training.first.text import Captions
 from coherence.nodes.demo import CoherenceDemoModel
 from safetensors import safe_open
 from torch import Tensor
@@ -129,17 +130,17 @@ def test_vae_round_trip_keeps_rendered_pictures(demo: Any) -> None:
 def test_the_files_encoder_is_the_analytic_one(demo: Any) -> None:
     pictures = evaluation.rendered(24)
     latents = demo[0].model.process_latent_in(demo[2].encode(pictures)).float().cpu()
-    assert (latents - training_data.encode(pictures)).abs().max() <= 1e-2
+    assert (latents - data.encode(pictures)).abs().max() <= 1e-2
 
 
 def test_the_bank_holds_the_latents_of_jittered_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RADII", "ROWS", "COLUMNS"):  # one of each is enough, and soon computed
-        monkeypatch.setattr(training_data, name, dict([*getattr(shapes, name).items()][-1:]))
-    bank, rng = training_data.LatentBank(), random.Random(0)
+        monkeypatch.setattr(data, name, dict([*getattr(shapes, name).items()][-1:]))
+    bank, rng = data.LatentBank(), random.Random(0)
     moves = [(dx, dy, scale) for scale in (0.95, 1.0, 1.05) for dy in range(-3, 4) for dx in range(-3, 4)]
     for shape in shapes.SHAPES:
         scene = shapes.Scene(shape, "orange", "purple", "large", "bottom", "right")
-        every = training_data.encode(torch.stack([shapes.draw(scene, *move) for move in moves]))
+        every = data.encode(torch.stack([shapes.draw(scene, *move) for move in moves]))
         chosen = set()
         for _ in range(20):
             distances = (bank.latent(scene, rng) - every).abs().amax((1, 2, 3))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from coherence.attention.tap import tap
 from coherence.demo import model, motion, motion_reader, shapes, video_evaluation
-from coherence.demo.training_data import ClipBank, encode
+from coherence.demo.training.first.data import ClipBank, encode
 from coherence.metrics.similarity import ssim
 from coherence.nodes.demo import CoherenceDemoModel
 from coherence.techniques.momentum import TemporalMomentum

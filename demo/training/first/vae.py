@@ -10,9 +10,9 @@ import torch
 from comfy.taesd.taesd import TAESD
 from torch import Tensor
 
+from ...shapes import COLUMNS, RADII, ROWS, coverage, paint, random_scene
 from .checkpoints import Trained, ship, write_curve
-from .shapes import COLUMNS, RADII, ROWS, coverage, paint, random_scene
-from .training_data import COLOUR_GAIN, EDGE_GAIN, LUMA, encode
+from .data import COLOUR_GAIN, EDGE_GAIN, LUMA, encode
 
 CROPS = 24  # per step, 64×64 pixels
 

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...model import CONTEXT_WIDTH, TEXT_ENCODER_FILE, DemoTextEncoder, DemoTokenizer
+from ...shapes import COLOURS, COLUMNS, RADII, ROWS, SHAPES, caption, fill, random_scene, template
 from .checkpoints import FOLDER, ship, write_curve
-from .model import CONTEXT_WIDTH, TEXT_ENCODER_FILE, DemoTextEncoder, DemoTokenizer
-from .shapes import COLOURS, COLUMNS, RADII, ROWS, SHAPES, caption, fill, random_scene, template
 
 # Words of clips' captions to come: each gets a token of its own, as the captions' words do.
 _MOTION_WORDS = "moving up down to growing shrinking spinning turning standing still and an"

@@ -12,8 +12,8 @@ import random
 import torch
 from torch import Tensor
 
-from .motion import MOTIONS, MOVES, MovingScene, moving_caption, moving_coverage, random_moving_scene
-from .shapes import COLOURS, COLUMNS, RADII, ROWS, SHAPES, Scene, caption, coverage, random_scene
+from ...motion import MOTIONS, MOVES, MovingScene, moving_caption, moving_coverage, random_moving_scene
+from ...shapes import COLOURS, COLUMNS, RADII, ROWS, SHAPES, Scene, caption, coverage, random_scene
 
 BLOCK = 8
 LUMA = (0.299, 0.587, 0.114)

@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..attention.forms import InflationWeights
-from ..attention.sites import list_sites
-from ..files.weights_file import save
-from ..techniques.temporal import TemporalAttention
-from .checkpoints import Trained, ship, write_curve
-from .model import (
+from ....attention.forms import InflationWeights
+from ....attention.sites import list_sites
+from ....files.weights_file import save
+from ....techniques.temporal import TemporalAttention
+from ...model import (
     CONTEXT_WIDTH,
     UNET_FILE,
     VIDEO_FILE,
@@ -31,10 +30,11 @@ from .model import (
     DemoTextEncoder,
     unet_module,
 )
-from .motion import FRAMES, MOTIONS, moving_caption, random_moving_scene
-from .train_text import Captions, encode, prepare_norms, trained_encoder
-from .train_unet import alphas_cumprod, explicit_attention, sample_timesteps
-from .training_data import ClipBank
+from ...motion import FRAMES, MOTIONS, moving_caption, random_moving_scene
+from .checkpoints import Trained, ship, write_curve
+from .data import ClipBank
+from .text import Captions, encode, prepare_norms, trained_encoder
+from .unet import alphas_cumprod, explicit_attention, sample_timesteps
 
 QUERIES = ("attn1", "attn2")  # whose W_q is tuned, as Tune-A-Video does
 

@@ -11,10 +11,10 @@ import comfy.ops
 import torch
 from torch import Tensor
 
+from ...model import unet_module
 from .checkpoints import Trained, ship, write_curve
-from .model import unet_module
-from .train_text import Captions, encode, trained_encoder
-from .training_data import LatentBank
+from .data import LatentBank
+from .text import Captions, encode, trained_encoder
 
 
 def alphas_cumprod() -> Tensor:
