@@ -104,7 +104,6 @@ def train_adapter(
     projections = attention_projections(model.model, settings.layers)
     _require_clips(clips, model.get_model_object("latent_format").latent_channels)
     dtype = dtype_of("auto")
-    done: dict[str, Any] = {}
     with autograd_enabled():
         start = _start(model, clips, settings, adapter)
         copied = trainable(model, dtype)
@@ -114,16 +113,16 @@ def train_adapter(
         # added after the LoRA's, it runs inside: its hooks see what the LoRA's have added
         copied.add_wrapper_with_key(WrappersMP.APPLY_MODEL, _WATCH, features)
 
-        def train(denoiser: Denoiser) -> None:
+        def train(denoiser: Denoiser) -> tuple[_Loss, History, int, bool]:
             loss_of = _Loss(denoiser, learned, features, clips, settings)
-            done["needed"], done["checkpointed"] = _require_memory(loss_of, learned, clips.frames, denoiser)
+            needed, checkpointed = _require_memory(loss_of, learned, clips.frames, denoiser)
             schedule = Schedule(
                 settings.steps, settings.learning_rate, settings.warmup_steps, settings.gradient_accumulation
             )
-            done["history"] = fit([{"params": learned.parameters()}], loss_of, schedule, after_step)
-            done["diffusion"], done["temporal"] = loss_of.diffusion, loss_of.temporal
+            history = fit([{"params": learned.parameters()}], loss_of, schedule, after_step)
+            return loss_of, history, needed, checkpointed
 
-        train_in_run(copied, clips.captions, clips.latent, dtype, train, ASKED_BY)
+        loss, history, needed, checkpointed = train_in_run(copied, clips.captions, clips.latent, dtype, train, ASKED_BY)
     options = {name: value for name, value in asdict(settings).items() if name not in ("rank", "layers", "steps")}
     training = Training(
         type(model.model).__name__,
@@ -132,7 +131,7 @@ def train_adapter(
         start.training.steps + settings.steps,
         {**options, "clips": clips.number},
     )
-    return Trained(learned.adapter(training), dtype=dtype, **done)
+    return Trained(learned.adapter(training), history, loss.diffusion, loss.temporal, needed, checkpointed, dtype)
 
 
 class _Learned:

@@ -77,29 +77,28 @@ def tune(
             "0, or 2."
         )
     dtype = dtype_of(settings.precision)
-    done: dict[str, Any] = {}
     with autograd_enabled():
         copied = trainable(model, dtype)
         modules = _trained_modules(record, settings.seed).to(copied.load_device)
         _put_in(copied, modules, record)
 
-        def train(denoiser: Denoiser) -> None:
+        def train(denoiser: Denoiser) -> tuple[int, History]:
             if settings.gradient_checkpointing:
                 denoiser.enable_checkpointing()
             loss_of = _Loss(denoiser, settings)
-            done["needed"] = _require_memory(loss_of, modules, settings)
+            needed = _require_memory(loss_of, modules, settings)
             groups: list[Group] = [
                 {"params": [p for name, p in modules.named_parameters() if not name.endswith("gate")]},
                 {"params": [p for name, p in modules.named_parameters() if name.endswith("gate")], "rate": GATE_RATE},
             ]
             groups = [group for group in groups if group["params"]]
-            done["history"] = fit(groups, loss_of, Schedule(settings.steps, settings.learning_rate), after_step)
+            return needed, fit(groups, loss_of, Schedule(settings.steps, settings.learning_rate), after_step)
 
-        train_in_run(copied, [positive], latent, dtype, train, ASKED_BY)
+        needed, history = train_in_run(copied, [positive], latent, dtype, train, ASKED_BY)
     frames = len(latent["samples"])
     before = record.weights.steps if record.weights else 0
     weights = InflationWeights(record.form, base_of(model), _tensors(modules, record), before + settings.steps, frames)
-    return Tuned(weights, done["history"], count(modules.parameters()), done["needed"], dtype)
+    return Tuned(weights, history, count(modules.parameters()), needed, dtype)
 
 
 class _Loss:

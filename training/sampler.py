@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import comfy.model_management as management
 import torch
@@ -26,6 +26,7 @@ from ..samplers.unguided import UnguidedGuider
 from .frame_tokens import join_tokens
 from .loop import TrainingError
 
+Result = TypeVar("Result")
 Precision = Literal["auto", "fp32", "bf16"]
 LEVELS = 1000
 """Noise levels that a training run is said to go through."""
@@ -187,14 +188,18 @@ def _prefixed(entry: dict[str, Any], tokens: Tensor | None) -> dict[str, Any]:
     return {**entry, "model_conds": {**entry["model_conds"], "c_crossattn": type(text)(joined)}}
 
 
-class _TrainingRun(Sampler):
-    def __init__(self, train: Callable[[Denoiser], None], dtype: torch.dtype) -> None:
+class _TrainingRun(Sampler, Generic[Result]):
+    """``result``: what ``train`` gave, once sampled."""
+
+    result: Result
+
+    def __init__(self, train: Callable[[Denoiser], Result], dtype: torch.dtype) -> None:
         self._train, self._dtype = train, dtype
 
     def sample(self, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask=None, disable_pbar=False):
         denoiser = Denoiser(guider, latent_image.detach().clone().float(), extra_args, self._dtype)
         try:
-            self._train(denoiser)
+            self.result = self._train(denoiser)
         finally:
             denoiser.close()
         return latent_image
@@ -205,11 +210,11 @@ def train_in_run(
     prompts: Sequence[list],
     latent: dict,
     dtype: torch.dtype,
-    train: Callable[[Denoiser], None],
+    train: Callable[[Denoiser], Result],
     asked_by: str,
-) -> None:
-    """Call ``train`` within a sampling run of ``model`` (:func:`trainable`) on a LATENT and one or more CONDITIONINGs,
-    of which the model is told the first until :meth:`Denoiser.tell`. ``asked_by``: the node, for the log.
+) -> Result:
+    """What ``train`` gives, called within a sampling run of ``model`` (:func:`trainable`) on a LATENT and one or more
+    CONDITIONINGs; the model is told the first until :meth:`Denoiser.tell`. ``asked_by``: the node, for the log.
 
     TrainingError where the latent is no clip, or a ControlNet is in the conditioning.
     """
@@ -232,8 +237,10 @@ def train_in_run(
     # a step may be at any level: what acts between two percentages of sampling finds some there
     levels = torch.tensor([float(sampling.percent_to_sigma(percent / LEVELS)) for percent in range(LEVELS + 1)])
     sigmas = levels.clamp(max=float(sampling.sigma_max))
+    run = _TrainingRun(train, dtype)
     with torch.random.fork_rng(devices=[]), explain_unfit_inputs(model, {"samples": samples}, positive=prompts[0]):
-        guider.sample(torch.zeros_like(samples), samples, _TrainingRun(train, dtype), sigmas, disable_pbar=True, seed=0)
+        guider.sample(torch.zeros_like(samples), samples, run, sigmas, disable_pbar=True, seed=0)
+    return run.result
 
 
 def _fresh(value: Any) -> Any:
