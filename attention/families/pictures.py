@@ -52,16 +52,15 @@ def _walk_lumina2(model: Any, order: Iterator[int], _motion_models: object) -> I
 
 
 def _walk_omnigen2(model: Any, order: Iterator[int], _motion_models: object) -> Iterator[Site]:
-    """The same; its references have a refiner of their own, ``ref_image_refiner.0``."""
+    """The same, and nothing is padded."""
     yield from _refined(model, order, last, lambda block: (block.attn, block.attn.heads))
 
 
 def _refined(model: Any, order: Iterator[int], leading: Leading, attention_of: Any) -> Iterator[Site]:
+    # the refiners of references are no sites: they run only where there are some
     parts: tuple[tuple[str, Kind], ...] = (
         ("context_refiner", "text"),
-        ("siglip_refiner", "text"),
         ("noise_refiner", "spatial"),
-        ("ref_image_refiner", "text"),
         ("layers", "joint"),
     )
     for part, kind in parts:
