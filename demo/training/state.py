@@ -60,8 +60,8 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         decay = min(self.decay, (self.fresh + 1) / (self.fresh + 10))
         with torch.no_grad():
-            for name, tensor in self.module.state_dict().items():
-                self.average[name].lerp_(tensor, 1 - decay)
+            now = self.module.state_dict()
+            torch._foreach_lerp_([self.average[name] for name in now], list(now.values()), 1 - decay)
         self.step, self.fresh, self.seen = self.step + 1, self.fresh + 1, self.seen + seen
 
     def note(self, **figures: float) -> None:

@@ -18,7 +18,7 @@ FLUX_CONFIG: dict[str, Any] = {
     "vec_in_dim": CONTEXT_WIDTH,
     "context_in_dim": CONTEXT_WIDTH,
     "hidden_size": 256,
-    "mlp_ratio": 2.0,
+    "mlp_ratio": 1.75,
     "num_heads": 4,
     "depth": 2,
     "depth_single_blocks": 2,
