@@ -393,9 +393,5 @@ family: through ComfyUI's stock loaders, or built from ComfyUI's classes where t
 and the model is bit-identical afterwards. *refused*: the node raises an error that says why. Nodes that are not listed
 touch no model. `tests/whole/test_half_precision.py` finds the same with weights in fp16, bf16 and fp8 (e4m3fn).
 
-After an intended change:
-
-```
-python3 host.py test tests/whole/test_families.py; cp test-artifacts/FAMILIES.md FAMILIES.md
-```
+After an intended change: `python3 host.py test tests/whole/test_families.py; cp test-artifacts/FAMILIES.md FAMILIES.md`
 """
