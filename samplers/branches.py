@@ -94,7 +94,7 @@ class StepBranches:
             copies = [{**each, "uuid": Copy(each["uuid"], place, owner, role)} for each in originals[place] or ()]
             if side == "positive" and Variant(side) not in self._wanted and place not in at.values():
                 at[branch], asked[place] = place, copies
-            elif any(map(_has_code, copies)):
+            elif any(map(_has_code, copies)) or _may_give_rows(options):
                 alone[branch] = copies
             else:
                 at[branch] = len(asked)
@@ -115,6 +115,13 @@ def _has_code(cond: dict[str, Any]) -> bool:
     """
     hooks = cond.get("hooks")
     return hooks is not None and any(hook.hook_type is not EnumHookType.Weight for hook in hooks.hooks)
+
+
+def _may_give_rows(options: dict[str, Any]) -> bool:
+    """Whether other packs' patches may give a positive further rows before an attention and take them out after it, as
+    attention couple on a model does. They know calls that have one positive."""
+    patches = options.get("transformer_options", {}).get("patches", {})
+    return any(patches.get(f"{layer}_patch") and patches.get(f"{layer}_output_patch") for layer in ("attn1", "attn2"))
 
 
 def _place_of(theirs: Conds, conds: list[Conds | None]) -> int | None:

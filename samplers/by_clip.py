@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate
 from math import prod
+from operator import gt
 from typing import Any
 
 import torch
@@ -20,6 +23,8 @@ from .own_state import OwnState, holders_of
 
 _WRITTEN = "coherence_written_by_clip"
 """In transformer options: what patches wrote there, by clip."""
+_FURTHER = "coherence_further_rows"
+"""In a layer's options, once a patch gave branches further rows: the rows without these, and each clip's with them."""
 
 
 class ByClip:
@@ -64,21 +69,32 @@ class ByClip:
         clips = clips_of(branches_of(options)) if options else {}
         holders = list(holders_of(patch))
         together = any(id(each) in self._together for each in (patch, *holders))
-        if options is None or found not in _layouts(rows, options) or len(clips) < 2 or together:
+        if options is None or len(clips) < 2 or together:
+            return patch(*args, **kwargs)
+        usual, sizes = options.get(_FURTHER, (0, ()))
+        further = found == sum(sizes)
+        if not further and found not in _layouts(rows, options):
             return patch(*args, **kwargs)
         branches = branches_of(options)
+        usual = usual if further else found
+        take = _split(found, sizes) if further else _parted(found, len(branches), clips)
         outputs = []
-        for clip, positions in clips.items():
+        for (clip, positions), part in zip(clips.items(), take, strict=True):
             own = _only(options, branches, clip, positions)
             told = dict(own)
-            theirs = _narrowed((args, kwargs), found, len(branches), positions, told)
+            theirs = _narrowed((args, kwargs), part, told)
             with self.state.of(clip, holders):
                 outputs.append(patch(*theirs[0], **theirs[1]))
             _remember(options, clip, {name: told[name] for name in told if told[name] is not own.get(name)})
-        sizes = [found // len(branches) * len(positions) for positions in clips.values()]
+        expected = [usual // len(branches) * len(positions) for positions in clips.values()]
+        given = [_rows_in(out) for out in outputs]
         try:
-            return _merged(outputs, sizes, [place for positions in clips.values() for place in positions], options)
-        except _OtherRowsError:  # it gives a branch further rows, by a layout of its own
+            if given != expected and all(map(gt, given, expected)):
+                merged = _merged(outputs, given, torch.cat, options)
+                options[_FURTHER] = usual, given
+                return merged
+            return _merged(outputs, expected, _in_call_order(clips), options)
+        except _OtherRowsError:  # by a layout of its own
             self._together.update({id(each): each for each in (patch, *holders)})
             self.state.forget(holders)
             return patch(*args, **kwargs)
@@ -140,30 +156,63 @@ def _remember(options: dict[str, Any], clip: int, written: dict[str, Any]) -> No
         options.setdefault(_WRITTEN, {}).setdefault(clip, {}).update(written)
 
 
-def _narrowed(tree: Any, rows: int, branches: int, positions: list[int], options: dict[str, Any]) -> Any:
+Part = Callable[[Any], Any]
+"""Takes a clip's rows of what a patch is given."""
+
+
+def _parted(rows: int, branches: int, clips: dict[int, list[int]]) -> list[Part]:
+    """Each clip's part of a call's ``rows``."""
+    return [
+        partial(of_rows, rows=rows, change=partial(rows_of, branches=branches, kept=positions))
+        for positions in clips.values()
+    ]
+
+
+def _split(rows: int, sizes: Sequence[int]) -> list[Part]:
+    """Each clip's part of ``rows`` that follow one another by clip."""
+    starts = accumulate(sizes, initial=0)
+    return [
+        partial(of_rows, rows=rows, change=partial(torch.narrow, dim=0, start=start, length=size))
+        for start, size in zip(starts, sizes, strict=False)
+    ]
+
+
+def _narrowed(tree: Any, part: Part, options: dict[str, Any]) -> Any:
     if _is_options(tree):
         return options
     if type(tree) in (tuple, list):
-        return type(tree)(_narrowed(each, rows, branches, positions, options) for each in tree)
+        return type(tree)(_narrowed(each, part, options) for each in tree)
     if type(tree) is dict:
-        return {name: _narrowed(each, rows, branches, positions, options) for name, each in tree.items()}
-    return of_rows(tree, rows, lambda x: rows_of(x, branches, positions))
+        return {name: _narrowed(each, part, options) for name, each in tree.items()}
+    return part(tree)
 
 
-def _merged(outputs: list[Any], sizes: list[int], places: list[int], options: dict[str, Any]) -> Any:
-    """What a patch returned for each clip, as one; ``places``: of their branches in the call."""
+def _in_call_order(clips: dict[int, list[int]]) -> Callable[[list[Tensor]], Tensor]:
+    """How clips' tensors become one with the rows of a call."""
+    places = [place for positions in clips.values() for place in positions]
+
+    def join(outputs: list[Tensor]) -> Tensor:
+        each = torch.cat(outputs).chunk(len(places))
+        return torch.cat([each[places.index(place)] for place in range(len(places))])
+
+    return join
+
+
+def _merged(
+    outputs: list[Any], sizes: list[int], join: Callable[[list[Tensor]], Tensor], options: dict[str, Any]
+) -> Any:
+    """What a patch returned for each clip, as one."""
     first = outputs[0]
     if all(out is first for out in outputs):
         return first
     if isinstance(first, Tensor):
         if [len(out) for out in outputs] != sizes:
             raise _OtherRowsError
-        each = torch.cat(outputs).chunk(len(places))
-        return torch.cat([each[places.index(place)] for place in range(len(places))])
+        return join(outputs)
     if _is_options(first):
         return options
     if type(first) in (tuple, list):
-        return type(first)(_merged(list(each), sizes, places, options) for each in zip(*outputs, strict=True))
+        return type(first)(_merged(list(each), sizes, join, options) for each in zip(*outputs, strict=True))
     if type(first) is dict:
-        return {name: _merged([out[name] for out in outputs], sizes, places, options) for name in first}
+        return {name: _merged([out[name] for out in outputs], sizes, join, options) for name in first}
     return first

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from attention_couple import coupled
 from coherence.demo.model import load_model
 from coherence.techniques.replacement import UnpairedBranchError
 from comfy.hooks import EnumHookScope, HookGroup, TransformerOptionsHook
@@ -206,21 +207,44 @@ def test_what_a_patch_remembers_from_layer_to_layer_is_of_its_clip(run):
     assert difference(target, run.edit(layers="")[0]) > 0.01
 
 
-def test_a_patch_that_gives_branches_further_rows_is_left_with_the_whole_call(run):
-    def regions(model):
+def replaced(model):
+    """Beside it, a node that takes the layer's attention and wants the rows of one clip, and one that scales them."""
+
+    def attend(q, k, v, options):
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        assert len(q) in (3 * 2, 2 * 2)  # branches and a region, each of two frames
+        return out * torch.linspace(0.5, 1.5, len(out)).reshape(-1, 1, 1)
+
+    model = model.clone()
+    for place in (("input", 1), ("input", 4), ("middle", 0), ("output", 1)):
+        model.set_model_attn2_replace(attend, *place)
+    return model
+
+
+@pytest.mark.parametrize("beside", [None, replaced])
+@pytest.mark.parametrize("source_cfg", [4.0, 1.0])
+def test_patches_that_give_the_positive_further_rows_see_one_clip(run, beside, source_cfg):
+    model = coupled(run.model)
+    patched = replace(run, model=beside(model) if beside else model)
+    is_plain(patched, source_cfg=source_cfg)
+    assert difference(patched.plain(run.target), run.plain(run.target)) > 1e-3
+
+
+def test_a_patch_that_takes_rows_out_is_left_with_the_whole_call(run):
+    def halved(model):
         model = model.clone()
 
-        def twice(q, k, v, options):
-            return torch.cat([q, q]), torch.cat([k, k]), torch.cat([v, v])
+        def every_second(q, k, v, options):
+            return q[::2], k[::2], v[::2]
 
-        def mean(n, options):
-            return n.chunk(2)[0] * 0.5 + n.chunk(2)[1] * 0.5
+        def for_both(n, options):
+            return n.repeat_interleave(2, dim=0)
 
-        model.set_model_attn2_patch(twice)
-        model.set_model_attn2_output_patch(mean)
+        model.set_model_attn2_patch(every_second)
+        model.set_model_attn2_output_patch(for_both)
         return model
 
-    is_plain(replace(run, model=regions(run.model)))
+    is_plain(replace(run, model=halved(run.model)))
 
 
 # What they keep ------------------------------------------------------------------------------------------------
@@ -335,9 +359,9 @@ def test_hooks_on_both_prompts_see_one_clip_at_a_time(run):
 
     hooks = HookGroup()
     hooks.add(TransformerOptionsHook({"patches": {"attn2_output_patch": [regions]}}, EnumHookScope.HookedOnly))
-    coupled = replace(run, source=hooked(run.source, hooks), target=hooked(run.target, hooks))
-    is_plain(coupled)
+    regional = replace(run, source=hooked(run.source, hooks), target=hooked(run.target, hooks))
+    is_plain(regional)
     assert told == {((0,), run.shape[0])}
-    assert difference(coupled.edit()[0], coupled.edit(layers="")[0]) > 0.01
+    assert difference(regional.edit()[0], regional.edit(layers="")[0]) > 0.01
     with pytest.raises(UnpairedBranchError, match="attention couple"):
-        replace(coupled, source=run.source).edit()
+        replace(regional, source=run.source).edit()

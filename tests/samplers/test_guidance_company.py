@@ -5,6 +5,7 @@ from itertools import permutations
 import comfy.samplers
 import pytest
 import torch
+from attention_couple import coupled
 from coherence.attention.tap import tap
 from coherence.demo.model import load_model
 from coherence.samplers.ie_guidance import MissingBranchError
@@ -290,7 +291,7 @@ def test_of_stacked_guidances_the_one_that_lacks_a_branch_says_so(unet):
 # Conditionings with hooks --------------------------------------------------------------------------------------
 
 
-def coupled(conditioning):
+def with_regions(conditioning):
     """The conditioning with hooks that act in its calls, and take these to hold nothing else, as attention couple."""
 
     def regions(n, options):
@@ -309,7 +310,7 @@ def coupled(conditioning):
 @pytest.mark.parametrize("guidance", ["U-I", "A-I", "strategy 3", "strategy 4"])
 def test_copies_of_a_conditioning_with_hooks_of_its_own_are_calls_of_their_own(unet, guidance):
     positive, negative = DEMO.conditioning()
-    prompts = coupled(positive), negative
+    prompts = with_regions(positive), negative
     calls = Calls(guided(unet, guidance))
     ours = sample(calls.model, DEMO, conditioning=prompts)
     assert set(calls.rows) == {FRAMES}
@@ -317,6 +318,14 @@ def test_copies_of_a_conditioning_with_hooks_of_its_own_are_calls_of_their_own(u
         reference = sample(with_extra_calls(unet, lambda m: m.clone(), guidance), DEMO, conditioning=prompts)
         agree(ours, reference, sample(unet, DEMO, conditioning=prompts))
     assert difference(ours, sample(guided(unet, guidance), DEMO)) > 1e-3
+
+
+@pytest.mark.parametrize("guidance", ["U-I", "A-I"])
+@pytest.mark.parametrize("guided_first", [True, False])
+def test_patches_that_give_the_positive_further_rows_meet_one_positive_a_call(unet, guidance, guided_first):
+    ours = coupled(guided(unet, guidance)) if guided_first else guided(coupled(unet), guidance)
+    reference = sample(with_extra_calls(unet, coupled, guidance), DEMO)
+    agree(sample(ours, DEMO), reference, sample(coupled(unet), DEMO))
 
 
 # Caches --------------------------------------------------------------------------------------------------------
