@@ -59,7 +59,7 @@ def test_what_a_command_line_starts_does_not_spin_unless_the_user_wants_it(users
 USES_THE_PACK = """
 import sys
 from pathlib import Path
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 def test_it():  # pytest imports the clone itself after it has collected, before a test runs
     sys.path.append(str(ROOT))

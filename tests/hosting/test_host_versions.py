@@ -51,7 +51,7 @@ def test_an_older_comfyui_logs_that_message_in_place_of_an_import_error(comfyui_
 def test_the_oldest_comfyui_is_the_same_wherever_it_is_told():
     oldest = coherence.OLDEST_COMFYUI
     assert f'requires-comfyui = ">={oldest}"\n' in (PACK / "pyproject.toml").read_text("utf-8")
-    assert f"ComfyUI ({oldest} or newer)" in (PACK / "README.md").read_text("utf-8")
+    assert f"ComfyUI {oldest} or newer" in (PACK / "README.md").read_text("utf-8")
     assert oldest in RECIPES
 
 

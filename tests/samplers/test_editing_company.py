@@ -336,9 +336,9 @@ def test_several_apply_nodes_with_equal_settings_are_one_controlnet(run, source_
 
 
 def test_apply_nodes_that_differ_are_refused_with_what_to_do(run):
-    with pytest.raises(UnpairedBranchError, match=r"Two Apply ControlNet nodes must have equal settings.*one for both"):
+    with pytest.raises(UnpairedBranchError, match="Two Apply ControlNet nodes must have equal settings; use one"):
         applied(run, 0.7, 0.6, 0.7).edit()
-    with pytest.raises(UnpairedBranchError, match="of another pack, use one for both prompts"):
+    with pytest.raises(UnpairedBranchError, match="use one node for both prompts if it is another pack's"):
         with_control(run, TellingControl(), TellingControl(), TellingControl()).edit()
 
 

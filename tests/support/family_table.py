@@ -34,6 +34,7 @@ from coherence.samplers.unfit import UnfitError
 from coherence.training.ge_adapter import GEAdapter, Training
 from comfy.samplers import CFGGuider, calculate_sigmas, sampler_object
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
+from random_lora import lora_for
 from tiny_models import FAMILIES, Family, TinyModels
 from watching import DEMO, difference
 
@@ -283,8 +284,6 @@ def ge_train(s: Subject) -> tuple[Any, float]:
 
 
 def ge_apply(s: Subject) -> Any:
-    from test_low_rank import lora_for
-
     try:
         lora = lora_for(s.model, "down")
     except ValueError:  # no adapter can be trained for this family: one of another
