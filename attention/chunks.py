@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..techniques.branches import of_rows
 from .sites import Site
 
 Memories = dict[tuple, dict[str, Tensor]]
@@ -53,8 +54,8 @@ def require_frame_by_frame(sites: Iterable[Site], others: Sequence[str]) -> None
     if needing:
         raise ChunkError(
             f"frames_per_batch lets a clip run in chunks of frames, but {needing[0]} needs all frames at once. Set "
-            "frames_per_batch to 0, or remove that: chunks are for SD1.5, SD2 and SDXL without motion modules. For "
-            "long clips with AnimateDiff use its context windows."
+            "frames_per_batch to 0, or remove that: chunks are for models of pictures without motion modules. For long "
+            "clips with AnimateDiff use its context windows."
         )
 
 
@@ -82,12 +83,4 @@ def spans(frames: int, length: int) -> Iterator[tuple[int, int]]:
 
 def of_frames(inputs: Any, rows: int, frames: int, start: int, stop: int) -> Any:
     """``inputs`` with the frames from ``start`` to before ``stop`` alone; lists and dicts are new ones."""
-    if isinstance(inputs, Tensor):
-        if inputs.ndim == 0 or len(inputs) != rows:
-            return inputs
-        return inputs.unflatten(0, (rows // frames, frames))[:, start:stop].flatten(0, 1)
-    if type(inputs) in (list, tuple):
-        return type(inputs)(of_frames(each, rows, frames, start, stop) for each in inputs)
-    if type(inputs) is dict:
-        return {name: of_frames(each, rows, frames, start, stop) for name, each in inputs.items()}
-    return inputs
+    return of_rows(inputs, rows, lambda x: x.unflatten(0, (rows // frames, frames))[:, start:stop].flatten(0, 1))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..techniques.branches import branches_of
 from .frames import frame_indices
 from .keys import INFLATED_BLOCKS, INFLATED_FEATURES, INFLATED_PLACE, INSERTED
-from .rows import groups_of, in_groups, rows_told
+from .rows import in_groups, rows_told
 from .run import undone_after
 from .sites import Site, list_sites, select_sites, sites_in_run, sites_of
 from .uncompiled import uncompiled, uncompiled_if_unguarded
@@ -203,14 +203,11 @@ def _around_model_call(
 ):
     """APPLY_MODEL: leads the features through the modules for the length of one call."""
     options: dict[str, Any] = transformer_options or {}
-    inputs, groups = (x, t, c_concat, c_crossattn, control), groups_of(x, options)
-    if groups == 1:
-        return _call_of_frames(executor, inputs, kwargs, options)
-    parts = in_groups((inputs, kwargs), len(x), groups)
-    return torch.cat([_call_of_frames(executor, *part, options) for part in parts])
+    inputs = (x, t, c_concat, c_crossattn, control)
+    return in_groups(partial(_call_of_frames, executor, options), inputs, kwargs, options)
 
 
-def _call_of_frames(executor, inputs: tuple, kwargs: dict[str, Any], given: dict[str, Any]) -> Tensor:
+def _call_of_frames(executor, given: dict[str, Any], inputs: tuple, kwargs: dict[str, Any]) -> Tensor:
     x, *_ = inputs
     options = {**given, "patches": {**given.get("patches", {})}}
     blocks = (options.get(INFLATED_BLOCKS) or _Blocks()).of(executor.class_obj.diffusion_model, inflations_of(options))

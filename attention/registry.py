@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..techniques.entropy import Energy, measure
 from ..techniques.technique import AttentionCall, Proceed, Stage, Technique
-from .sites import Kind, Site, sites_of
+from .sites import Kind, Site, network_of, sites_of
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -110,8 +110,7 @@ class AttentionRegistry:
 
 def model_names(model: ModelPatcher) -> tuple[str, str]:
     """A registry's ``model`` and ``network``."""
-    network = model.get_model_object("diffusion_model")
-    return type(model.model).__name__, type(getattr(network, "_orig_mod", network)).__name__  # of a compiled one too
+    return type(model.model).__name__, network_of(model)
 
 
 def require_model(registry: AttentionRegistry, model: ModelPatcher, asked_by: str) -> None:

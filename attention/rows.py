@@ -6,10 +6,11 @@ tile at a time instead: a whole group of branches × frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..techniques.branches import branches_of
@@ -25,13 +26,13 @@ class RowsError(ValueError):
 @contextmanager
 def rows_told(options: dict[str, Any], noise: Tensor) -> Iterator[None]:
     """For the length of a run of ``noise``, model calls are told how many rows a branch has."""
-    told = {name: options[name] for name in (ROWS,) if name in options}  # several of our wrappers are around one run
+    before = {ROWS: options[ROWS]} if ROWS in options else {}  # several of our wrappers are around one run
     options[ROWS] = None if noise.is_nested else len(noise)
     try:
         yield
     finally:
         del options[ROWS]
-        options.update(told)
+        options.update(before)
 
 
 def groups_of(x: Tensor, options: dict[str, Any]) -> int:
@@ -56,7 +57,14 @@ def groups_of(x: Tensor, options: dict[str, Any]) -> int:
     )
 
 
-def in_groups(inputs: Any, rows: int, groups: int) -> Iterator[Any]:
-    """``inputs`` of a model call of that many rows, in equal parts: tensors of as many rows in parts, others whole."""
+def in_groups(call: Callable[[tuple, dict], Tensor], inputs: tuple, kwargs: dict, options: dict[str, Any]) -> Tensor:
+    """The output of a model call, whose first input is x, from one ``call`` for each group of branches × frames.
+
+    Tensors with as many rows as x are cut, everything else goes to every call. RowsError as in :func:`groups_of`.
+    """
+    rows, groups = len(inputs[0]), groups_of(inputs[0], options)
+    if groups == 1:
+        return call(inputs, kwargs)
     size = rows // groups
-    return (of_frames(inputs, rows, rows, n * size, (n + 1) * size) for n in range(groups))
+    parts = (of_frames((inputs, kwargs), rows, rows, start, start + size) for start in range(0, rows, size))
+    return torch.cat([call(*part) for part in parts])

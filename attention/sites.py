@@ -93,7 +93,7 @@ def sites_in_run(diffusion_model: nn.Module, inserted: Iterable[Inserts], patche
 
 
 def network_of(model: ModelPatcher) -> str:
-    """The class of its diffusion model."""
+    """The class of its diffusion model, of a compiled one too."""
     return type(_uncompiled(model.get_model_object("diffusion_model"))).__name__
 
 
@@ -133,9 +133,10 @@ def select_sites(sites: Iterable[Site], selector: str, kinds: Iterable[Kind], by
     eligible = [site for site in sites if site.kind in kinds and (not by_row or site.frames_in == "rows")]
     pieces = [piece.strip() for piece in selector.split(",") if piece.strip()]
     if not eligible and by_row:
+        pictures = ", ".join(family.name for family in FAMILIES if family.draws_pictures)
         raise NoSuchSiteError(
             "Expected a model of pictures, whose batch is the clip; this model already attends across the frames of a "
-            "clip. Use SD1.5, SDXL, Flux, SD3, Qwen-Image, Z-Image, Krea 2 or another model of pictures."
+            f"clip. Use one of these families: {pictures}."
         )
     if not eligible:
         there = sorted({site.kind for site in sites})
@@ -154,8 +155,9 @@ def select_sites(sites: Iterable[Site], selector: str, kinds: Iterable[Kind], by
                 "before this node, or choose other layers."
             )
         if not matched:
+            here = "/".join(kind for kind in kinds if any(site.kind == kind for site in eligible))
             raise NoSuchSiteError(
-                f"layers: {piece!r} matches no {'/'.join(kinds)} attention layer of this model. "
+                f"layers: {piece!r} matches no {here} attention layer of this model. "
                 f"It has: {', '.join(site.name for site in eligible)}. Write for example '*', "
                 f"{_example(eligible[-1].name)!r} or {eligible[0].name!r}, separated by commas."
             )

@@ -26,6 +26,15 @@ class Acting(Protocol):
     def end_percent(self) -> float: ...
 
 
+def require_percents(start_percent: float, end_percent: float, asked_by: str) -> None:
+    """ValueError if they are not 0 ≤ start ≤ end ≤ 1."""
+    if not 0.0 <= start_percent <= end_percent <= 1.0:
+        raise ValueError(
+            f"{asked_by}: start_percent is {start_percent} and end_percent {end_percent}, "
+            "expected 0 ≤ start_percent ≤ end_percent ≤ 1."
+        )
+
+
 def is_between(sigma: float, start_percent: float, end_percent: float, model_sampling: Any) -> bool:
     """Whether the noise level lies between two percentages of sampling, both included."""
     low, high = _levels(start_percent, end_percent, model_sampling)

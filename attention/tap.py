@@ -13,9 +13,9 @@ Nothing outlives the call, nothing is written on the user's model.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from comfy.model_management import throw_exception_if_processing_interrupted
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
@@ -27,10 +27,10 @@ from .chunks import Chunk, in_chunks
 from .frames import frame_indices
 from .keys import RUN, TECHNIQUES
 from .open_tap import OpenTap
-from .rows import groups_of, in_groups, rows_told
+from .rows import in_groups, rows_told
 from .run import Run, Tapped, undone_after
 from .sites import Kind, Site, family_of, network_of, select_sites, sites_of
-from .steps import Steps
+from .steps import Steps, require_percents
 from .uncompiled import uncompiled_if_unguarded
 from .wrappers import put_wrappers
 
@@ -58,11 +58,7 @@ def tap(
     UnknownModelError and NoSuchSiteError as in :mod:`.sites`; ValueError where
     the percentages are not 0 ≤ start ≤ end ≤ 1.
     """
-    if not 0.0 <= start_percent <= end_percent <= 1.0:
-        raise ValueError(
-            f"{asked_by}: start_percent is {start_percent} and end_percent {end_percent}, "
-            "expected 0 ≤ start_percent ≤ end_percent ≤ 1."
-        )
+    require_percents(start_percent, end_percent, asked_by)
     sites = select_sites(sites_of(model), layers, kinds, by_row)
     names = frozenset(site.name for site in sites)
     clone = model.clone()
@@ -106,14 +102,10 @@ def _around_model_call(
 ):
     """APPLY_MODEL: opens the tap for the length of one model call, or of every chunk of its frames."""
     options, inputs = transformer_options or {}, (x, t, c_concat, c_crossattn, control)
-    groups = groups_of(x, options)
-    if groups == 1:
-        return _call_of_frames(executor, inputs, kwargs, options)
-    parts = in_groups((inputs, kwargs), len(x), groups)
-    return torch.cat([_call_of_frames(executor, *part, options) for part in parts])
+    return in_groups(partial(_call_of_frames, executor, options), inputs, kwargs, options)
 
 
-def _call_of_frames(executor, inputs: tuple, kwargs: dict, options: dict) -> Tensor:
+def _call_of_frames(executor, options: dict, inputs: tuple, kwargs: dict) -> Tensor:
     x, *_ = inputs
     branches, length = len(branches_of(options)), _frames_per_batch(options)
     if not 0 < length < len(x) // branches:

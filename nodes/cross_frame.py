@@ -63,7 +63,7 @@ class CrossFrameAttention(Node):
         pool: int = 2,
     ) -> io.NodeOutput:
         technique: Technique = FineCoarse(pool) if keys == "fine_coarse" else CrossFrame(keys)
-        return tapped(model, technique, cls, ["spatial", "joint"], layers, start_percent, end_percent, True)
+        return tapped(model, technique, cls, ["spatial", "joint"], layers, start_percent, end_percent, by_row=True)
 
 
 NODES = [CrossFrameAttention]

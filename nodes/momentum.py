@@ -82,7 +82,7 @@ class TemporalMomentumAttention(Node):
     ) -> io.NodeOutput:
         schedule = schedule_of("mu_schedule", mu_schedule, 0.0, 1.0)
         technique = TemporalMomentum(mu, schedule, frames_per_batch)
-        return tapped(model, technique, cls, ["spatial", "joint"], layers, start_percent, end_percent, True)
+        return tapped(model, technique, cls, ["spatial", "joint"], layers, start_percent, end_percent, by_row=True)
 
 
 NODES = [TemporalMomentumAttention]

@@ -10,7 +10,7 @@ import torch
 from comfy.controlnet import ControlBase
 from torch import Tensor
 
-from .told import Conds, in_order, inverse, of_branches
+from .told import Conds, inverse, of_branches, order_in
 
 Shown = Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
 """What goes into a ControlNet, and the transformer options, as it shall see them."""
@@ -41,7 +41,7 @@ class SeenControl:
         return SeenControl(self._control.get_instance_for_device(device), self._shown)
 
     def get_control(self, x: Tensor, t: Tensor, cond: dict, branches: int, options: dict[str, Any]) -> Any:
-        rows, (_, order) = len(x), in_order(options)
+        rows, order = len(x), order_in(options)
         (x, t, cond), options = self._shown((x, t, cond), options)
         return of_branches(self._control.get_control(x, t, cond, branches, options), rows, inverse(order))
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..attention.keys import LORA_RUN, LORAS
 from ..attention.run import undone_after
-from ..attention.steps import Steps, is_between
+from ..attention.steps import Steps, is_between, require_percents
 from ..attention.uncompiled import uncompiled, uncompiled_if_unguarded
 from ..attention.wrappers import put_wrappers
 
@@ -71,11 +71,7 @@ def with_lora(
     ValueError if layers of the LoRA are missing in the model or have other shapes, or the percentages are not 0 ≤ start
     ≤ end ≤ 1.
     """
-    if not 0.0 <= start_percent <= end_percent <= 1.0:
-        raise ValueError(
-            f"{asked_by}: start_percent is {start_percent} and end_percent {end_percent}, "
-            "expected 0 ≤ start_percent ≤ end_percent ≤ 1."
-        )
+    require_percents(start_percent, end_percent, asked_by)
     adapters = _adapters_for(model, lora, asked_by)
     clone = model.clone()
     options = clone.model_options["transformer_options"]

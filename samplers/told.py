@@ -46,11 +46,9 @@ def told(wrapper: Callable | None) -> Callable:
     """A ``model_function_wrapper`` whose calls are as other packs expect them, around their ``wrapper``."""
 
     def call(apply_model: Callable, args: dict[str, Any]) -> Tensor:
-        c, x = args["c"], args["input"]
-        options, order = in_order(c["transformer_options"])
-        inputs = {name: value for name, value in c.items() if name != "transformer_options"}
-        x, timestep, inputs = of_branches((x, args["timestep"], inputs), len(x), order)
-        c = {**inputs, "transformer_options": options}
+        options = args["c"]["transformer_options"]
+        order = order_in(options)
+        (x, timestep, c), options = in_told_order((args["input"], args["timestep"], args["c"]), options)
         if wrapper is None:
             out = apply_model(x, timestep, **c)
         else:
@@ -61,11 +59,9 @@ def told(wrapper: Callable | None) -> Callable:
     return call
 
 
-def in_order(options: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
-    """Transformer options as others expect them, and which branch stands where."""
-    branches = branches_of(options)
-    order = told_order(branches)
-    return with_branches(options, [branches[position] for position in order]), order
+def order_in(options: dict[str, Any]) -> list[int]:
+    """The positions of a call's branches in the order in which others expect them."""
+    return told_order(branches_of(options))
 
 
 def of_branches(tree: Any, rows: int, order: list[int]) -> Any:
@@ -81,7 +77,8 @@ def inverse(order: list[int]) -> list[int]:
 
 def in_told_order(inputs: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """``Shown``: the same, in order."""
-    told, order = in_order(options)
+    order, branches = order_in(options), branches_of(options)
+    told = with_branches(options, [branches[position] for position in order])
     x, t, cond = inputs
     given = {name: value for name, value in cond.items() if name != "transformer_options"}
     x, t, given = of_branches((x, t, given), len(x), order)

@@ -52,7 +52,7 @@ def _walk_lumina2(model: Any, order: Iterator[int], _motion_models: object) -> I
 
 
 def _walk_omnigen2(model: Any, order: Iterator[int], _motion_models: object) -> Iterator[Site]:
-    """The same, and nothing is padded."""
+    """Lumina 2's names; nothing is padded."""
     yield from _refined(model, order, last, lambda block: (block.attn, block.attn.heads))
 
 
@@ -64,7 +64,7 @@ def _refined(model: Any, order: Iterator[int], leading: Leading, attention_of: A
         ("layers", "joint"),
     )
     for part, kind in parts:
-        for number, block in enumerate(getattr(model, part, None) or ()):
+        for number, block in enumerate(getattr(model, part)):
             module, heads = attention_of(block)
             if kind == "text":
                 yield Site(f"{part}.{number}", next(order), kind, heads, module, frames_in=None)

@@ -265,12 +265,14 @@ def test_a_number_from_another_node_is_a_schedule(server, to_api):
         server.queue(prompt)
 
 
-def test_a_model_without_spatial_self_attention_is_refused_with_what_would_do(server, to_api, tiny_models):
+def test_a_model_that_attends_across_frames_is_refused_with_what_would_do(server, to_api, tiny_models):
     name = offer(server, tiny_models.path("wan21"), "diffusion_models")
     prompt = to_api(ZS2)
     prompt["wan"] = {"class_type": "UNETLoader", "inputs": {"unet_name": name, "weight_dtype": "default"}}
     inputs_of(prompt, "TemporalMomentumAttention")["model"] = ["wan", 0]
-    with pytest.raises(PromptError, match=r"\(TemporalMomentumAttention\).*Expected a model with spatial"):
+    with pytest.raises(
+        PromptError, match=r"\(TemporalMomentumAttention\).*Expected a model of pictures.*Use one of these"
+    ):
         server.queue(prompt)
 
 
