@@ -1,6 +1,7 @@
 """Trainings of the world's models can be stopped anywhere, and go on as if they had not been."""
 
 import argparse
+import shutil
 import time
 from pathlib import Path
 
@@ -23,7 +24,12 @@ TRAINERS = {
 
 @pytest.fixture(autouse=True)
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Checkpoints go here; the text encoder's weights are the repository's."""
+    """Checkpoints go here; of the repository's weights only the text encoder's are there: other parts begin anew."""
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    for file in state.WEIGHTS.glob("world_text.*"):
+        shutil.copy(file, weights)
+    monkeypatch.setattr(state, "WEIGHTS", weights)
     monkeypatch.setattr(state, "STATE", tmp_path / "state")
     monkeypatch.setattr("comfy.model_management.in_training", False)
     return tmp_path
