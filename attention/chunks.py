@@ -54,7 +54,7 @@ def require_frame_by_frame(sites: Iterable[Site], others: Sequence[str]) -> None
     if needing:
         raise ChunkError(
             f"frames_per_batch lets a clip run in chunks of frames, but {needing[0]} needs all frames at once. Set "
-            "frames_per_batch to 0, or remove that: chunks are for models of pictures without motion modules. For long "
+            "frames_per_batch to 0, or remove that: chunks are for image models without motion modules. For long "
             "clips with AnimateDiff use its context windows."
         )
 

@@ -68,9 +68,10 @@ def transformer_layers(model: ModelPatcher, selector: str) -> list[TransformerLa
     sites = _inflatable(sites_of(model))
     own = list_sites(model.get_model_object("diffusion_model"), motion_models=())
     if not sites or any(site.kind == "temporal" for site in own):
+        across = any(site.kind == "temporal" or site.frames_in == "tokens" for site in own)
         raise InflationError(
             "Expected an image model with a UNet (SD1.5, SD2, SDXL), whose batch is the clip; this one "
-            f"({base_of(model)}) already attends across frames."
+            f"({base_of(model)}) {'already attends across frames' if across else 'has no UNet'}."
         )
     return [_layer(site) for site in select_sites(sites, selector, ["spatial"])]
 

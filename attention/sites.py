@@ -135,7 +135,7 @@ def select_sites(sites: Iterable[Site], selector: str, kinds: Iterable[Kind], by
     if not eligible and by_row:
         pictures = ", ".join(family.name for family in FAMILIES if family.draws_pictures)
         raise NoSuchSiteError(
-            "Expected a model of pictures, whose batch is the clip; this model already attends across the frames of a "
+            "Expected an image model, whose batch is the clip; this model already attends across the frames of a "
             f"clip. Use one of these families: {pictures}."
         )
     if not eligible:

@@ -33,7 +33,7 @@ class CrossFrameAttention(Node):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="A model of pictures: SD1.5, SDXL, Flux, SD3.5, Qwen-Image, Z-Image, Krea 2 and others. It "
+                    tooltip="An image model: SD1.5, SDXL, Flux, SD3.5, Qwen-Image, Z-Image, Krea 2 and others. It "
                     "is cloned, not changed.",
                 ),
                 io.Combo.Input(

@@ -138,8 +138,8 @@ def ranking_inputs() -> list[io.Input]:
             "kind",
             options=list(CHOICES),
             default="all",
-            tooltip="Which layers may be selected. spatial: within a picture. temporal: across frames. joint: both "
-            "at once (video transformers). all: any of these, but never cross-attention.",
+            tooltip="Which layers may be selected. spatial: within a picture. temporal: across frames. joint: all "
+            "tokens at once (most transformers). all: any of these, but never cross-attention.",
         ),
         io.Combo.Input(
             "select",

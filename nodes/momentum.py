@@ -31,7 +31,7 @@ class TemporalMomentumAttention(Node):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="A model of pictures: SD1.5, SDXL, Flux, SD3.5, Qwen-Image, Z-Image, Krea 2 and others. It "
+                    tooltip="An image model: SD1.5, SDXL, Flux, SD3.5, Qwen-Image, Z-Image, Krea 2 and others. It "
                     "is cloned, not changed.",
                 ),
                 io.Float.Input(

@@ -275,3 +275,9 @@ def test_stock_checkpoints_are_inflated(tiny_models, family):
 def test_video_models_are_refused(tiny_models, family):
     with pytest.raises(InflationError, match=rf"\({FAMILIES[family].config}\) already attends across frames"):
         put(tiny_models.load(family), STAM_FORM)
+
+
+@pytest.mark.parametrize("family", ["flux", "anima"])
+def test_image_transformers_are_refused_for_their_lack_of_a_unet(tiny_models, family):
+    with pytest.raises(InflationError, match=rf"\({FAMILIES[family].config}\) has no UNet"):
+        put(tiny_models.load(family), STAM_FORM)

@@ -270,9 +270,7 @@ def test_a_model_that_attends_across_frames_is_refused_with_what_would_do(server
     prompt = to_api(ZS2)
     prompt["wan"] = {"class_type": "UNETLoader", "inputs": {"unet_name": name, "weight_dtype": "default"}}
     inputs_of(prompt, "TemporalMomentumAttention")["model"] = ["wan", 0]
-    with pytest.raises(
-        PromptError, match=r"\(TemporalMomentumAttention\).*Expected a model of pictures.*Use one of these"
-    ):
+    with pytest.raises(PromptError, match=r"\(TemporalMomentumAttention\).*Expected an image model.*Use one of these"):
         server.queue(prompt)
 
 
