@@ -90,8 +90,8 @@ def percent_inputs() -> list[io.Float.Input]:
             max=1.0,
             step=0.01,
             advanced=True,
-            tooltip="When it starts: 0 is the first sampling step (pure noise), 1 the last. Raise it to let the "
-            "first steps lay out each frame independently.",
+            tooltip="When it starts: 0 is the first sampling step (pure noise), 1 the last. Raise it to leave "
+            "out the first steps, which lay out the picture.",
         ),
         io.Float.Input(
             "end_percent",
@@ -100,8 +100,8 @@ def percent_inputs() -> list[io.Float.Input]:
             max=1.0,
             step=0.01,
             advanced=True,
-            tooltip="When it stops: 0 is the first sampling step, 1 the last. Lower it to let the last steps draw "
-            "each frame's details independently.",
+            tooltip="When it stops: 0 is the first sampling step, 1 the last. Lower it to leave out the last steps, "
+            "which draw details.",
         ),
     ]
 
