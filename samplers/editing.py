@@ -126,7 +126,7 @@ class EditGuider(CFGGuider):
     def __init__(self, model: ModelPatcher, prompts: Prompts, edit: Edit, shape: Sequence[int], asked_by: str) -> None:
         cross = edit.replace == "cross_map"
         layers = "*" if cross else edit.layers
-        self._replacement = Replacement("map" if cross else edit.replace, {})
+        self._replacement = Replacement("map" if edit.replace == "cross_map" else edit.replace, {})
         if layers:
             model, _ = tap(
                 model,
