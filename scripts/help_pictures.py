@@ -9,14 +9,10 @@ captions say what each picture shows: change both together.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from help_scenes import Scene, chart, strips
-
-from hosting.provision import Host
-from hosting.server import Server
+from help_scenes import Scene, Server, chart, start, strips
 
 STAR = "a yellow star on a blue background"  # size and place are left to the noise
 ANY_COLOURS = "a large star in the centre"
@@ -264,7 +260,7 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to draw, else all: {', '.join(PAINTERS)}")
     options = parser.parse_args()
-    with Server(Host(options.comfyui.resolve(), Path(sys.executable), is_ours=False)) as server:
+    with start(options.comfyui) as server:
         for name in options.names or PAINTERS:
             print(name, flush=True)
             PAINTERS[name](server)

@@ -14,9 +14,12 @@ from PIL import Image, ImageDraw
 PACK = Path(__file__).resolve().parent.parent
 sys.path += [str(PACK), str(PACK / "benchmarks")]
 
-from figures import PICTURES, font, slim  # noqa: E402
+import _enter_pack  # noqa: E402
 
-from hosting.server import Server  # noqa: E402
+_enter_pack.enter()
+from coherence.hosting.provision import Host  # noqa: E402
+from coherence.hosting.server import Server  # noqa: E402
+from figures import PICTURES, font, slim  # noqa: E402
 
 Link = list[Any]
 Frames = list[Image.Image]
@@ -122,6 +125,11 @@ class Scene:
         results = server.queue(self.prompt)["outputs"]
         shown = (name for name, node in self.prompt.items() if node["class_type"] == "PreviewImage")
         return {name: [_open(server.download(file)) for file in results[name]["images"]] for name in shown}
+
+
+def start(comfyui: Path) -> Server:
+    """Of a ComfyUI, with this Python, which is its own."""
+    return Server(Host(comfyui.resolve(), Path(sys.executable), is_ours=False))
 
 
 def _open(data: bytes) -> Image.Image:
