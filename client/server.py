@@ -175,7 +175,7 @@ class RunningServer:
                 # The prompt's id names the client, too: whoever waits for it later gets its messages.
                 url, patience = self._at(f"/ws?clientId={prompt_id}"), aiohttp.ClientWSTimeout(ws_close=1.0)
                 return session, await session.ws_connect(url, timeout=patience, max_msg_size=_LARGEST_MESSAGE)
-            except BaseException:
+            except BaseException:  # Ctrl-C cancels this, too
                 await session.close()
                 raise
 

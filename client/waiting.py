@@ -23,6 +23,6 @@ class Waiting:
             while not wait([future], 1.0).done:  # a wait without an end would not see Ctrl-C on Windows
                 pass
             return future.result()
-        except BaseException:
+        except BaseException:  # Ctrl-C, too: nothing may go on that nobody waits for
             future.cancel()
             raise
