@@ -2,7 +2,7 @@
 
     python demo/training/evaluate.py --comfyui PATH --part image [--count 200] [--cfg 3 5] [--sheet FILE]
 
-The newest weights: of the training on this machine, else the repository's.
+It takes the newest weights: those of the training on this machine, else the repository's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
     parser.add_argument("--part", choices=("image", "transformer"), default="image")
     parser.add_argument("--count", type=int, default=200, help="pictures, or clips")
-    parser.add_argument("--pairs", type=int, default=50, help="pictures of two things, beside")
+    parser.add_argument("--pairs", type=int, default=50, help="pictures of two things, measured separately")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--cfg", type=float, nargs="+", default=[3.0, 5.0])

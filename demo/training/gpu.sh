@@ -1,10 +1,10 @@
 #!/bin/sh
-# Goes on with a training on a machine with a GPU, and copies weights and curve to a folder, at most 16 MiB a file:
+# Continues a training on a machine with a GPU, and copies weights (at most 12 MB a file) and curve to a folder:
 #
 #   sh demo/training/gpu.sh COMFYUI FOLDER PART [SECONDS [FALL [BATCH]]]
 #
-# PART: image, transformer or decoder. The rate falls to zero over the last FALL seconds; 0 keeps it, to go on later.
-# COMFYUI needs no more than its folder comfy, with torch, transformers, einops, safetensors and comfy_kitchen.
+# PART: image, transformer or decoder. The rate falls to zero over the last FALL seconds; 0 keeps it, to continue later.
+# Of COMFYUI only the folder comfy is needed, with torch, transformers, einops, safetensors and comfy_kitchen.
 set -eu
 comfyui=$1 folder=$2 part=$3 seconds=${4:-500} fall=${5:-150} batch=${6:-256}
 here=$(dirname "$0")

@@ -2,7 +2,7 @@
 
     python demo/training/run.py --comfyui PATH --part image
 
-Parts, in order: tokenizer, text, decoder, image, transformer, video, flux. How far each is: README.md here.
+Parts, in order: tokenizer, text, decoder, image, transformer, video, flux. README.md says how far each has come.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, help="pictures, or frames, a step; the part's own by default")
+    parser.add_argument("--batch", type=int, help="pictures, crops or clips a step; the part's own by default")
     parser.add_argument("--rate", type=float, help="learning rate; the part's own by default")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop, and save, after so many")
-    parser.add_argument("--fall", type=float, default=0, help="the rate falls to zero over the last so many of them")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="save and stop after this many")
+    parser.add_argument("--fall", type=float, default=0, help="the rate falls to zero over the last seconds, this many")
     parser.add_argument("--plan", type=int, nargs=2, help="seen when the rate starts to fall, and when it is zero")
     parser.add_argument("--text-steps", type=int, default=400)
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
 """What a training leaves behind: a checkpoint to go on from, fp16 weights, its curve.
 
-Checkpoints live outside the repository, for they are large; the weights that a later session needs are in it.
+Checkpoints are large and live outside the repository; weights for a new machine to go on from are in it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor
 
 STATE = Path(os.environ.get("COHERENCE_TRAINING", Path.home() / ".cache" / "comfyui-coherence" / "training"))
 FOLDER = Path(__file__).resolve().parent
-WEIGHTS = FOLDER / "weights"  # fp16, of trainings that are still going on: what a new machine goes on from
+WEIGHTS = FOLDER / "weights"  # fp16, of trainings that are not finished
 
 
 class Training:
     """A module, its optimizer and the moving average of its weights, saved and resumed as one.
 
-    It goes on from its checkpoint, or, on a new machine, from the weights in the repository with a fresh optimizer:
-    then ``fresh`` counts the steps since. ``seen``: pictures or clips.
+    It goes on from its checkpoint or, on a new machine, from the weights in the repository with a new optimizer.
+    ``fresh``: steps of this optimizer; ``seen``: pictures or clips.
     """
 
     def __init__(self, part: str, module: torch.nn.Module, optimizer: torch.optim.Optimizer, decay: float) -> None:
@@ -80,7 +80,7 @@ class Training:
 
 
 def write_weights(weights: Mapping[str, Tensor], file: Path) -> None:
-    """fp16."""
+    """In fp16."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     save_file({name: tensor.half().contiguous().cpu() for name, tensor in weights.items()}, partial)
@@ -92,6 +92,6 @@ def write_curve(curve: list[dict[str, float]], file: Path) -> None:
 
 
 def trained_weights(part: str) -> dict[str, Tensor]:
-    """The newest: of the training on this machine, else the repository's."""
+    """The newest ones: those of the training on this machine, else the repository's."""
     newest = STATE / f"{part}.safetensors"
     return load_file(newest if newest.is_file() else WEIGHTS / f"{part}.safetensors")

@@ -1,4 +1,4 @@
-"""Samples clips from the world's video transformer and measures all that it is asked to reach."""
+"""Samples clips from the world's video transformer and measures them against its gates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples pictures from a model of the world and measures all that it is asked to reach."""
+"""Samples pictures from a model of the world and measures them against its gates."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The world's latents: SD1.5's format, 8×8 pixels to four numbers, by an encoder that is linear and set by hand.
 
-The first three are a block's red, green and blue, each averaged mostly over another part of it, so that an outline is
-seen from three points, not thrice from the same; the fourth is how much brighter the left half is than the right. In
-a flat area they are its colour.
+The first three are a block's red, green and blue. Each is averaged mostly over a different part of the block, so that
+an outline is seen from three points instead of one; in a flat area they are its colour. The fourth is how much brighter
+the left half is than the right.
 """
 
 from __future__ import annotations
