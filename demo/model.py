@@ -6,8 +6,9 @@ schedule and latent format, ``input``/``middle``/``output`` blocks with ``attn1`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import comfy.latent_formats
 import comfy.model_base
@@ -66,9 +67,11 @@ class DemoConfig(comfy.supported_models.SD15):
 class DemoTokenizer(comfy.sd1_clip.SDTokenizer):
     """CLIP's byte-level tokenizer with merges for the words of the captions; other words fall into bytes."""
 
+    folder = FOLDER / "tokenizer"
+
     def __init__(self, embedding_directory=None, tokenizer_data=None):
         super().__init__(
-            tokenizer_path=str(FOLDER / "tokenizer"),
+            tokenizer_path=str(self.folder),
             max_length=MAX_TOKENS,
             embedding_directory=embedding_directory,
             embedding_size=CONTEXT_WIDTH,
@@ -90,8 +93,10 @@ class SmallVocabulary(CLIPTextModel):
 
 
 class DemoTextEncoder(comfy.sd1_clip.SDClipModel):
+    tokenizer: type[DemoTokenizer] = DemoTokenizer
+
     def __init__(self, device="cpu", dtype=None, model_options=None):
-        tokens = DemoTokenizer()
+        tokens = self.tokenizer()
         super().__init__(
             device=device,
             dtype=dtype,
@@ -119,10 +124,14 @@ class DemoClip(comfy.sd1_clip.SD1ClipModel):
 
 
 def unet_module(
-    dtype: torch.dtype, device: torch.device | str, operations=None, computed_in: torch.dtype | None = None
+    dtype: torch.dtype,
+    device: torch.device | str,
+    operations=None,
+    computed_in: torch.dtype | None = None,
+    unet_config: Mapping[str, Any] = UNET_CONFIG,
 ) -> comfy.model_base.BaseModel:
     """ComfyUI's BaseModel around its UNet, with weights still to be loaded. ``computed_in``: where not ``dtype``."""
-    config = DemoConfig({**UNET_CONFIG, "dtype": dtype})
+    config = DemoConfig({**unet_config, "dtype": dtype})
     config.manual_cast_dtype = computed_in
     config.custom_operations = operations
     return comfy.model_base.BaseModel(config, device=device)
@@ -130,16 +139,27 @@ def unet_module(
 
 def load_model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """``disable_dynamic``: asked for by ComfyUI where it wants weights of a clone's own; these are never dynamic."""
-    weights = _read(UNET_FILE)
-    management = comfy.model_management
-    device = management.get_torch_device()
-    offload = management.unet_offload_device()
-    dtype = management.unet_dtype(model_params=comfy.utils.calculate_parameters(weights))
-    model = unet_module(dtype, offload, computed_in=management.unet_manual_cast(dtype, device))
-    model.diffusion_model.load_state_dict(weights)
-    patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+    patcher = load_unet(_read(UNET_FILE))
     patcher.cached_patcher_init = (load_model, ())
     return patcher
+
+
+def load_unet(
+    weights: dict[str, torch.Tensor], unet_config: Mapping[str, Any] = UNET_CONFIG
+) -> comfy.model_patcher.ModelPatcher:
+    management = comfy.model_management
+    dtype = management.unet_dtype(model_params=comfy.utils.calculate_parameters(weights))
+    computed_in = management.unet_manual_cast(dtype, management.get_torch_device())
+    offload = management.unet_offload_device()
+    return patcher_of(unet_module(dtype, offload, computed_in=computed_in, unet_config=unet_config), weights)
+
+
+def patcher_of(model: comfy.model_base.BaseModel, weights: dict[str, torch.Tensor]) -> comfy.model_patcher.ModelPatcher:
+    """``model`` with ``weights``, as ComfyUI's nodes take it."""
+    model.diffusion_model.load_state_dict(weights)
+    management = comfy.model_management
+    devices = {"load_device": management.get_torch_device(), "offload_device": management.unet_offload_device()}
+    return comfy.model_patcher.ModelPatcher(model, **devices)
 
 
 def load_video_model() -> comfy.model_patcher.ModelPatcher:
@@ -150,12 +170,15 @@ def load_video_model() -> comfy.model_patcher.ModelPatcher:
 
 def load_clip(file: Path | None = None) -> comfy.sd.CLIP:
     """``file``: the video model has a text encoder of its own, VIDEO_TEXT_ENCODER_FILE."""
-    target = comfy.supported_models_base.ClipTarget(DemoSD1Tokenizer, DemoClip)
-    weights = _read(file or TEXT_ENCODER_FILE)
+    return clip_of(_read(file or TEXT_ENCODER_FILE), DemoSD1Tokenizer, DemoClip)
+
+
+def clip_of(weights: dict[str, torch.Tensor], tokenizer: type, model: type) -> comfy.sd.CLIP:
+    """``weights``: the text encoder's; ``tokenizer``, ``model``: classes that ComfyUI instantiates."""
     return comfy.sd.CLIP(
-        target,
+        comfy.supported_models_base.ClipTarget(tokenizer, model),
         parameters=comfy.utils.calculate_parameters(weights),
-        state_dict=_with_prefix(weights, "clip_l."),
+        state_dict={f"clip_l.{name}": tensor for name, tensor in weights.items()},
     )
 
 
@@ -174,7 +197,3 @@ def _require(file: Path) -> None:
 def _read(file: Path) -> dict[str, torch.Tensor]:
     _require(file)
     return comfy.utils.load_torch_file(str(file), safe_load=True)
-
-
-def _with_prefix(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {prefix + name: tensor for name, tensor in weights.items()}

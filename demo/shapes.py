@@ -47,9 +47,14 @@ class Scene:
 
     @property
     def position(self) -> str:
-        if (self.row, self.column) == ("middle", "centre"):
-            return "centre"
-        return " ".join(word for word in (self.row, self.column) if word not in ("middle", "centre"))
+        return position(self.row, self.column)
+
+
+def position(row: str, column: str) -> str:
+    """``top left``, ``top``, ``centre``: as captions say it."""
+    if (row, column) == ("middle", "centre"):
+        return "centre"
+    return " ".join(word for word in (row, column) if word not in ("middle", "centre"))
 
 
 def random_scene(rng: random.Random) -> Scene:

@@ -36,6 +36,12 @@ def shifted(u: Tensor, shift: float) -> Tensor:
     return shift * u / (1 + (shift - 1) * u)
 
 
+def parted(each: Tensor, fine: Tensor) -> dict[str, float]:
+    """Means of the losses (B,): of all, and of those at low noise, ``fine`` (B,), and at high, where there are any."""
+    parts = {"loss": each, "fine": each[fine], "coarse": each[~fine]}
+    return {name: losses.mean().item() for name, losses in parts.items() if len(losses)}
+
+
 def attention(_, q: Tensor, k: Tensor, v: Tensor, heads: int, *__, **___) -> Tensor:
     """torch's own, whose backward pass is fast on CPU and GPU."""
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
@@ -48,15 +54,15 @@ def painters(device: torch.device) -> int:
 
 
 def batches(data: Dataset, first: int, workers: int) -> DataLoader:
-    """Those of all steps from ``first`` on."""
+    """The batches of all steps from ``first`` on."""
     torch.multiprocessing.set_sharing_strategy("file_system")
     return DataLoader(data, batch_size=None, sampler=range(first, 10**9), num_workers=workers)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Rises over ``warm_up`` steps, also of a fresh optimizer that goes on, stays, and falls to zero between the two
-    numbers seen of ``plan``. So it can be stopped anywhere before."""
+    """A rate that rises over ``warm_up`` steps of a new optimizer, stays, and falls to zero between the two counts of
+    ``plan``, of pictures or clips seen. So a training can be stopped anywhere before the fall."""
 
     peak: float
     warm_up: int
@@ -64,8 +70,8 @@ class Schedule:
 
 
 class Clock:
-    """The learning rate, and when to log, to save and to stop: on a signal, after ``--seconds``, or where the schedule
-    ends. ``beside``: trainings that are saved with it."""
+    """The learning rate, and when to log, save and stop: on a signal, after ``--seconds``, or where the schedule ends.
+    ``beside``: trainings that are saved with this one."""
 
     def __init__(
         self, training: Training, schedule: Schedule, arguments: argparse.Namespace, *beside: Training
@@ -84,7 +90,7 @@ class Clock:
 
     @property
     def rate(self) -> float:
-        """Of the step to come. ``--fall`` ends it by time, where a machine is lent for minutes."""
+        """Of the next step. With ``--fall`` it falls by time, for machines that are lent for minutes."""
         schedule, training = self._schedule, self._training
         fall, end = schedule.plan
         left = (end - training.seen) / max(end - fall, 1)
@@ -93,7 +99,7 @@ class Clock:
         return schedule.peak * min(1.0, max(0.0, left)) * min(1.0, (training.fresh + 1) / schedule.warm_up)
 
     def tick(self, **losses: float) -> bool:
-        """After every step, with its losses, which are smoothed; False when it was the last one."""
+        """To be called after every step with its losses, which are smoothed; False after the last one."""
         for name, loss in losses.items():
             self._losses[name] = loss + 0.98 * (self._losses.get(name, loss) - loss)
         now, training = time.monotonic(), self._training

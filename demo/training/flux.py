@@ -4,55 +4,44 @@ from __future__ import annotations
 
 import argparse
 
-import comfy.model_management
 import comfy.ops
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..world.picture_transformer import PictureTransformerConfig, picture_transformer_module
-from .diffusion import Clock, Schedule, attention, batches, half_precision, painters, shifted, stratified
+from .diffusion import Schedule, attention
 from .first.text import encode, prepare_norms
-from .optimizer import Muon
-from .pictures import OUTLINE_WEIGHT, Pictures
-from .state import Training
+from .flow import train_flow
+from .pictures import Batch, Pictures
 from .text import trained_encoder
 
 SCHEDULE = Schedule(peak=2e-3, warm_up=20, plan=(3_000_000, 4_000_000))  # pictures
-BATCH, AVERAGE = 32, 0.999
+BATCH = 32
 ENDS = r"^(img_in|txt_in|time_in|vector_in|final_layer)\.|(mod|modulation)\.lin\."  # no matrices of equal steps
 
 
 def train_flux(arguments: argparse.Namespace) -> None:
-    """The velocity's squared error, at noise levels spread as the sampler's: uniform, then shifted."""
-    comfy.model_management.in_training = True  # else rotary embeddings have no backward pass
+    """On the picture model's pictures, with captions encoded by a frozen text encoder."""
     torch.manual_seed(arguments.seed)
-    device, count = torch.device(arguments.device), arguments.batch or BATCH
+    device = torch.device(arguments.device)
     transformer = picture_transformer_module(torch.float32, device, comfy.ops.disable_weight_init).diffusion_model
     _initialise(transformer)
-    transformer.requires_grad_(True)
-    training = Training("world_flux", transformer, Muon(transformer.named_parameters(), ENDS), AVERAGE)
-    encoder, shift = trained_encoder(arguments.device), PictureTransformerConfig.sampling_settings["shift"]
-    end_token, clock = encoder.special_tokens["end"], Clock(training, SCHEDULE, arguments)
-    for batch in batches(Pictures(count, arguments.seed), training.step, painters(device)):
-        batch, generator = batch.to(device), torch.Generator().manual_seed(arguments.seed * 1_000_003 + training.step)
-        sigma = shifted(stratified(count, generator), shift).to(device)
-        noise = torch.randn(batch.latents.shape, generator=generator).to(device)
-        level, context = sigma.reshape(-1, 1, 1, 1), encode(encoder, batch.tokens)
-        ends = (batch.tokens == end_token).int().argmax(1)
-        with half_precision(device):
-            predicted = transformer(
-                torch.lerp(batch.latents, noise, level),
-                sigma,
-                context=context,
-                y=context[torch.arange(count, device=device), ends],
-                transformer_options={"optimized_attention_override": _attention},
-            )
-        squared = (predicted.float() - (noise - batch.latents)).square().mean(1, keepdim=True)
-        each = (squared * (1 + OUTLINE_WEIGHT * (1 - level) ** 2 * batch.outlines)).mean((1, 2, 3))
-        loss, fine = each.mean(), sigma < 0.5
-        training.descend(loss, clock.rate, seen=count)
-        if not clock.tick(loss=loss.item(), fine=each[fine].mean().item(), coarse=each[~fine].mean().item()):
-            break
+    encoder = trained_encoder(arguments.device)
+
+    def velocity(noised: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
+        context = encode(encoder, batch.tokens)
+        ends = (batch.tokens == encoder.special_tokens["end"]).int().argmax(1)
+        return transformer(
+            noised,
+            sigma,
+            context=context,
+            y=context[torch.arange(len(ends), device=device), ends],
+            transformer_options={"optimized_attention_override": _attention},
+        )
+
+    pictures = Pictures(arguments.batch or BATCH, arguments.seed)
+    how = {"schedule": SCHEDULE, "ends": ENDS, "shift": PictureTransformerConfig.sampling_settings["shift"]}
+    train_flow("world_flux", transformer, velocity, pictures, arguments, **how)
 
 
 def _attention(inner, q, k, v, heads, *arguments, skip_reshape=False, **options):

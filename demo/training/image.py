@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..world.model import unet_module
-from .diffusion import Clock, Schedule, attention, batches, half_precision, painters, stratified
+from .diffusion import Clock, Schedule, attention, batches, half_precision, painters, parted, stratified
 from .first.text import encode
-from .first.unet import _initialise, alphas_cumprod
+from .first.unet import alphas_cumprod, initialise
 from .optimizer import Muon
 from .pictures import OUTLINE_WEIGHT, Pictures
 from .state import Training
@@ -33,11 +33,11 @@ def sample_timesteps(count: int, generator: torch.Generator) -> Tensor:
 
 
 def train_image(arguments: argparse.Namespace) -> None:
-    """With v's loss up to σ = 7, and captions that were read by a frozen text encoder."""
+    """With the loss of v up to σ = 7, and captions encoded by a frozen text encoder."""
     torch.manual_seed(arguments.seed)
     device, count = torch.device(arguments.device), arguments.batch or BATCH
     unet = unet_module(torch.float32, device, comfy.ops.disable_weight_init).diffusion_model
-    _initialise(unet)
+    initialise(unet)
     unet.requires_grad_(True)
     unet.train()
     optimizer = Muon(unet.named_parameters(), ENDS)
@@ -58,15 +58,13 @@ def train_image(arguments: argparse.Namespace) -> None:
                 transformer_options={"optimized_attention_override": attention},
             )
         each = losses(predicted.float(), noise, signal, batch.outlines)
-        loss = each.mean()
-        training.descend(loss, clock.rate, seen=count)
-        fine = timesteps < LEVELS[2][1]
-        if not clock.tick(loss=loss.item(), fine=each[fine].mean().item(), coarse=each[~fine].mean().item()):
+        training.descend(each.mean(), clock.rate, seen=count)
+        if not clock.tick(**parted(each.detach(), timesteps < LEVELS[2][1])):
             break
 
 
 def losses(predicted: Tensor, noise: Tensor, signal: Tensor, outlined: Tensor) -> Tensor:
-    """(B,): ε's squared error · (1 + σ²), at most 50, with more weight of ``outlined`` cells where noise is low."""
+    """(B,): ε's squared error · (1 + σ²), at most 50, with more weight on ``outlined`` cells where noise is low."""
     emphasis = 1 + OUTLINE_WEIGHT * signal * outlined  # 1 / (1 + σ²) is the signal
     squared = (predicted - noise).square().mean(1, keepdim=True)
     return (squared * emphasis).mean((1, 2, 3)) * (1 / signal.flatten()).clamp(max=50.0)

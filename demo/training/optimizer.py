@@ -40,7 +40,9 @@ class Muon(torch.optim.Optimizer):
 
     def _matrix(self, parameter: Tensor, gradient: Tensor, rate: float, decay: float) -> None:
         state = self.state[parameter]
-        momentum = state.setdefault("momentum", torch.zeros_like(gradient))
+        if not state:
+            state["momentum"] = torch.zeros_like(gradient)
+        momentum = state["momentum"]
         momentum.lerp_(gradient, 0.05)
         direction = orthogonal(gradient.lerp(momentum, 0.95).flatten(1))
         scale = 0.2 * max(direction.shape) ** 0.5  # elements then are as large as in AdamW's steps

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +14,10 @@ from torch.utils.data import Dataset
 
 from ..world.captions import caption
 from ..world.latents import BLOCK, encode
+from ..world.model import WorldTokenizer
 from ..world.painting import paint
 from ..world.scenes import random_scene
-from .text import Captions
+from .first.text import Captions
 
 UNSAID, PARTIAL = 0.1, 0.3  # shares of captions that are dropped, and that leave attributes out
 OUTLINE_WEIGHT = 2.0  # more, of cells that an outline crosses, where noise does not hide it
@@ -23,7 +26,8 @@ OUTLINE = 0.15  # least difference in colour, within a block, that is no gradien
 
 @dataclass(frozen=True)
 class Batch:
-    """``latents`` (B, 4, 16, 16), ``outlines`` (B, 1, 16, 16) in {0, 1}, ``tokens`` (B, 32)."""
+    """``latents`` (B, 4, 16, 16), or as the model has them; ``outlines`` in {0, 1}, (B, 1, 16, 16) or of the latents'
+    shape; ``tokens`` (B, 32)."""
 
     latents: Tensor
     outlines: Tensor
@@ -33,18 +37,30 @@ class Batch:
         return Batch(*(each.to(device) for each in (self.latents, self.outlines, self.tokens)))
 
 
-class Pictures(Dataset):
+class Drawn(Dataset):
     """The batch of every step, always the same one for the same ``seed``."""
 
     def __init__(self, count: int, seed: int) -> None:
-        self._count, self._seed, self._tokenize = count, seed, Captions()
+        self.count, self._seed, self._tokenize = count, seed, Captions(WorldTokenizer)
 
-    def __getitem__(self, step: int) -> Batch:
-        rng = random.Random(self._seed * 1_000_003 + step)
-        scenes = [random_scene(rng) for _ in range(self._count)]
-        texts = ["" if rng.random() < UNSAID else caption(scene, rng, PARTIAL) for scene in scenes]
+    def __getitem__(self, step: int) -> Any:
+        return self.draw(random.Random(self._seed * 1_000_003 + step))
+
+    def draw(self, rng: random.Random) -> Any:
+        """``count`` pictures or clips."""
+        raise NotImplementedError
+
+    def tokens(self, caption: Callable[[Any, random.Random, float], str], scenes: list, rng: random.Random) -> Tensor:
+        """Of their captions."""
+        return self._tokenize(["" if rng.random() < UNSAID else caption(each, rng, PARTIAL) for each in scenes])
+
+
+class Pictures(Drawn):
+    def draw(self, rng: random.Random) -> Batch:
+        scenes = [random_scene(rng) for _ in range(self.count)]
+        tokens = self.tokens(caption, scenes, rng)
         pictures = paint(scenes, rng)
-        return Batch(encode(pictures), outlines(pictures), self._tokenize(texts))
+        return Batch(encode(pictures), outlines(pictures), tokens)
 
 
 def outlines(pictures: Tensor) -> Tensor:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import re
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from ..world import captions
-from ..world.captions import describe
-from ..world.model import FOLDER, WorldTextEncoder, WorldTokenizer
+from ..world.captions import caption, describe
+from ..world.model import WorldTextEncoder, WorldTokenizer
 from ..world.motion import MOTIONS
 from ..world.scenes import COLOURS, COLUMNS, PATTERNS, RADII, RELATIONS, ROWS, random_scene
 from ..world.things import THINGS
-from .first.text import encode, prepare_norms
+from .first.text import Captions, encode, initialise, learn_byte_pairs
 from .optimizer import Muon
 from .state import WEIGHTS, trained_weights, write_curve, write_weights
 
@@ -46,52 +43,10 @@ _CLASSES: dict[str, tuple[str, ...]] = {
 
 
 def train_tokenizer(_: argparse.Namespace) -> None:
-    """Byte pairs learned from the captions, in CLIP's file format."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
+    """Byte pairs learned from the captions."""
     rng = random.Random(0)
-    texts = [captions.caption(random_scene(rng), rng) for _ in range(20_000)]
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-    )
-    tokenizer.train_from_iterator(texts + [_MORE_WORDS] * 1000, trainer)
-    merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges), start, end]
-    folder = FOLDER / "tokenizer"
-    folder.mkdir(exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(dict.fromkeys(tokens))}))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), "utf-8")
-    special = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": end}
-    config = {"tokenizer_class": "CLIPTokenizer", "do_lower_case": True, "model_max_length": 32, **special}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1) + "\n")
-
-
-class Captions:
-    """Captions → token ids (B, 32). Byte pairs never cross words, so a caption is its words' tokens in a row."""
-
-    def __init__(self) -> None:
-        self._tokenizer = WorldTokenizer()
-        self._words: dict[str, list[int]] = {}
-
-    def __call__(self, texts: list[str]) -> Tensor:
-        tokens = torch.full((len(texts), self._tokenizer.max_length), self._tokenizer.end_token)
-        tokens[:, 0] = self._tokenizer.start_token
-        for row, text in zip(tokens, texts, strict=True):
-            ids = [token for word in re.findall(r"\w+|,", text) for token in self._word(word)]
-            row[1 : len(ids) + 1] = torch.tensor(ids)
-        return tokens
-
-    def _word(self, word: str) -> list[int]:
-        if word not in self._words:
-            (chunk,) = self._tokenizer.tokenize_with_weights(word)
-            ids = [token for token, _ in chunk[1:]]
-            self._words[word] = ids[: ids.index(self._tokenizer.end_token)]
-        return self._words[word]
+    texts = [caption(random_scene(rng), rng) for _ in range(20_000)]
+    learn_byte_pairs(texts + [_MORE_WORDS] * 1000, WorldTokenizer.folder)
 
 
 def trained_encoder(device: str) -> WorldTextEncoder:
@@ -104,14 +59,14 @@ def train_text(arguments: argparse.Namespace) -> None:
     """What a caption says must be linearly readable at the end token and at a padding token after it."""
     torch.manual_seed(arguments.seed)
     encoder = WorldTextEncoder(device=arguments.device, dtype=torch.float32)
-    _initialise(encoder)
+    initialise(encoder)
     encoder.requires_grad_(True)
     width = encoder.transformer.text_model.final_layer_norm.weight.shape[0]
     heads = torch.nn.ModuleDict({name: torch.nn.Linear(width, len(values)) for name, values in _CLASSES.items()})
     heads.to(arguments.device)
     named = [*encoder.named_parameters(), *heads.named_parameters("heads")]
     optimizer = Muon(named, ends=r"^heads|embedding")
-    steps, rng, tokenize, curve = arguments.text_steps, random.Random(arguments.seed), Captions(), []
+    steps, rng, tokenize, curve = arguments.text_steps, random.Random(arguments.seed), Captions(WorldTokenizer), []
     for step in range(steps):
         texts, said = zip(*(_described(rng) for _ in range(64)), strict=True)
         tokens = tokenize(list(texts))
@@ -146,14 +101,3 @@ def _described(rng: random.Random) -> tuple[str, dict[str, str]]:
         return text, said
     motion = rng.choice(MOTIONS)
     return f"{text}, {motion}", said | {"motion": motion}
-
-
-def _initialise(encoder: torch.nn.Module) -> None:
-    for module in encoder.modules():
-        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
-            torch.nn.init.normal_(module.weight, std=0.05)
-        if isinstance(bias := getattr(module, "bias", None), torch.nn.Parameter):
-            torch.nn.init.zeros_(bias)
-        if isinstance(module, torch.nn.LayerNorm):
-            torch.nn.init.ones_(module.weight)
-    prepare_norms(encoder)

@@ -11,7 +11,6 @@ import random
 
 import comfy.ops
 import torch
-from torch.utils.data import Dataset
 
 from ..world.latents import encode as latents_of
 from ..world.model import WorldTextEncoder, unet_module
@@ -22,9 +21,8 @@ from .first.unet import alphas_cumprod
 from .first.video import TemporalLayers
 from .image import losses, sample_timesteps
 from .optimizer import Muon
-from .pictures import PARTIAL, UNSAID, Batch, outlines
+from .pictures import Batch, Drawn, outlines
 from .state import Training, trained_weights
-from .text import Captions
 
 SCHEDULE = Schedule(peak=2e-3, warm_up=20, plan=(200_000, 300_000))  # clips
 BATCH, AVERAGE = 4, 0.998
@@ -32,20 +30,16 @@ FRAMES = 16
 STRIDES = (1, 2, 4)  # of the frames that a step shows
 
 
-class Clips(Dataset):
-    """Every step's frames, clip after clip, and which they are; always the same for the same ``seed``."""
+class Clips(Drawn):
+    """Every step's frames, clip after clip, and which they are."""
 
-    def __init__(self, count: int, seed: int) -> None:
-        self._count, self._seed, self._tokenize = count, seed, Captions()
-
-    def __getitem__(self, step: int) -> tuple[Batch, list[int]]:
-        rng = random.Random(self._seed * 1_000_003 + step)
+    def draw(self, rng: random.Random) -> tuple[Batch, list[int]]:
         stride = rng.choice(STRIDES)
         frames = list(range(rng.randrange(stride), FRAMES, stride))
-        clips = [random_moving_scene(rng) for _ in range(self._count)]
-        texts = ["" if rng.random() < UNSAID else moving_caption(clip, rng, PARTIAL) for clip in clips]
+        clips = [random_moving_scene(rng) for _ in range(self.count)]
+        tokens = self.tokens(moving_caption, clips, rng)
         pictures = paint_clips(clips, FRAMES, rng)[:, frames].flatten(0, 1)
-        return Batch(latents_of(pictures), outlines(pictures), self._tokenize(texts)), frames
+        return Batch(latents_of(pictures), outlines(pictures), tokens), frames
 
 
 def train_video(arguments: argparse.Namespace) -> None:

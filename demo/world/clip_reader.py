@@ -13,9 +13,9 @@ from torch import Tensor
 
 from .form import Form, form
 from .motion import GROWTH, MOTIONS, MOVES, ROUND, TRAVEL, TURN
-from .reader import Found, read
+from .reader import Found, moments, read
 from .scenes import Surface
-from .things import REACH, SIZE, THINGS, look_up
+from .things import REACH, SIZE, THINGS, look_up, turned
 
 LEAST = 1 / 3  # of what a caption's motion changes: less is standing still
 GRID = 48  # cells of the window in which orientations are compared
@@ -57,7 +57,7 @@ def read_clip(frames: Tensor) -> ClipReading | None:
     kind = max(tried, key=lambda name: tried[name][1])
     angles = tried[kind][0]
     time = torch.tensor(shown) / (len(frames) - 1)
-    centre, mass = zip(*(_moments(each.cover) for each in found), strict=True)
+    centre, mass = zip(*(moments(each.cover) for each in found), strict=True)
     travelled = [_over_the_clip(time, torch.tensor(axis)) for axis in zip(*centre, strict=True)]
     growth = math.exp(_over_the_clip(time, torch.tensor(mass).log()) / 2)
     turn = _over_the_clip(time, angles) if kind not in ROUND else 0.0
@@ -74,11 +74,6 @@ def read_clip(frames: Tensor) -> ClipReading | None:
 
 def _most(surfaces: list[Surface]) -> Surface:
     return collections.Counter(surfaces).most_common(1)[0][0]
-
-
-def _moments(cover: Tensor) -> tuple[tuple[float, float], float]:
-    grid, mass = torch.arange(SIZE) + 0.5, cover.sum()
-    return ((cover.sum(0) @ grid / mass).item(), (cover.sum(1) @ grid / mass).item()), mass.item()
 
 
 def _over_the_clip(time: Tensor, values: Tensor) -> float:
@@ -101,7 +96,7 @@ def _angles(covers: list[Tensor], kind: str) -> tuple[Tensor, float]:
 
 def _alike(cover: Tensor, kind: str, angles: Tensor) -> Tensor:
     """Intersection over union (A,) of ``cover`` and ``kind`` at ``angles``, of the same centroid and area."""
-    (x, y), mass = _moments(cover)
+    (x, y), mass = moments(cover)
     line = torch.linspace(-1, 1, GRID) * 1.2
     window = torch.stack(torch.broadcast_tensors(line, line[:, None]), dim=-1)
     scale = math.sqrt(mass)
@@ -113,8 +108,7 @@ def _alike(cover: Tensor, kind: str, angles: Tensor) -> Tensor:
     flat = torch.stack(torch.broadcast_tensors(flat, flat[:, None]), dim=-1)
     inside = (look_up(index, flat[None])[0] > 0).float()
     area, centroid = inside.mean() * (2 * REACH) ** 2, (inside[..., None] * flat).sum((0, 1)) / inside.sum()
-    u, v = (window * area.sqrt()).unbind(-1)
-    cos, sin = angles.cos()[:, None, None], angles.sin()[:, None, None]
-    points = torch.stack([cos * u + sin * v, cos * v - sin * u], dim=-1) + centroid
+    side = line * area.sqrt()
+    points = turned(side, side[:, None], angles) + centroid
     ideal = (look_up(index.expand(len(angles)), points) * scale / area.sqrt() + 0.5).clamp(0, 1)
     return torch.minimum(ideal, shown).sum((1, 2)) / torch.maximum(ideal, shown).sum((1, 2))

@@ -11,7 +11,7 @@ from torch import Tensor
 from .painting import weights
 from .reader import Found, Reading
 from .scenes import PATTERNS
-from .things import SIZE, THINGS, coverage, distance, look_up
+from .things import SIZE, THINGS, coverage, distance, look_up, turned
 
 NEAR = 6.0  # pixels: what is farther from the ideal outline is a speck, not an outline
 BLUR = 3.0  # pixels at edges that may be of any colour
@@ -74,8 +74,7 @@ def _distances(kinds: Tensor, points: Tensor, poses: Tensor) -> Tensor:
     """Signed, in pixels (P, N), of ``points`` (N, 2) from the outline in each of ``poses`` (P, 4)."""
     x, y, radius, angle = poses.T[:, :, None]
     u, v = (points[:, 0] - x) / radius, (points[:, 1] - y) / radius
-    turned = torch.stack([angle.cos() * u + angle.sin() * v, angle.cos() * v - angle.sin() * u], dim=-1)
-    return look_up(kinds, turned[:, None])[:, 0] * radius
+    return look_up(kinds, turned(u[:, None], v[:, None], angle[:, 0]))[:, 0] * radius
 
 
 def largest_speck(picture: Tensor, reading: Reading, forms: list[Form]) -> int:

@@ -10,17 +10,15 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.sd1_clip
-import comfy.supported_models_base
-import comfy.utils
 import torch
 from comfy.taesd.taesd import TAESD
 
-from ..model import CONTEXT_WIDTH, MAX_TOKENS, UNET_CONFIG, DemoConfig, SmallVocabulary
+from .. import model
+from ..model import UNET_CONFIG, DemoTextEncoder, DemoTokenizer, clip_of, load_unet, patcher_of
 from .latents import set_encoder
 from .transformer import transformer_module
 
 FOLDER = Path(__file__).parent
-TEXT_LAYERS = 2
 WORLD_UNET_CONFIG: dict[str, Any] = {
     **UNET_CONFIG,
     "num_res_blocks": [2, 2],
@@ -29,17 +27,10 @@ WORLD_UNET_CONFIG: dict[str, Any] = {
 }
 
 
-class WorldTokenizer(comfy.sd1_clip.SDTokenizer):
-    """CLIP's byte-level tokenizer with merges for the words of the world's captions; other words fall into bytes."""
+class WorldTokenizer(DemoTokenizer):
+    """With merges for the words of the world's captions."""
 
-    def __init__(self, embedding_directory=None, tokenizer_data=None):
-        super().__init__(
-            tokenizer_path=str(FOLDER / "tokenizer"),
-            max_length=MAX_TOKENS,
-            embedding_directory=embedding_directory,
-            embedding_size=CONTEXT_WIDTH,
-            tokenizer_data=tokenizer_data or {},
-        )
+    folder = FOLDER / "tokenizer"
 
 
 class WorldSD1Tokenizer(comfy.sd1_clip.SD1Tokenizer):
@@ -47,28 +38,8 @@ class WorldSD1Tokenizer(comfy.sd1_clip.SD1Tokenizer):
         super().__init__(embedding_directory, tokenizer_data or {}, tokenizer=WorldTokenizer)
 
 
-class WorldTextEncoder(comfy.sd1_clip.SDClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options=None):
-        tokens = WorldTokenizer()
-        super().__init__(
-            device=device,
-            dtype=dtype,
-            max_length=MAX_TOKENS,
-            model_class=SmallVocabulary,
-            return_projected_pooled=False,
-            special_tokens={"start": tokens.start_token, "end": tokens.end_token, "pad": tokens.pad_token},
-            textmodel_json_config={
-                "num_hidden_layers": TEXT_LAYERS,
-                "hidden_size": CONTEXT_WIDTH,
-                "num_attention_heads": 4,
-                "intermediate_size": 4 * CONTEXT_WIDTH,
-                "hidden_act": "quick_gelu",
-                "max_position_embeddings": MAX_TOKENS,
-                "eos_token_id": tokens.end_token,
-                "vocab_size": len(tokens.inv_vocab),
-            },
-            model_options=model_options or {},
-        )
+class WorldTextEncoder(DemoTextEncoder):
+    tokenizer = WorldTokenizer
 
 
 class WorldClip(comfy.sd1_clip.SD1ClipModel):
@@ -78,37 +49,22 @@ class WorldClip(comfy.sd1_clip.SD1ClipModel):
 
 def unet_module(dtype: torch.dtype, device: torch.device | str, operations=None) -> comfy.model_base.BaseModel:
     """ComfyUI's BaseModel around its UNet, with weights still to be loaded."""
-    config = DemoConfig({**WORLD_UNET_CONFIG, "dtype": dtype})
-    config.custom_operations = operations
-    return comfy.model_base.BaseModel(config, device=device)
+    return model.unet_module(dtype, device, operations, unet_config=WORLD_UNET_CONFIG)
 
 
 def load_model(weights: dict[str, torch.Tensor]) -> comfy.model_patcher.ModelPatcher:
     """``weights``: the UNet's, as a training left them."""
-    management = comfy.model_management
-    dtype = management.unet_dtype(model_params=comfy.utils.calculate_parameters(weights))
-    return _patcher(unet_module(dtype, management.unet_offload_device()), weights)
+    return load_unet(weights, WORLD_UNET_CONFIG)
 
 
 def load_transformer(weights: dict[str, torch.Tensor]) -> comfy.model_patcher.ModelPatcher:
     """``weights``: the WanModel's, as a training left them."""
-    return _patcher(transformer_module(torch.float32, comfy.model_management.unet_offload_device()), weights)
-
-
-def _patcher(model: comfy.model_base.BaseModel, weights: dict[str, torch.Tensor]) -> comfy.model_patcher.ModelPatcher:
-    model.diffusion_model.load_state_dict(weights)
-    management = comfy.model_management
-    devices = {"load_device": management.get_torch_device(), "offload_device": management.unet_offload_device()}
-    return comfy.model_patcher.ModelPatcher(model, **devices)
+    return patcher_of(transformer_module(torch.float32, comfy.model_management.unet_offload_device()), weights)
 
 
 def load_clip(weights: dict[str, torch.Tensor]) -> comfy.sd.CLIP:
     """``weights``: the text encoder's, as a training left them."""
-    return comfy.sd.CLIP(
-        comfy.supported_models_base.ClipTarget(WorldSD1Tokenizer, WorldClip),
-        parameters=comfy.utils.calculate_parameters(weights),
-        state_dict={f"clip_l.{name}": tensor for name, tensor in weights.items()},
-    )
+    return clip_of(weights, WorldSD1Tokenizer, WorldClip)
 
 
 def load_vae(weights: dict[str, torch.Tensor]) -> comfy.sd.VAE:

@@ -6,7 +6,6 @@ then the motion. A motion is whole in every clip, however many frames it has.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,14 +13,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..motion import GROWTH, MOVES, TURN
 from .captions import caption
 from .painting import Poses, covers, poses, surfaces
 from .scenes import Scene, random_scene
 
 TRAVEL = 24.0  # pixels from the middle of a path to either end
-GROWTH = 1.35  # largest radius over the middle one
-TURN = math.pi / 2  # clockwise, over the clip
-MOVES = {"moving left": (-1, 0), "moving right": (1, 0), "moving up": (0, -1), "moving down": (0, 1)}
 MOTIONS = (*MOVES, "growing", "shrinking", "spinning", "standing still")
 ROUND = ("circle", "ring")  # do not spin
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .painting import DOT, DOTS, weights
 from .scenes import COLOURS, COLUMNS, MARGIN, RADII, RELATIONS, ROWS, Scene, Surface, Thing
-from .things import REACH, SIZE, THINGS, look_up
+from .things import REACH, SIZE, THINGS, look_up, turned
 
 FRAME = 6  # pixels along the border that no thing reaches
 DIFFERENT = 0.2  # in RGB; a thing's colours are at least 0.3 from those behind it
@@ -184,18 +184,23 @@ def _fill(picture: Tensor, core: Tensor) -> tuple[Surface, Tensor]:
 
 def _kind(cover: Tensor) -> tuple[int, float, float, float, float]:
     """Index of the thing that ``cover`` is most like, how like (intersection over union), and its x, y and radius."""
-    masses, moments, outlines = _templates()
-    grid, mass = torch.arange(SIZE) + 0.5, cover.sum()
-    x, y = (cover.sum(0) @ grid / mass).item(), (cover.sum(1) @ grid / mass).item()
-    line = torch.linspace(-SPAN, SPAN, GRID) * mass.sqrt().item() / 2
+    masses, centroids, outlines = _templates()
+    (x, y), mass = moments(cover)
+    line = torch.linspace(-SPAN, SPAN, GRID) * math.sqrt(mass) / 2
     points = torch.stack(torch.broadcast_tensors(line + x, (line + y)[:, None]), dim=-1) * 2 / SIZE - 1
     shown = F.grid_sample(cover[None, None], points[None], align_corners=False).flatten()
     common = torch.minimum(outlines, shown).sum(1) / torch.maximum(outlines, shown).sum(1)
     best = int(common.argmax())
     kind = best // len(TILTS)
-    radius = math.sqrt(mass.item() / masses[best].item())
-    dx, dy = (moments[best] * radius).tolist()
+    radius = math.sqrt(mass / masses[best].item())
+    dx, dy = (centroids[best] * radius).tolist()
     return kind, common[best].item(), x - dx, y - dy, radius
+
+
+def moments(cover: Tensor) -> tuple[tuple[float, float], float]:
+    """Centroid, x and y, and area of a coverage (SIZE, SIZE), in pixels."""
+    grid, mass = torch.arange(SIZE) + 0.5, cover.sum()
+    return ((cover.sum(0) @ grid / mass).item(), (cover.sum(1) @ grid / mass).item()), mass.item()
 
 
 @functools.cache
@@ -206,18 +211,11 @@ def _templates() -> tuple[Tensor, Tensor, Tensor]:
     line = (torch.arange(SIZE) + 0.5) * (2 * REACH / SIZE) - REACH
     flat = torch.stack(torch.broadcast_tensors(line, line[:, None]), dim=-1)
     sharp = SIZE / (2 * REACH)
-    cover = (look_up(kinds, _turned(flat, tilts)) * sharp + 0.5).clamp(0, 1)
+    cover = (look_up(kinds, turned(line, line[:, None], tilts)) * sharp + 0.5).clamp(0, 1)
     masses = cover.sum((1, 2)) / sharp**2
-    moments = (cover[..., None] * flat).sum((1, 2)) / sharp**2 / masses[:, None]
+    centroids = (cover[..., None] * flat).sum((1, 2)) / sharp**2 / masses[:, None]
     window = torch.linspace(-SPAN, SPAN, GRID)
     window = torch.stack(torch.broadcast_tensors(window, window[:, None]), dim=-1) / 2
-    points = window * masses.sqrt()[:, None, None, None] + moments[:, None, None]
-    outlines = (look_up(kinds, _turned(points, tilts)) * 2 * RADII["small"] / 2 + 0.5).clamp(0, 1)
-    return masses, moments, outlines.flatten(1)
-
-
-def _turned(points: Tensor, tilts: Tensor) -> Tensor:
-    """Points (N, H, W, 2) or (H, W, 2) in the frame of things that are turned by ``tilts`` (N,), clockwise."""
-    u, v = points.expand(len(tilts), *points.shape[-3:]).unbind(-1)
-    cos, sin = tilts.cos()[:, None, None], tilts.sin()[:, None, None]
-    return torch.stack([cos * u + sin * v, cos * v - sin * u], dim=-1)
+    u, v = (window * masses.sqrt()[:, None, None, None] + centroids[:, None, None]).unbind(-1)
+    outlines = (look_up(kinds, turned(u, v, tilts)) * 2 * RADII["small"] / 2 + 0.5).clamp(0, 1)
+    return masses, centroids, outlines.flatten(1)

@@ -5,18 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from ..shapes import COLOURS, position
 from .things import THINGS
 
-COLOURS = {
-    "red": (0.88, 0.13, 0.15),
-    "orange": (1.00, 0.55, 0.05),
-    "yellow": (0.98, 0.90, 0.20),
-    "green": (0.13, 0.62, 0.24),
-    "blue": (0.12, 0.30, 0.85),
-    "purple": (0.55, 0.20, 0.70),
-    "white": (0.97, 0.97, 0.97),
-    "black": (0.06, 0.06, 0.06),
-}
 PATTERNS = ("plain", "stripes", "dots", "gradient")
 RADII = {"small": 21.0, "large": 31.0}  # pixels
 MARGIN = 11.0  # pixels between a thing and the frame
@@ -56,9 +47,7 @@ class Thing:
 
     @property
     def position(self) -> str:
-        if (self.row, self.column) == ("middle", "centre"):
-            return "centre"
-        return " ".join(word for word in (self.row, self.column) if word not in ("middle", "centre"))
+        return position(self.row, self.column)
 
     @property
     def place(self) -> tuple[float, float]:

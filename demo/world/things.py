@@ -55,9 +55,14 @@ def distance(kinds: Tensor, x: Tensor, y: Tensor, radius: Tensor, angle: Tensor,
     grid = torch.arange(size, device=x.device) + 0.5
     u = (grid - x[:, None])[:, None, :] / radius[:, None, None]
     v = (grid - y[:, None])[:, :, None] / radius[:, None, None]
+    return look_up(kinds, turned(u, v, angle)) * radius[:, None, None]
+
+
+def turned(u: Tensor, v: Tensor, angle: Tensor) -> Tensor:
+    """Points (B, H, W, 2) in the frames of things that are turned clockwise by ``angle`` (B,); ``u``, ``v``: x and y,
+    broadcast to (B, H, W)."""
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    points = torch.stack([cos * u + sin * v, cos * v - sin * u], dim=-1)
-    return look_up(kinds, points) * radius[:, None, None]
+    return torch.stack([cos * u + sin * v, cos * v - sin * u], dim=-1)
 
 
 def look_up(kinds: Tensor, points: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ def test_every_part_learns_and_leaves_weights_behind(part, monkeypatch):
     if part == "world_video":
         torch.manual_seed(0)
         unet = video.unet_module(torch.float32, "cpu", video.comfy.ops.disable_weight_init).diffusion_model
-        image._initialise(unet)
+        image.initialise(unet)
         write_weights(unet.state_dict(), state.STATE / "world_image.safetensors")
     TRAINERS[part](arguments(plan=(1, 2)))
     first = torch.load(state.STATE / f"{part}.pt", weights_only=True)

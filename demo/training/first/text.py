@@ -7,6 +7,7 @@ import copy
 import json
 import random
 import re
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -33,11 +34,16 @@ _ATTRIBUTES = ("shape", "colour", "background", "size", "where")
 
 
 def train_tokenizer(_: argparse.Namespace) -> None:
-    """Byte pairs learned from the captions, in CLIP's file format."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
+    """Byte pairs learned from the captions."""
     rng = random.Random(0)
     captions = [caption(random_scene(rng), rng) for _ in range(20_000)]
+    learn_byte_pairs(captions + [_MOTION_WORDS] * 1000, FOLDER / "tokenizer")
+
+
+def learn_byte_pairs(texts: list[str], folder: Path) -> None:
+    """Writes a tokenizer in CLIP's file format."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     start, end = "<|startoftext|>", "<|endoftext|>"
@@ -45,10 +51,9 @@ def train_tokenizer(_: argparse.Namespace) -> None:
     trainer = trainers.BpeTrainer(
         vocab_size=4096, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
     )
-    tokenizer.train_from_iterator(captions + [_MOTION_WORDS] * 1000, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges), start, end]
-    folder = FOLDER / "tokenizer"
     folder.mkdir(exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(dict.fromkeys(tokens))}))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), "utf-8")
@@ -61,8 +66,8 @@ def train_tokenizer(_: argparse.Namespace) -> None:
 class Captions:
     """Captions → token ids (B, 32). Byte pairs never cross words, so a caption is its words' tokens in a row."""
 
-    def __init__(self) -> None:
-        self._tokenizer = DemoTokenizer()
+    def __init__(self, tokenizer: type[DemoTokenizer] = DemoTokenizer) -> None:
+        self._tokenizer = tokenizer()
         self._words: dict[str, list[int]] = {}
 
     def __call__(self, captions: list[str]) -> Tensor:
@@ -100,7 +105,7 @@ def train_text(arguments: argparse.Namespace) -> None:
     """
     torch.manual_seed(arguments.seed)
     encoder = DemoTextEncoder(device=arguments.device, dtype=torch.float32)
-    _initialise(encoder)
+    initialise(encoder)
     if arguments.text_from:
         encoder.load_state_dict(load_file(arguments.text_from))
     else:
@@ -151,7 +156,7 @@ def _teach(encoder: DemoTextEncoder, arguments: argparse.Namespace, *, steps: in
     write_curve("text_partial" if partial else "text", curve)
 
 
-def _initialise(encoder: torch.nn.Module) -> None:
+def initialise(encoder: torch.nn.Module) -> None:
     for module in encoder.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
             torch.nn.init.normal_(module.weight, std=0.05)

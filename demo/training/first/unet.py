@@ -37,7 +37,7 @@ def train_unet(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     device = torch.device(arguments.device)
     unet = unet_module(torch.float32, device, comfy.ops.disable_weight_init).diffusion_model
-    _initialise(unet)
+    initialise(unet)
     unet.requires_grad_(True)
     unet.train()
     groups = [
@@ -89,7 +89,7 @@ def _rate(step: int, arguments: argparse.Namespace) -> float:
     return peak * warm_up * (0.5 + 0.5 * math.cos(math.pi * (step - start) / (end - start)))
 
 
-def _initialise(unet: torch.nn.Module) -> None:
+def initialise(unet: torch.nn.Module) -> None:
     """Stable Diffusion's: torch's defaults, zeros where a branch joins the trunk."""
     for name, module in unet.named_modules():
         if isinstance(module, torch.nn.Linear):
