@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import comfy.sample
 import pytest
 import torch
 from coherence.attention.sites import sites_of
@@ -11,7 +10,7 @@ from coherence.techniques.cross_frame import CrossFrame
 from coherence.techniques.fine_coarse import FineCoarse
 from coherence.techniques.momentum import TemporalMomentum
 from coherence.techniques.technique import Stage
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, sample
 from watching import Watch, difference
 
 PICTURES = [name for name, family in FAMILIES.items() if family.unet_config and name != "anima"]
@@ -51,11 +50,8 @@ def noise(family):
 
 
 def draw(model, family, noise, steps=2):
-    positive, negative = family.conditioning()
-    with torch.inference_mode():
-        return comfy.sample.sample(
-            model, noise, steps, 3.0, "euler", "simple", positive, negative, torch.zeros_like(noise), disable_pbar=True
-        )
+    how = {"steps": steps, "cfg": 3.0, "scheduler": "simple"}
+    return sample(model, family, empty=torch.zeros_like(noise), noise=noise, **how)
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,19 @@
-"""The tap in real runs of every family: nothing changes, every site is reached, and frames are where it says."""
+"""The tap in real runs of families and relatives: nothing changes, every site is reached, frames are where it says."""
 
 import pytest
 import torch
 from coherence.attention.sites import sites_of
 from comfy.ldm.lightricks.model import GuideAttentionMask
 from comfy.ldm.modules.attention import optimized_attention
-from tiny_models import FAMILIES, sample
-from watching import watched
+from comfy.nested_tensor import NestedTensor
+from tiny_models import FAMILIES, RELATIVES, sample
+from watching import ALL_KINDS, watched
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=[*FAMILIES, *RELATIVES])
 def seen(request, tiny_models):
     """Family, model, the output without and with an observer, and what the observer saw."""
-    family, model = FAMILIES[request.param], tiny_models.load(request.param)
+    family, model = (FAMILIES | RELATIVES)[request.param], tiny_models.load(request.param)
     plain = sample(model, family, steps=1)
     clone, watch = watched(model)
     return family, model, plain, sample(clone, family, steps=1), watch.calls
@@ -44,12 +45,20 @@ def test_rows_belong_to_branches_and_frames_lie_where_it_says(seen):
         if call.tokens_per_frame is not None:
             inside = frames if call.site.frames_in == "tokens" else 1
             assert q.shape[2] == call.leading_tokens + inside * call.tokens_per_frame + call.trailing_tokens
+        if call.site.kind in ("joint", "spatial", "temporal", "text"):
+            assert k.shape[2] == q.shape[2]
+
+
+@pytest.mark.parametrize("seen", FAMILIES, indirect=True)
+def test_beside_the_frames_there_are_text_and_padding(seen):
+    """Relatives also have references, or the text of a second encoder."""
+    family, _model, _plain, _output, calls = seen
+    for call in calls:
+        assert (call.tokens_per_frame is None) == (call.site.leading is None)
+        if call.tokens_per_frame is not None:
             assert call.leading_tokens in (0, family.text_tokens)
             assert call.leading_tokens == 0 or call.site.kind == "joint"
             assert call.trailing_tokens == (family.padding if call.site.leading else 0)
-        assert (call.tokens_per_frame is None) == (call.site.leading is None)
-        if call.site.kind in ("joint", "spatial", "temporal", "text"):
-            assert k.shape[2] == q.shape[2]
 
 
 def test_the_users_model_is_left_without_hooks(seen):
@@ -107,3 +116,27 @@ def test_svd_replaced_by_another_pack_stays_told_apart(tiny_models):
     frames, _, height, width = family.latent_shape
     rows = {(call.site.kind, call.rows_per_branch) for call in watch.calls}
     assert rows == {("spatial", frames), ("temporal", height * width)}
+
+
+def test_video_and_sound_attend_at_sites_of_their_own(tiny_models):
+    """LTX-2: each to itself, to the text, and to the other."""
+    family, model = FAMILIES["ltxv"], tiny_models.load_ltxav()
+    latent = NestedTensor((torch.zeros(1, 128, 3, 4, 4), torch.zeros(1, 8, 5, 16)))
+    texts = torch.randn(2, 1, 20, 512, generator=torch.Generator().manual_seed(1))
+    prompts = tuple([[text, {"frame_rate": 25}]] for text in texts)
+    clone, watch = watched(model, kinds=(*ALL_KINDS, "sound"))
+    plain, output = (sample(each, family, steps=1, empty=latent, conditioning=prompts) for each in (model, clone))
+    for before, after in zip(plain.unbind(), output.unbind(), strict=True):
+        assert torch.equal(before, after)
+    names = [site.name for site in sites_of(model)]
+    assert [call.site.name for call in watch.calls] == names * (len(watch.calls) // len(names))
+    q_tokens = {call.site.name.split(".")[-1]: call.per_head()[0].shape[2] for call in watch.calls}
+    video, sound = 3 * 4 * 4, 5
+    assert q_tokens == {
+        "attn1": video,
+        "attn2": video,
+        "audio_attn1": sound,
+        "audio_attn2": sound,
+        "audio_to_video_attn": video,
+        "video_to_audio_attn": sound,
+    }

@@ -7,5 +7,6 @@
 
 from .families import FAMILIES, Family
 from .folder import TinyModels, sample
+from .relatives import RELATIVES
 
-__all__ = ["FAMILIES", "Family", "TinyModels", "sample"]
+__all__ = ["FAMILIES", "RELATIVES", "Family", "TinyModels", "sample"]

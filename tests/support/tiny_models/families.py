@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -81,29 +82,30 @@ class Family:
         return positive, negative
 
 
-def _pictures(
-    base: str,
+def built(
     config: str,
     unet_config: Mapping[str, Any],
-    sharp: str,
-    dimensions: int,
-    size: int = 8,
+    latent_shape: tuple[int, ...],
     width: int = 48,
+    *,
+    base: str = "",
+    sharp: str = "",
     padded_to: int = 1,
-    **extras: tuple[int, ...],
+    **conditioning: Any,
 ) -> Family:
-    """A picture transformer: a clip of four frames on the batch, whose latents may have an axis for one frame more."""
-    shape = (4, 16, size, size) if dimensions == 4 else (4, 16, 1, size, size)
+    """A family that is built from ComfyUI's classes; tuples of its conditioning are shapes, other values are fixed."""
+    shapes = {name: value for name, value in conditioning.items() if type(value) is tuple}
     return Family(
         file="",
         kind="built",
         write=_not_written,
         base=base,
         config=config,
-        latent_shape=shape,
-        frames_axis=0,
+        latent_shape=latent_shape,
+        frames_axis=2 if latent_shape[0] == 1 else 0,
         context=(7, width),
-        extras=extras,
+        extras=shapes,
+        settings={name: value for name, value in conditioning.items() if name not in shapes},
         unet_config=unet_config,
         sharp=sharp,
         padded_to=padded_to,
@@ -114,118 +116,103 @@ def _not_written(_path: Path) -> None:
     raise ValueError("expected a family with a file, got one that is built from ComfyUI's classes")
 
 
+_unet = partial(Family, kind="checkpoints", frames_axis=0)
+_video_transformer = partial(Family, kind="diffusion_models", frames_axis=2, context=(20, 4096))
+_PICTURES, _WITH_FRAME_AXIS = (4, 16, 8, 8), (4, 16, 1, 8, 8)
+"""Four frames on the batch axis, as picture models have them; the latents of some have an axis for frames as well."""
+
 FAMILIES: dict[str, Family] = {
-    "sd15": Family(
+    "sd15": _unet(
         file="tiny_sd15.ckpt",
-        kind="checkpoints",
         write=unets.write_sd15,
         base="BaseModel",
         config="SD15",
         latent_shape=(3, 4, 16, 16),
-        frames_axis=0,
         context=(77, 768),
     ),
-    "sd20": Family(
+    "sd20": _unet(
         file="tiny_sd20.safetensors",
-        kind="checkpoints",
         write=unets.write_sd20,
         base="BaseModel",
         config="SD20",
         latent_shape=(3, 4, 16, 16),
-        frames_axis=0,
         context=(77, 1024),
     ),
-    "sdxl": Family(
+    "sdxl": _unet(
         file="tiny_sdxl.safetensors",
-        kind="checkpoints",
         write=unets.write_sdxl,
         base="SDXL",
         config="KOALA_700M",
         latent_shape=(3, 4, 16, 16),
-        frames_axis=0,
         context=(77, 2048),
         extras={"pooled_output": (1, 1280)},
     ),
-    "wan21": Family(
+    "wan21": _video_transformer(
         file="tiny_wan21.safetensors",
-        kind="diffusion_models",
         write=dits.write_wan21,
         base="WAN21",
         config="WAN21_T2V",
         latent_shape=(1, 16, 3, 16, 16),
-        frames_axis=2,
-        context=(20, 4096),
     ),
-    "wan21_i2v": Family(
+    "wan21_i2v": _video_transformer(
         file="tiny_wan21_i2v.safetensors",
-        kind="diffusion_models",
         write=dits.write_wan21_i2v,
         base="WAN21",
         config="WAN21_I2V",
         latent_shape=(1, 16, 3, 16, 16),
-        frames_axis=2,
-        context=(20, 4096),
         extras={"concat_latent_image": (1, 16, 3, 16, 16)},
         vision=(10, 1280),
     ),
-    "wan22": Family(
+    "wan22": _video_transformer(
         file="tiny_wan22.safetensors",
-        kind="diffusion_models",
         write=dits.write_wan22,
         base="WAN22",
         config="WAN22_T2V",
         latent_shape=(1, 48, 3, 16, 16),
-        frames_axis=2,
-        context=(20, 4096),
     ),
-    "cogvideox": Family(
+    "cogvideox": _video_transformer(
         file="tiny_cogvideox.safetensors",
-        kind="diffusion_models",
         write=dits.write_cogvideox,
         base="CogVideoX",
         config="CogVideoX_T2V",
         latent_shape=(1, 16, 3, 16, 16),
-        frames_axis=2,
-        context=(20, 4096),
     ),
-    "ltxv": Family(
+    "ltxv": _video_transformer(
         file="tiny_ltxv.safetensors",
-        kind="diffusion_models",
         write=dits.write_ltxv,
         base="LTXV",
         config="LTXV",
         latent_shape=(1, 128, 3, 8, 8),
-        frames_axis=2,
-        context=(20, 4096),
         settings={"attention_mask": torch.ones(1, 20, dtype=torch.long)},
     ),
-    "hunyuan_video": Family(
+    "hunyuan_video": _video_transformer(
         file="tiny_hunyuan_video.safetensors",
-        kind="diffusion_models",
         write=dits.write_hunyuan_video,
         base="HunyuanVideo",
         config="HunyuanVideo",
         latent_shape=(1, 16, 3, 16, 16),
-        frames_axis=2,
-        context=(20, 4096),
         extras={"pooled_output": (1, 768)},
     ),
-    "svd": Family(
+    "svd": _unet(
         file="tiny_svd.safetensors",
-        kind="checkpoints",
         write=unets.write_svd,
         base="SVD_img2vid",
         config="SVD_img2vid",
         latent_shape=(4, 4, 16, 16),
-        frames_axis=0,
         context=(1, 1024),
         extras={"concat_latent_image": (1, 4, 16, 16)},
         settings={"motion_bucket_id": 127, "fps": 6, "augmentation_level": 0.0},
     ),
-    "flux": _pictures("Flux", "Flux", pictures.FLUX, r".*(query|key)_norm\.weight", 4, pooled_output=(1, 32)),
-    "sd3": _pictures("SD3", "SD3", pictures.SD3, r".*attn2?\.ln_[qk]\.weight", 4, pooled_output=(1, 32)),
-    "qwen_image": _pictures("QwenImage", "QwenImage", pictures.QWEN_IMAGE, r".*norm_(added_)?[qk]\.weight", 5),
-    "z_image": _pictures("Lumina2", "ZImage", pictures.Z_IMAGE, r".*\.[qk]_norm\.weight", 4, size=12, padded_to=32),
-    "anima": _pictures("Anima", "Anima", pictures.ANIMA, r".*self_attn\.[qk]_norm\.weight", 5),
-    "krea2": _pictures("Krea2", "Krea2", pictures.KREA2, r".*[qk]norm\.scale", 5, width=120),
+    "flux": built(
+        "Flux", pictures.FLUX, _PICTURES, base="Flux", sharp=r".*(query|key)_norm\.weight", pooled_output=(1, 32)
+    ),
+    "sd3": built("SD3", pictures.SD3, _PICTURES, base="SD3", sharp=r".*attn2?\.ln_[qk]\.weight", pooled_output=(1, 32)),
+    "qwen_image": built(
+        "QwenImage", pictures.QWEN_IMAGE, _WITH_FRAME_AXIS, base="QwenImage", sharp=r".*norm_(added_)?[qk]\.weight"
+    ),
+    "z_image": built(
+        "ZImage", pictures.Z_IMAGE, (4, 16, 12, 12), base="Lumina2", sharp=r".*\.[qk]_norm\.weight", padded_to=32
+    ),
+    "anima": built("Anima", pictures.ANIMA, _WITH_FRAME_AXIS, base="Anima", sharp=r".*self_attn\.[qk]_norm\.weight"),
+    "krea2": built("Krea2", pictures.KREA2, _WITH_FRAME_AXIS, 120, base="Krea2", sharp=r".*[qk]norm\.scale"),
 }

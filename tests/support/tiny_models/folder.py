@@ -12,6 +12,7 @@ import torch
 
 from . import adapters, dits, pictures, stand_ins
 from .families import FAMILIES, Conditioning, Family
+from .relatives import RELATIVES
 
 if TYPE_CHECKING:
     from comfy.controlnet import ControlNet
@@ -49,8 +50,8 @@ class TinyModels:
         return self._written(*name.split("/"), stand_ins.STAND_INS[name])
 
     def load(self, name: str) -> ModelPatcher:
-        """The diffusion model of family ``name`` by its stock loader."""
-        family = FAMILIES[name]
+        """The diffusion model of family or relative ``name``: by its stock loader, where that knows it."""
+        family = RELATIVES.get(name) or FAMILIES[name]
         if family.unet_config:
             return pictures.build(family.config, dict(family.unet_config), family.sharp)
         if family.kind == "checkpoints":
@@ -113,15 +114,18 @@ def sample(
     scheduler: str = "normal",
     conditioning: tuple[Conditioning, Conditioning] | None = None,
     sigmas: torch.Tensor | None = None,
-) -> torch.Tensor:
+    empty: Any = None,
+    noise: torch.Tensor | None = None,
+) -> Any:
     """Denoised latents of ``family.latent_shape`` by the KSampler node's own path, from zero latents.
 
-    ``sigmas``: other noise levels than the scheduler's.
+    ``sigmas``: other noise levels than the scheduler's; ``empty``: zeros of another shape; ``noise``: other than the
+    seed's.
     """
     import comfy.sample
 
-    empty = torch.zeros(family.latent_shape)
-    noise = comfy.sample.prepare_noise(empty, seed)
+    empty = torch.zeros(family.latent_shape) if empty is None else empty
+    noise = comfy.sample.prepare_noise(empty, seed) if noise is None else noise
     positive, negative = conditioning or family.conditioning()
     with torch.inference_mode():
         return comfy.sample.sample(
