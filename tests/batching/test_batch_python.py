@@ -1,20 +1,23 @@
 """batch.py on a Python without packages: it goes on in ComfyUI's, or says what to install."""
 
+import site
+import subprocess
 import sys
 
 import pytest
 from batch_prompts import slow, start, write
+from coherence.client.pythons import python_in
 
 BARE = (sys.executable, "-S", "-E")
 
 
 def comfyui_with_python(folder):
-    """A ComfyUI's folder, and the Python beside it."""
-    python = folder / "ComfyUI" / "venv" / "bin" / "python"  # where host.py prepares one, too
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
-    return str(folder / "ComfyUI"), python
+    """A ComfyUI's folder, and the Python beside it, which has the packages of this one."""
+    environment = folder / "ComfyUI" / "venv"  # where host.py prepares one, too
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    (packages,) = environment.rglob("site-packages")
+    (packages / "these.pth").write_text("\n".join(site.getsitepackages()), "utf-8")
+    return str(folder / "ComfyUI"), python_in(environment)
 
 
 def run(folder, *more, **env) -> tuple[int, str]:
@@ -25,7 +28,6 @@ def run(folder, *more, **env) -> tuple[int, str]:
     return batch.returncode, told
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the Python beside ComfyUI is a shell script here")
 def test_a_bare_python_goes_on_in_comfyuis(tmp_path):
     comfyui, python = comfyui_with_python(tmp_path)
     code, told = run(tmp_path, COMFYUI_PATH=comfyui)
@@ -34,7 +36,6 @@ def test_a_bare_python_goes_on_in_comfyuis(tmp_path):
     assert code == 1
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the Python beside ComfyUI is a shell script here")
 def test_a_bare_python_goes_on_in_the_one_that_host_py_prepared(tmp_path):
     _, python = comfyui_with_python(tmp_path / "cache" / "hosts")
     code, told = run(tmp_path)

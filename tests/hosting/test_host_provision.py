@@ -154,7 +154,7 @@ def test_no_network_is_called_by_its_name(index, cache, monkeypatch):
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nothing answers there
     monkeypatch.setenv("PIP_RETRIES", "1")
     with pytest.raises(HostError, match="no network"):
         provision(cache, Recipe(**recipe(index)))
