@@ -71,7 +71,7 @@ class Comfy:
 
 @contextmanager
 def running(app: web.Application, tls: ssl.SSLContext | None = None) -> Iterator[str]:
-    """Its address."""
+    """Serves ``app``; gives its address."""
     wait, runner = Waiting(), web.AppRunner(app)
 
     async def start() -> int:

@@ -108,7 +108,7 @@ def test_a_speck_is_counted_and_a_clean_picture_has_none():
 
 
 def test_things_stay_inside_the_picture_and_differ():
-    """Also where they are largest, turned and moved the most; and no two outlines are almost one."""
+    """Even where they are largest, turned and moved the most; and no two outlines nearly coincide."""
     count, middle = len(THINGS), torch.full((len(THINGS),), SIZE / 2)
     for radius, angle in itertools.product((31.0 * 1.05,), (-0.09, 0.09)):
         cover = coverage(torch.arange(count), middle, middle, middle * 0 + radius, middle * 0 + angle)

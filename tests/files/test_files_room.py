@@ -1,4 +1,4 @@
-"""What files/ stands on: its reading and writing on nothing of the pack, its formats on what they keep."""
+"""What files/ depends on: reading and writing on nothing of the pack, formats on what they keep."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Without matplotlib nothing that was computed is lost: the chart alone is empty."""
+"""Without matplotlib nothing that was computed is lost: only the chart is empty."""
 
 import json
 import sys
@@ -56,7 +56,7 @@ def consistency(_model):
 
 @pytest.fixture
 def no_matplotlib(monkeypatch):
-    """As where it is not installed."""
+    """As if it were not installed."""
     import matplotlib.figure  # noqa: F401
 
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:

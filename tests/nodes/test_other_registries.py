@@ -1,4 +1,4 @@
-"""A registry is used on the model it was made on: another one is refused by what differs, further layers are told."""
+"""A registry is used on the model it was made on: another one is refused by what differs, further layers are logged."""
 
 import logging
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What a soak saw, and whether all held that was to hold."""
+"""What a soak saw, and whether every promise held."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OUR_CODE = "custom_nodes/ComfyUI-Coherence/"
 """In a traceback."""
 MOST_GROWTH = 0.05
 NOTHING = 2**16
-"""Bytes of tensors that do not count: after all is freed, a few small ones that libraries keep are all there is."""
+"""Bytes of tensors that do not count: libraries keep a few small ones after everything is freed."""
 UNCLEAR_TYPES = {"KeyError", "AttributeError", "IndexError", "TypeError", "AssertionError", "UnboundLocalError"}
 UNCLEAR_TYPES |= {"NameError", "ZeroDivisionError", "NotImplementedError", "StopIteration", "RecursionError"}
 OF_SHAPES = re.compile(
@@ -85,7 +85,7 @@ def finished(name: str, kind: str, change: str, entry: dict[str, Any], seconds: 
 
 
 def verdicts(record: Record) -> dict[str, bool]:
-    """What was to hold → whether it did."""
+    """Promise → whether it held."""
     growth = growths(record)
     return {
         "no crash, no hang": not record.fault,

@@ -135,7 +135,7 @@ class Soak:
         self.record.readings.append({"prompts": len(self.record.runs)} | self._memory())
 
     def _memory(self) -> dict[str, int]:
-        """What is held when ComfyUI has freed what it frees: two readings in a row agree."""
+        """What is held once ComfyUI has freed what it can, which is when two readings in a row agree."""
         before: dict[str, int] = {}
         for _ in range(60):
             now = self.server.get("/soak/memory")
@@ -173,7 +173,7 @@ def plain_pictures() -> Prompt:
 
 
 def one_colour(colour: int) -> Prompt:
-    """Next to nothing."""
+    """A prompt that costs next to nothing."""
     image = {"width": 64, "height": 64, "batch_size": 1, "color": colour}
     return {
         "image": {"class_type": "EmptyImage", "inputs": image},

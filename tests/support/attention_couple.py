@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def coupled(model: ModelPatcher) -> ModelPatcher:
-    """Further rows for the positive of a call, which has one: they attend to a region's text."""
+    """Adds rows that attend to a region's text, for the one positive of a call."""
     model, region = model.clone(), torch.randn(1, 32, 128, generator=torch.Generator().manual_seed(2))
 
     def couple(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ KEYS = 128
 
 
 def gligen_for(model):
-    """What ComfyUI's GLIGENLoader gives."""
+    """What ComfyUI's GLIGENLoader returns."""
     widths = [site.module.to_q.in_features for site in sites_of(model) if site.name.endswith("attn1")]
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -7,12 +7,12 @@ import torch
 from comfy.cli_args import args
 
 FLAGS = {"--fp16-unet": torch.float16, "--bf16-unet": torch.bfloat16, "--fp8_e4m3fn-unet": torch.float8_e4m3fn}
-"""What ComfyUI is started with → what the weights then are."""
+"""Startup flag → dtype of the weights."""
 
 
 @contextmanager
 def started_with(flag: str) -> Iterator[None]:
-    """Models that are loaded meanwhile are as in a ComfyUI that was started with ``flag``; "" for none."""
+    """Models loaded inside are as in a ComfyUI that was started with ``flag``; "" for none."""
     name = flag.strip("-").replace("-", "_")
     if flag:
         setattr(args, name, True)

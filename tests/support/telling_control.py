@@ -5,8 +5,9 @@ from comfy.controlnet import ControlBase
 
 
 class TellingControl(ControlBase):
-    """Adds to the demo model's middle block by what it is told. As some packs have it, the method is on the instance.
+    """Adds to the demo model's middle block, to negatives with another sign than to positives.
 
+    As some packs have it, the method is on the instance.
     ``told``: the branches of its calls, and the shape of one's latents.
     """
 

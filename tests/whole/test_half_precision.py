@@ -1,4 +1,4 @@
-"""ComfyUI started with a flag that keeps a UNet's weights in fp16, bf16 or fp8: nothing of the pack's is lost by it."""
+"""ComfyUI started with a flag that keeps a UNet's weights in fp16, bf16 or fp8: nodes work as in full precision."""
 
 import re
 from dataclasses import replace
@@ -24,7 +24,7 @@ TRIED = [
     ("Wan 2.1", FP8),
     ("LTXV", FP16),
 ]
-"""Every flag, and of all families with a loader a few: the others differ in nothing that a flag touches."""
+"""Every flag, and a few of the families with a loader: the others differ in nothing that a flag touches."""
 
 
 @cache
@@ -79,8 +79,8 @@ def test_new_modules_are_made_in_fp32_and_kept_in_what_the_model_computes_in(for
 @BY_FLAG
 @FORMS
 def test_tuned_weights_do_not_vanish_in_the_type_of_the_models_weights(form, flag):
-    """What tuning adds to W_q is small: e4m3 knows nothing between 0 and 2e-3. The same weights in fp32 say what the
-    effect is."""
+    """What tuning adds to W_q is small: e4m3 has no value between 0 and 2e-3. The same weights in fp32 show the
+    expected effect."""
     model, same = demo(flag), demo("")
     same.model.diffusion_model.load_state_dict(model.model.diffusion_model.state_dict())
     weights = random_weights(model, form)

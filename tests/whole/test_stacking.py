@@ -156,7 +156,7 @@ REFUSED: dict[tuple[str, str], type[Exception]] = {
 IN_CHUNKS = on_model(lambda m: TemporalMomentumAttention.execute(m, 0.7, frames_per_batch=2))
 NEED_ALL_FRAMES = ("SAG", "GLIGEN")
 BY_CHANCE = ("HyperTile", "ContextWindows", "TorchCompile")
-"""Tiles are drawn anew in every call; windows are as short as chunks; and it runs uncompiled, too."""
+"""HyperTile draws new tiles in every call, windows are as short as chunks, and TorchCompile runs uncompiled, too."""
 
 
 class Stacks:
