@@ -114,11 +114,16 @@ def server(comfyui_path: Path):
 
 
 @pytest.fixture(scope="session")
-def to_api(server):
+def object_info(server) -> dict:
+    """What the server says of its nodes."""
+    return server.object_info()
+
+
+@pytest.fixture(scope="session")
+def to_api(object_info):
     """A workflow's file as a prompt for the server."""
     from coherence.client.workflow import to_prompt
 
-    object_info = server.object_info()
     return lambda path: to_prompt(json.loads(path.read_text("utf-8")), object_info)
 
 

@@ -6,16 +6,14 @@ import pytest
 import torch
 from coherence.attention.bilateral import TemporalBilateral
 from coherence.attention.chunks import ChunkError, in_chunks, of_frames, spans
-from coherence.attention.registry import model_names, named_registry
-from coherence.attention.sites import select_sites, sites_of
 from coherence.attention.tap import tap
 from coherence.demo.model import load_model
-from coherence.samplers.ie_guidance import guide
 from coherence.techniques.cross_frame import CrossFrame
 from coherence.techniques.momentum import TemporalMomentum
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
+from guidance_runs import guided
 from hypothesis import given
 from hypothesis import strategies as st
 from momentum_runs import clip, run
@@ -128,15 +126,20 @@ def long_clip(unet):
     return one_call(momentum(unet, mu=0.98), 64)
 
 
+@pytest.fixture(scope="module")
+def plain_clip(unet):
+    return one_call(unet, 64)
+
+
 @pytest.mark.parametrize(("length", "calls"), [(1, 64), (4, 16), (7, 10), (64, 1)])
-def test_64_frames_in_chunks_are_64_frames_at_once(unet, long_clip, length, calls):
+def test_64_frames_in_chunks_are_64_frames_at_once(unet, long_clip, plain_clip, length, calls):
     model, rows = model_calls(momentum(unet, length, mu=0.98))
     chunked = one_call(model, 64)
     assert len(rows) == calls
     assert max(rows) == 2 * length
     assert sum(rows) == 128
     assert difference(chunked, long_clip) < EXACT
-    assert difference(one_call(unet, 64), long_clip) > 1e-2
+    assert difference(plain_clip, long_clip) > 1e-2
 
 
 def test_a_chunk_that_holds_the_whole_clip_changes_no_bit(unet, long_clip):
@@ -224,13 +227,8 @@ def test_every_context_window_starts_its_own_average(unet):
 @pytest.mark.parametrize("guided_first", [True, False])
 @pytest.mark.parametrize("guidance", ["U-I", "strategy 1"])
 def test_guidances_copies_are_branches_like_others(unet, guidance, guided_first):
-    sites = sites_of(unet)
-    registry = named_registry(*model_names(unet), sites, select_sites(sites, "output.0", ["spatial"]), "output.0")
-
     def both(length):
-        if guided_first:
-            return momentum(guide(unet, registry, guidance, 2.0, asked_by="test"), length)
-        return guide(momentum(unet, length), registry, guidance, 2.0, asked_by="test")
+        return momentum(guided(unet, guidance), length) if guided_first else guided(momentum(unet, length), guidance)
 
     whole = sample(both(0), frames(5))
     model, rows = model_calls(both(2))
@@ -239,12 +237,9 @@ def test_guidances_copies_are_branches_like_others(unet, guidance, guided_first)
 
 
 def test_a_step_in_chunks_runs_as_many_frames_through_the_network_as_one_at_once(unet):
-    sites = sites_of(unet)
-    registry = named_registry(*model_names(unet), sites, select_sites(sites, "output.0", ["spatial"]), "output.0")
-
     def frames_run(length):
         model, rows = model_calls(unet)
-        sample(momentum(guide(model, registry, "U-I", 2.0, asked_by="test"), length), frames(5), steps=1)
+        sample(momentum(guided(model), length), frames(5), steps=1)
         return sum(rows)
 
     assert frames_run(2) == frames_run(0) >= 5

@@ -8,7 +8,7 @@ from coherence.attention.maps import MAX_CELLS, MAX_MAPS, MapRecorder, MapTooLar
 from coherence.attention.sites import NoSuchSiteError, Site
 from coherence.demo.model import load_model
 from coherence.techniques.technique import AttentionCall
-from recorded_maps import maps_of
+from measured import maps_of
 from register_runs import demo_start, start_of
 from tiny_models import FAMILIES
 

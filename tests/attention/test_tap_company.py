@@ -7,15 +7,13 @@ import pytest
 import torch
 from clear_errors import unclear
 from coherence.attention.chunks import ChunkError
-from coherence.attention.registry import model_names, named_registry
 from coherence.attention.rows import RowsError
-from coherence.attention.sites import NoSuchSiteError, UnknownModelError, select_sites, sites_of
+from coherence.attention.sites import NoSuchSiteError, UnknownModelError
 from coherence.attention.steps import NoStepError
 from coherence.attention.tap import tap
 from coherence.demo.model import load_model
 from coherence.nodes.cross_frame import CrossFrameAttention
 from coherence.nodes.inflation import TuneAVideoInflate
-from coherence.samplers.ie_guidance import guide
 from coherence.samplers.lora_steps import with_lora
 from coherence.techniques.cross_frame import CrossFrame
 from coherence.techniques.momentum import TemporalMomentum
@@ -25,12 +23,12 @@ from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from comfy_extras.nodes_tomesd import TomePatchModel
 from gligen import gligen_for, with_boxes
+from guidance_runs import guided
 from random_lora import lora_for
 from tiny_models import FAMILIES, sample
 from watching import DEMO, difference, watched
 
 SPATIAL = {"layers": "*", "kinds": ["spatial"], "asked_by": "TemporalMomentumAttention"}
-EXACT = 1e-5
 FRAMES = 6
 CLIP = type(DEMO)(latent_shape=(FRAMES, *DEMO.latent_shape[1:]), conditioning=DEMO.conditioning)
 
@@ -42,12 +40,6 @@ def unet():
 
 def momentum(model, frames_per_batch=0, **where):
     return tap(model, TemporalMomentum(0.8, "", frames_per_batch), **{**SPATIAL, **where})[0]
-
-
-def guided(model):
-    sites = sites_of(model)
-    registry = named_registry(*model_names(model), sites, select_sites(sites, "output.0", ["spatial"]), "output.0")
-    return guide(model, registry, "U-I", 2.0, asked_by="IEGuidanceCFG")
 
 
 def refused(error, model, match, **how):
@@ -73,7 +65,7 @@ def test_boxes_for_every_frame_are_refused_in_chunks(unet):
 
 
 class FrameTable:
-    """Adds to a block's features what it has for each frame of both branches."""
+    """Adds a table to a block's features, which has a row for each frame of both branches."""
 
     def __init__(self, listens=False):
         self.table = torch.randn(2 * FRAMES, 1, 1, 1, generator=torch.Generator().manual_seed(1))
@@ -130,7 +122,7 @@ def test_patches_that_treat_every_row_for_itself_give_the_same_in_chunks(unet, n
 
 
 def tiled(model, at_once, order="whole batches"):
-    """As TiledDiffusion does: the picture is cut into four, of which so many go into one call, one behind the other."""
+    """As TiledDiffusion does: cuts the picture into four tiles and puts ``at_once`` of them into one call."""
     clone = model.clone()
 
     def by_tiles(apply_model, args):
@@ -190,7 +182,7 @@ def test_rows_that_are_no_whole_groups_are_refused_by_the_settings_name(unet):
 
 
 def as_reference(model, forward):
-    """As reference ControlNets do: the blocks' forward is another for the length of a model call."""
+    """As reference ControlNets do: replaces the blocks' forward during a model call."""
     clone = model.clone()
     blocks = [
         module
@@ -212,7 +204,7 @@ def as_reference(model, forward):
 
 
 def without_options(self, x, context=None, transformer_options=None):
-    """What ComfyUI's block does, handing no options on."""
+    """ComfyUI's own forward, but it passes no options on."""
     x = x + self.attn1(self.norm1(x))
     x = x + self.attn2(self.norm2(x), context=context)
     return x + self.ff(self.norm3(x))

@@ -1,12 +1,9 @@
 """What a table's columns mean in a prompt, by the inputs that a real server tells of."""
 
-import json
-
 import pytest
 from coherence.batching.tables import Cell
 from coherence.batching.variations import find_input, make_runs, run_key
 from coherence.client.errors import ComfyError
-from coherence.client.workflow import to_prompt
 from coherence.hosting.provision import PACK
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,13 +12,8 @@ ZS2 = PACK / "workflows" / "zs2_text_to_video.json"
 
 
 @pytest.fixture(scope="module")
-def object_info(server):
-    return server.object_info()
-
-
-@pytest.fixture(scope="module")
-def zs2(object_info):
-    return to_prompt(json.loads(ZS2.read_text("utf-8")), object_info)
+def zs2(to_api):
+    return to_api(ZS2)
 
 
 def value_of(runs, node: str, name: str) -> list:

@@ -5,20 +5,17 @@ import random
 from dataclasses import replace
 
 import pytest
-from coherence.client.workflow import to_prompt
-from coherence.hosting.provision import PACK
+from shipped import WORKFLOWS
 from soak import prompts
 from soak import record as soak
 
-WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
 GIB = 2**30
 
 
 @pytest.fixture(scope="module")
-def draws(server):
+def draws(object_info, to_api):
     """Workflow → its random prompts."""
-    info = server.object_info()
-    return {path.stem: prompts.Draws(to_prompt(json.loads(path.read_text("utf-8")), info), info) for path in WORKFLOWS}
+    return {path.stem: prompts.Draws(to_api(path), object_info) for path in WORKFLOWS}
 
 
 def differing(one: dict, other: dict) -> list[str]:

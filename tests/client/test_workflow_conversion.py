@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from coherence.client.errors import ComfyError
 from coherence.client.workflow import to_prompt
-from coherence.hosting.provision import PACK
 from comfyui_version import __version__
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from shipped import WORKFLOWS
 
 DRAWN_BY_SCRIPTS = {"CustomCombo", "ImageCompare", "Load3D", "Preview3D", "SaveGLB"}
 """Core nodes with widgets that exist in the frontend's code alone: no object_info tells of them."""
@@ -72,8 +72,7 @@ TO_PROMPT = "async workflow => { await app.loadGraphData(workflow); return (awai
     __version__.startswith("0.27."),
     reason="its page counts an audio player as an input, and numbers nodes of nested subgraphs otherwise",
 )
-def test_comfyuis_own_workflows_convert_as_in_the_browser(page, server):
-    object_info = server.object_info()
+def test_comfyuis_own_workflows_convert_as_in_the_browser(page, object_info):
     seen = dict.fromkeys(WANTED, 0)
     different = {}
     for name, workflow in templates():
@@ -93,9 +92,8 @@ def test_comfyuis_own_workflows_convert_as_in_the_browser(page, server):
     assert different == {}
 
 
-def test_the_packs_workflows_convert_as_in_the_browser(page, server):
-    object_info = server.object_info()
-    for path in sorted((PACK / "workflows").glob("*.json")):
+def test_the_packs_workflows_convert_as_in_the_browser(page, object_info):
+    for path in WORKFLOWS:
         workflow = json.loads(path.read_text("utf-8"))
         ours, theirs = to_prompt(workflow, object_info), page.evaluate(TO_PROMPT, workflow)
         assert without_titles(ours) == without_titles(theirs), path.name
@@ -113,8 +111,7 @@ CHANGE_SHOWN_WIDGETS = """async workflow => {
 }"""
 
 
-def test_values_set_on_the_outside_of_a_subgraph_reach_its_inside(page, server):
-    object_info = server.object_info()
+def test_values_set_on_the_outside_of_a_subgraph_reach_its_inside(page, object_info):
     types = [(workflow, {node["type"] for node in all_nodes(workflow)}) for _, workflow in templates()]
     workflow = next(
         workflow
@@ -176,11 +173,6 @@ TEXT_TO_IMAGE = {
     ],
     "groups": [{"title": "a group", "bounding": [0, 0, 10, 10]}],
 }
-
-
-@pytest.fixture(scope="module")
-def object_info(server) -> dict:
-    return server.object_info()
 
 
 def test_widgets_links_and_titles_take_their_places(object_info):

@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from adapter_runs import weights
 from coherence.demo.model import load_model
 from coherence.files.ge_adapter_file import SUFFIX, GEAdapterFileError, load, save
 from coherence.nodes.ge_adapter import GEAdapterApply, LoadGEAdapter, SaveGEAdapter
@@ -34,10 +35,6 @@ def adapter(unet):
     return GEAdapter(lora, start.shared_tokens, start.projection, Training("BaseModel", "all", 16, 500, OPTIONS))
 
 
-def parts(adapter):
-    return {**adapter.lora, "shared": adapter.shared_tokens, **dict(enumerate(adapter.projection or ()))}
-
-
 @pytest.mark.parametrize("with_projection", [True, False])
 def test_a_file_gives_what_was_saved_and_leaves_nothing_else(adapter, tmp_path, with_projection):
     written = GEAdapter(
@@ -49,10 +46,10 @@ def test_a_file_gives_what_was_saved_and_leaves_nothing_else(adapter, tmp_path, 
     path = tmp_path / f"one{SUFFIX}"
     save(written, path)
     read = load(path)
-    assert parts(read).keys() == parts(written).keys()
-    for name, tensor in parts(written).items():
-        assert torch.equal(parts(read)[name], tensor)
-        assert parts(read)[name].dtype == tensor.dtype
+    assert weights(read).keys() == weights(written).keys()
+    for name, tensor in weights(written).items():
+        assert torch.equal(weights(read)[name], tensor)
+        assert weights(read)[name].dtype == tensor.dtype
     assert read.training == written.training
     assert os.listdir(tmp_path) == [path.name]
     with safe_open(path, "pt") as file:

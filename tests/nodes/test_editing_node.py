@@ -1,12 +1,9 @@
 """EntropyGuidedEdit: its face, what it hands on, and a run through the server."""
 
-import json
-
 import pytest
 import torch
 from coherence.attention.registry import AttentionRegistry
 from coherence.client.errors import PromptError
-from coherence.client.workflow import to_prompt
 from coherence.demo.model import load_model
 from coherence.hosting.provision import PACK
 from coherence.nodes.editing import EntropyGuidedEdit
@@ -94,8 +91,8 @@ def test_what_the_latent_carries_along_is_handed_on(inputs):
 
 
 @pytest.fixture(scope="module")
-def prompt(server):
-    prompt = to_prompt(json.loads(GENERATED.read_text("utf-8")), server.object_info())
+def prompt(to_api):
+    prompt = to_api(GENERATED)
     for node in prompt.values():
         limits = {"batch_size": 2, "steps": 2}
         node["inputs"] |= {name: value for name, value in limits.items() if name in node["inputs"]}

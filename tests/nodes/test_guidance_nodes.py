@@ -4,7 +4,7 @@ import comfy.samplers
 import pytest
 import torch
 from coherence.attention.registry import RegistryError, model_names, named_registry
-from coherence.attention.sites import select_sites, sites_of
+from coherence.attention.sites import sites_of
 from coherence.demo.model import load_model
 from coherence.nodes.cross_frame import CrossFrameAttention
 from coherence.nodes.guidance import IEGuidanceCFG, IEGuider
@@ -12,18 +12,13 @@ from coherence.nodes.perturbation import PerturbAttention
 from coherence.techniques.perturbation import NoIdentityError
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_custom_sampler import CFGGuider, Noise_RandomNoise, SamplerCustom, SamplerCustomAdvanced
+from guidance_runs import registry_of
 from tiny_models import FAMILIES, sample
 from watching import DEMO, difference
 
 import nodes
 
 CFG, STEPS, SEED = 4.0, 2, 7
-KINDS = ["spatial", "temporal", "joint"]
-
-
-def registry_of(model, layers="output.0"):
-    sites = sites_of(model)
-    return named_registry(*model_names(model), sites, select_sites(sites, layers, KINDS), layers)
 
 
 @pytest.fixture(scope="module")

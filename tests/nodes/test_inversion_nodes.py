@@ -15,12 +15,10 @@ from coherence.samplers.noises import GivenNoise
 from coherence.techniques.technique import AttentionCall
 from comfy.model_management import InterruptProcessingException, interrupt_current_processing
 from comfy.nested_tensor import NestedTensor
-from comfy_extras.nodes_custom_sampler import (
-    FlipSigmas,
-)
+from comfy_extras.nodes_custom_sampler import FlipSigmas
 from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
 from comfy_extras.nodes_void import VOIDSampler
-from inversion_runs import FILTER, inverted, sampled, schedule
+from inversion_runs import FILTER, difference, inverted, sampled, schedule
 from tiny_models import FAMILIES
 
 FACES = {
@@ -64,10 +62,6 @@ def restarted(model, positive, latent: dict, sigmas, way: str) -> torch.Tensor:
     noise = GivenNoise.of(model, latent)  # a slowed walk goes too short a way for the node
     empty = {"samples": torch.zeros_like(latent["samples"])}
     return sampled(model, positive, empty, sigmas, noise, VOIDSampler.execute().args[0] if way == "void" else None)
-
-
-def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((actual - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("node", FACES, ids=lambda node: node.__name__)

@@ -9,7 +9,6 @@ from coherence.attention.registry import AttentionRegistry, RegistryError
 from coherence.attention.sites import NoSuchSiteError
 from coherence.client.errors import PromptError
 from coherence.client.server import outputs
-from coherence.client.workflow import to_prompt
 from coherence.demo.model import load_model
 from coherence.files.registry_file import SUFFIX, from_json, to_json
 from coherence.hosting.provision import PACK
@@ -17,6 +16,7 @@ from coherence.nodes.entropy_register import NODES, EntropyRegister, ReselectAtt
 from coherence.nodes.map_preview import AttentionMapPreview
 from PIL import Image
 from register_runs import demo_start
+from shipped import inputs_of
 
 RANKING = {"kind": "all", "select": "highest", "count": 1, "percent": 50.0}
 START = dict.fromkeys(("model", "conditioning", "noise", "sigmas", "latent_image"))
@@ -135,14 +135,8 @@ def test_maps_are_drawn_one_picture_for_each_frame(unet):
 
 
 @pytest.fixture
-def prompt(server):
-    workflow = json.loads((PACK / "workflows" / "entropy_register.json").read_text("utf-8"))
-    return to_prompt(workflow, server.object_info())
-
-
-def only(prompt: dict, class_type: str) -> dict:
-    (node,) = (node for node in prompt.values() if node["class_type"] == class_type)
-    return node["inputs"]
+def prompt(to_api):
+    return to_api(PACK / "workflows" / "entropy_register.json")
 
 
 def test_the_workflow_draws_its_charts_and_its_saved_registry_can_be_loaded(server, prompt):
@@ -174,7 +168,7 @@ def test_the_workflow_draws_its_charts_and_its_saved_registry_can_be_loaded(serv
     ],
 )
 def test_a_mistake_is_explained_at_its_node(server, prompt, class_type, inputs, complaint):
-    only(prompt, class_type).update(inputs)
+    inputs_of(prompt, class_type).update(inputs)
     with pytest.raises(PromptError, match=rf"(?s)\({class_type}\).*{complaint}"):
         server.queue(prompt)
 

@@ -17,12 +17,12 @@ from comfy_extras.nodes_mahiro import Mahiro
 from comfy_extras.nodes_model_advanced import RescaleCFG
 from comfy_extras.nodes_nag import NAGuidance
 from comfy_extras.nodes_video_model import VideoLinearCFGGuidance, VideoTriangleCFGGuidance
-from editing_runs import demo_run, tiny_run
+from editing_runs import demo_run, halves, tiny_run
 from random_controlnet import controlnet
 from telling_control import TellingControl
 from watching import difference
 
-from nodes import ConditioningSetArea, ControlNetApplyAdvanced
+from nodes import ControlNetApplyAdvanced
 
 NODES = {
     "NAGuidance": lambda m: NAGuidance.execute(m, 5.0, 0.5, 1.5)[0],
@@ -86,10 +86,6 @@ def test_outside_the_mask_the_target_is_the_source(run, name):
     target, source = patched.edit(mask=mask, source_cfg=2.0)
     assert torch.equal(target[..., :8], source[..., :8])
     assert torch.equal(source, patched.edit(source_cfg=2.0)[1])
-
-
-def halves(prompt):
-    return [entry for x in (0, 64) for entry in ConditioningSetArea().append(prompt, 64, 128, x, 0, strength=1.0)[0]]
 
 
 def test_each_clip_is_as_with_the_node_alone_where_prompts_have_areas(run):

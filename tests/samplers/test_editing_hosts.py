@@ -24,11 +24,11 @@ from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 from comfy_extras.nodes_model_advanced import RescaleCFG
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_void import VOID_DDIM
-from editing_runs import demo_run, tiny_run
+from editing_runs import demo_run, halves, tiny_run
 from gligen import gligen_for, with_boxes
 from watching import difference, watched
 
-from nodes import ConditioningSetArea, ControlNetApplyAdvanced
+from nodes import ControlNetApplyAdvanced
 
 STOCHASTIC = ("ancestral", "sde", "ddpm", "lcm", "seeds", "sa_solver")
 ONE_FRAME = (1, 4, 8, 8)
@@ -156,13 +156,6 @@ def test_a_mask_of_other_frames_is_refused(run):
 
 
 def test_areas_and_combined_prompts_are_paired_entry_by_entry(run):
-    def halves(conditioning):
-        return [
-            entry
-            for x in (0, 64)
-            for entry in ConditioningSetArea().append(conditioning, 64, 128, x, 0, strength=1.0)[0]
-        ]
-
     run = replace(run, source=halves(run.source), target=halves(run.target))
     target, source = run.edit(layers="")
     assert difference(target, run.plain(run.target)) < 1e-3

@@ -31,7 +31,7 @@ def unet():
 
 @pytest.fixture(params=[4, 2], ids=lambda n: f"{n} branches a call")
 def memory(request, unet, monkeypatch):
-    """As much free memory as so many branches take; with less, CFG's own two would be in two calls."""
+    """Free memory for so many branches in a call; with less, CFG's own two would be in two calls."""
     model = unet.model
     monkeypatch.setattr(
         model, "memory_required", lambda shape, **_: 0 if len(shape) and shape[0] <= request.param * FRAMES else 1e30
@@ -65,7 +65,7 @@ def halves(model):
 
 
 def with_extra_calls(model, patch, guidance="U-I", scale=2.0, layers="output.0"):
-    """What a patched model is guided to where every copy is a call of its own, as in ComfyUI's perturbed attention."""
+    """A patched model under guidance whose copies are calls of their own, as in ComfyUI's perturbed attention."""
     tapped = {
         alpha: tap(patch(model), Perturbation(alpha), layers=layers, kinds=KINDS, asked_by="reference")[0]
         for alpha in (UNIFORM, IDENTITY)
@@ -160,7 +160,7 @@ def test_others_are_told_negatives_first_and_copies_as_their_original(unet, guid
     model, told = spied(unet)
     sample(guided(model, guidance), DEMO)
     assert {name for name, *_ in told} == {"arguments", "model function", "call", "patch"}
-    assert {rest for _, *rest in map(tuple, told) for rest in [tuple(rest)]} == {(branches, FRAMES)}
+    assert {tuple(rest) for _, *rest in told} == {(branches, FRAMES)}
 
 
 def test_rows_go_with_their_branches(unet):

@@ -7,6 +7,7 @@ import torch
 from coherence.samplers.inversion import Step, invert, walk_eq_12
 from hypothesis import given
 from hypothesis import strategies as st
+from inversion_runs import difference
 
 EXACT = {"atol": 1e-12, "rtol": 1e-12}
 
@@ -47,10 +48,6 @@ def mixture(sigmas: torch.Tensor):
 
 def clips() -> torch.Tensor:
     return CENTRES.repeat(8, 1) + WIDTH * normal(24, 16)
-
-
-def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((actual - expected).norm() / expected.norm()).item()
 
 
 def error(steps: int, refine_iterations: int = 0) -> float:

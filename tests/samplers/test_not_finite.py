@@ -19,8 +19,7 @@ from comfy.patcher_extension import WrappersMP
 from editing_runs import demo_run
 from inflation_runs import put
 from inversion_runs import FILTER, inverted, sampled, schedule
-from measured import figures_of
-from recorded_maps import maps_of
+from measured import figures_of, maps_of
 from register_runs import demo_conditioning, demo_start
 from tuning_runs import tuned
 from watching import DEMO
@@ -29,7 +28,7 @@ FRAME = 1
 
 
 def broken(model, calls=0, value=float("nan")):
-    """A clone of ``model`` whose prediction is no number in one frame, after so many good calls."""
+    """A clone of ``model`` whose prediction is NaN or infinite in one frame, after so many good calls."""
     done = 0
 
     def spoil(executor, *args, **kwargs):
@@ -92,7 +91,7 @@ def test_training_stops(unet):
         train_adapter(broken(unet, 1), clips(), QUICK)
 
 
-def test_a_gradient_that_is_no_number_stops_training_before_it_is_used():
+def test_a_gradient_that_is_not_finite_stops_training_before_it_is_used():
     """√x at 0: the loss is 0, its slope infinite."""
     x = torch.zeros(1, requires_grad=True)
     with pytest.raises(TrainingError, match=r"The gradient is (nan|inf) at step 0.*Nothing was changed"):
@@ -104,7 +103,7 @@ def test_a_gradient_that_is_no_number_stops_training_before_it_is_used():
 
 
 def strict(text):
-    """What JSON says, and nothing beyond it."""
+    """Reads JSON without Python's extensions, NaN and infinity."""
 
     def refuse(constant):
         raise ValueError(f"{constant} is no JSON")
@@ -139,7 +138,7 @@ def test_a_divergence_that_overflows_is_null_and_the_rest_is_told():
     assert chart.std() > 0.05
 
 
-def test_reports_hold_null_for_what_is_no_number():
+def test_reports_hold_null_for_what_is_not_finite():
     report = {"a": float("nan"), "b": [1.0, float("inf")], "c": torch.tensor([float("-inf"), 2.0]), "d": (None, "nan")}
     assert strict(to_json(report)) == {"a": None, "b": [1.0, None], "c": [None, 2.0], "d": [None, "nan"]}
     assert re.sub(r"\s", "", to_json({"x": 1}, indent=2)) == '{"x":1}'

@@ -1,4 +1,4 @@
-"""Guidance and caches are out of a pass that measures or trains; what stays and changes predictions is named."""
+"""A pass that measures or trains leaves out guidance and caches; the log names what stays and changes predictions."""
 
 import logging
 from dataclasses import replace
@@ -15,8 +15,7 @@ from comfy_extras.nodes_model_advanced import RescaleCFG
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from guidance_runs import guided
 from inflation_runs import put
-from measured import figures_of
-from recorded_maps import maps_of
+from measured import figures_of, maps_of
 from register_runs import demo_start
 from tiny_models import sample
 from tuning_runs import tuned

@@ -6,8 +6,6 @@ import torch
 from coherence.training.ge_adapter_training import Clips, Settings
 
 FRAMES, WIDTH, VISION = 3, 128, 16
-
-
 QUICK = Settings(
     steps=2,
     learning_rate=1e-3,
@@ -28,3 +26,8 @@ def clips(number=2, frames=FRAMES, vision=True, size=16):
     texts = [[[torch.randn(1, 8, WIDTH, generator=generator), {}]] for _ in range(number)]
     hidden = torch.randn(number * frames, 6, VISION, generator=generator)
     return Clips({"samples": samples}, frames, texts, hidden if vision else None)
+
+
+def weights(adapter):
+    """All tensors of an adapter by name."""
+    return {**adapter.lora, "shared": adapter.shared_tokens, **dict(enumerate(adapter.projection or ()))}

@@ -1,4 +1,4 @@
-"""What the tests of editing share: a run from the same start, as an edit and plainly, and Algorithm 1 written out."""
+"""What the tests of editing share: a run from the same start, as an edit and plainly."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from comfy.samplers import CFGGuider, Sampler, calculate_sigmas, sampler_object
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 from tiny_models import FAMILIES
 from watching import DEMO
+
+from nodes import ConditioningSetArea
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,11 @@ def demo_run(model: Any, **settings: Any) -> Run:
     generator = torch.Generator().manual_seed(1)
     source, target, negative = ([[torch.randn(1, 32, 128, generator=generator), {}]] for _ in range(3))
     return Run(model, source, target, negative, **{"shape": DEMO.latent_shape} | settings)
+
+
+def halves(prompt: list) -> list:
+    """The prompt for the left half of a picture of 128 pixels, and for the right one."""
+    return [entry for x in (0, 64) for entry in ConditioningSetArea().append(prompt, 64, 128, x, 0, strength=1.0)[0]]
 
 
 def tiny_run(tiny_models: Any, name: str, **settings: Any) -> Run:

@@ -13,12 +13,10 @@ from comfy.patcher_extension import WrappersMP
 from watching import difference
 
 KINDS = ["spatial", "temporal", "joint"]
-
-
 ONE_STEP = {"sigmas": torch.tensor([4.0, 0.0])}
 
 
-def registry_of(model, layers):
+def registry_of(model, layers="output.0"):
     sites = sites_of(model)
     return named_registry(*model_names(model), sites, select_sites(sites, layers, KINDS), layers)
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import torch
-from coherence.attention.forms import (
-    InflationWeights,
-    expected_shapes,
-    inflated,
-)
+from coherence.attention.forms import InflationWeights, expected_shapes, inflated
 from coherence.attention.inflation import transformer_layers
 from coherence.techniques.stam import unit
 from tiny_models import sample
@@ -17,7 +13,7 @@ from watching import DEMO
 
 
 def random_weights(model, form, scale=0.3, layers="*"):
-    """Weights that show: an open gate, deltas that move the queries."""
+    """Weights with a visible effect: an open gate, deltas that move the queries."""
     generator = torch.Generator().manual_seed(5)
     tensors = {}
     for layer in transformer_layers(model, layers):

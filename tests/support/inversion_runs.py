@@ -7,11 +7,7 @@ import json
 import comfy.samplers
 import torch
 from coherence.nodes.inversion import BilateralDDIMInvert
-from comfy_extras.nodes_custom_sampler import (
-    BasicGuider,
-    DisableNoise,
-    SamplerCustomAdvanced,
-)
+from comfy_extras.nodes_custom_sampler import BasicGuider, DisableNoise, SamplerCustomAdvanced
 
 FILTER = {
     "mode": "none",
@@ -34,6 +30,11 @@ def inverted(model, positive, latent: dict, sigmas, **options) -> tuple[dict, di
     with torch.inference_mode():
         latent, report = BilateralDDIMInvert.execute(model, positive, cfg, latent, sigmas, **FILTER | options).args
     return latent, json.loads(report)
+
+
+def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """By their norms, relative to what is expected."""
+    return ((actual - expected).norm() / expected.norm()).item()
 
 
 def sampled(model, positive, latent: dict, sigmas, noise=None, sampler=None) -> torch.Tensor:

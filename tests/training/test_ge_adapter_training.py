@@ -5,7 +5,7 @@ from dataclasses import replace
 import comfy.clip_vision
 import pytest
 import torch
-from adapter_runs import FRAMES, QUICK, WIDTH, clips
+from adapter_runs import FRAMES, QUICK, WIDTH, clips, weights
 from coherence.demo.model import load_clip, load_model
 from coherence.nodes.ge_adapter_train import GEAdapterTrain
 from coherence.training import ge_adapter_training as training
@@ -23,10 +23,6 @@ def unet():
 @pytest.fixture(scope="module")
 def trained(unet):
     return train_adapter(unet, clips(), QUICK)
-
-
-def weights(adapter):
-    return {**adapter.lora, "shared": adapter.shared_tokens, **dict(enumerate(adapter.projection or ()))}
 
 
 def ups(adapter):
