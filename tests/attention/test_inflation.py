@@ -82,9 +82,10 @@ def test_the_order_of_nodes_does_not_matter(model, form, other):
     if other == "pag":  # it replaces attention by v, which has as many tokens as q in self-attention alone
         form = replace(form, frame_attention="self")
     weights, more = random_weights(model, form), OTHERS[other]
-    first, last = run(put(more(model), form, weights)), run(more(put(model, form, weights)))
+    alone = put(model, form, weights)
+    first, last, without = (run(each, steps=1) for each in (put(more(model), form, weights), more(alone), alone))
     assert difference(first, last) < 1e-4
-    assert difference(first, run(put(model, form, weights))) > 1e-3
+    assert difference(first, without) > 1e-3
 
 
 def test_both_inflations_go_together_in_either_order(model):
@@ -129,7 +130,7 @@ def test_in_context_windows_each_window_is_a_clip_with_its_own_frames(model):
     windows = ContextWindowsManualNode.execute(
         looked_at, 4, 2, "standard_static", 1, False, "pyramid", 0, False, [], causal_window_fix=False
     ).result[0]
-    run(windows, shape=(6, 4, 16, 16), steps=1)
+    run(windows, shape=(6, *DEMO.latent_shape[1:]), steps=1)
     assert {call.frame_indices for call in watch.calls} == {(0, 1, 2, 3), (2, 3, 4, 5)}
 
 
@@ -208,7 +209,7 @@ def test_weights_that_do_not_fit_are_refused_with_both_sides(model):
 def test_weights_are_used_as_they_were_tuned(model, name, value):
     """Otherwise the output differs for no visible reason: by 2 to 4 with another frame attention or pool."""
     weights, other = random_weights(model, EI2), replace(EI2, **{name: value})
-    assert run(put(model, EI2, weights)).isfinite().all()
+    put(model, EI2, weights)
     tuned = getattr(EI2, name)
     with pytest.raises(
         InflationError,

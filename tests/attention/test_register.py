@@ -33,6 +33,7 @@ from hypothesis import strategies as st
 from measured import figures_of
 from register_runs import MEASUREMENT, demo_conditioning, demo_start, layer_lists, registry, start_of
 from tiny_models import FAMILIES, sample
+from watching import DEMO
 
 PACKS = find_packs(Path(os.environ["COMFYUI_PATH"]))
 ALL = ["spatial", "temporal", "joint", "cross", "text"]
@@ -234,7 +235,7 @@ def test_motion_models_are_measured_along_and_their_layers_can_be_selected(pack,
 
 
 class Demo:
-    latent_shape = (3, 4, 16, 16)
+    latent_shape = DEMO.latent_shape
 
     @staticmethod
     def conditioning():

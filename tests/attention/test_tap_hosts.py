@@ -41,7 +41,7 @@ def frames_seen(watch):
 
 
 def test_a_window_of_pictures_holds_its_own_frames(unet):
-    clip = type(DEMO)(latent_shape=(5, 4, 16, 16), conditioning=DEMO.conditioning)
+    clip = type(DEMO)(latent_shape=(5, *DEMO.latent_shape[1:]), conditioning=DEMO.conditioning)
     model, watch = watched(in_windows(unet, dim=0, length=3, overlap=1), kinds=["spatial"])
     sample(model, clip, steps=1)
     assert frames_seen(watch) == [(0, 1, 2), (2, 3, 4)]
@@ -63,7 +63,7 @@ def test_a_window_of_a_video_holds_its_own_frames_and_the_anchor(tiny_models, ca
 def call_model(model):
     """One call as the sampler makes it; the threads of one sampler share their model in this way."""
     generator = torch.Generator().manual_seed(0)
-    x, context = torch.randn(3, 4, 16, 16, generator=generator), torch.randn(3, 32, 128, generator=generator)
+    x, context = torch.randn(DEMO.latent_shape, generator=generator), torch.randn(3, 32, 128, generator=generator)
     options = {**model.model_options["transformer_options"], "wrappers": model.wrappers}
     with torch.inference_mode():
         return model.model.apply_model(x, torch.full((3,), 5.0), c_crossattn=context, transformer_options=options)

@@ -11,7 +11,7 @@ from coherence.nodes.entropy_register import SelectAttentionLayers
 from comfy.samplers import sampler_object
 from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise, Noise_RandomNoise
 from editing_runs import demo_run
-from watching import difference
+from watching import DEMO, difference
 
 FACE = "model source target negative registry noise sampler sigmas latent_image cfg source_cfg replace"
 FACE += " start_percent end_percent mask"
@@ -73,7 +73,7 @@ def test_a_registry_without_layers_gives_plain_sampling(unet, inputs):
 
 
 def test_without_noise_it_starts_from_the_latent(inputs):
-    start = 14.6 * torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(9))
+    start = 14.6 * torch.randn(DEMO.latent_shape, generator=torch.Generator().manual_seed(9))
     target, source = edited(inputs, noise=Noise_EmptyNoise(), latent_image={"samples": start, "batch_index": [0, 1, 2]})
     other_target, other_source = edited(inputs)
     assert difference(source, other_source) > 0.05

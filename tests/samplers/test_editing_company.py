@@ -20,7 +20,7 @@ from comfy_extras.nodes_video_model import VideoLinearCFGGuidance, VideoTriangle
 from editing_runs import demo_run, halves, tiny_run
 from random_controlnet import controlnet
 from telling_control import TellingControl
-from watching import difference
+from watching import DEMO, difference
 
 from nodes import ControlNetApplyAdvanced
 
@@ -43,7 +43,7 @@ def unet():
 
 @pytest.fixture
 def run(unet):
-    return demo_run(unet, steps=2, shape=(2, 4, 16, 16))
+    return demo_run(unet, steps=2, shape=(2, *DEMO.latent_shape[1:]))
 
 
 def is_plain(run, target_cfg=4.0, source_cfg=4.0, tolerance=1e-4, **edit):
@@ -80,11 +80,11 @@ def test_equal_prompts_give_equal_clips(run, name):
 
 @pytest.mark.parametrize("name", ["NAGuidance", "VideoLinearCFG", "Mahiro"])
 def test_outside_the_mask_the_target_is_the_source(run, name):
-    mask = torch.zeros(128, 128)
-    mask[:, 64:] = 1
+    mask = torch.zeros(64, 64)
+    mask[:, 32:] = 1
     patched = replace(run, model=NODES[name](run.model))
     target, source = patched.edit(mask=mask, source_cfg=2.0)
-    assert torch.equal(target[..., :8], source[..., :8])
+    assert torch.equal(target[..., :4], source[..., :4])
     assert torch.equal(source, patched.edit(source_cfg=2.0)[1])
 
 
@@ -94,7 +94,7 @@ def test_each_clip_is_as_with_the_node_alone_where_prompts_have_areas(run):
 
 
 def test_each_clip_is_as_with_the_nodes_alone_in_context_windows(unet):
-    run = demo_run(unet, shape=(4, 4, 16, 16))
+    run = demo_run(unet, shape=(4, *DEMO.latent_shape[1:]))
     windows = (2, 1, "standard_static", 1, False, "pyramid", 0, False, [])
     model = ContextWindowsManualNode.execute(run.model, *windows, causal_window_fix=False)[0]
     patched = NODES["NAGuidance"](NODES["VideoLinearCFG"](model))

@@ -26,7 +26,7 @@ from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_void import VOID_DDIM
 from editing_runs import demo_run, halves, tiny_run
 from gligen import gligen_for, with_boxes
-from watching import difference, watched
+from watching import DEMO, difference, watched
 
 from nodes import ControlNetApplyAdvanced
 
@@ -94,7 +94,7 @@ def test_a_sampler_that_denoises_rows_one_by_one_is_refused(run):
 
 
 def test_ddim_draws_noise_where_the_latent_has_a_noise_mask_and_euler_does_not(run):
-    run = replace(run, latent={"samples": torch.ones(run.shape), "noise_mask": torch.ones(1, 16, 16).triu()})
+    run = replace(run, latent={"samples": torch.ones(run.shape), "noise_mask": torch.ones(1, 8, 8).triu()})
     target, source = run.edit(layers="")
     assert difference(target, run.plain(run.target)) < 1e-3
     assert difference(source, run.plain(run.source)) < 1e-3
@@ -108,12 +108,12 @@ def test_ddim_draws_noise_where_the_latent_has_a_noise_mask_and_euler_does_not(r
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "uni_pc", "euler_cfg_pp", "heun"])
 @pytest.mark.parametrize("source_cfg", [4.0, 1.0])
 def test_outside_the_mask_the_target_is_the_source_bitwise(unet, sampler, source_cfg):
-    mask = torch.zeros(128, 128)
-    mask[:, 64:] = 1
+    mask = torch.zeros(64, 64)
+    mask[:, 32:] = 1
     run = demo_run(unet, sampler=sampler, steps=4)
     target, source = run.edit(mask=mask, source_cfg=source_cfg)
-    assert torch.equal(target[..., :8], source[..., :8])
-    assert difference(target[..., 8:], source[..., 8:]) > 0.05
+    assert torch.equal(target[..., :4], source[..., :4])
+    assert difference(target[..., 4:], source[..., 4:]) > 0.05
     assert torch.equal(source, run.edit(source_cfg=source_cfg)[1])
 
 
@@ -216,7 +216,7 @@ def test_prompts_of_different_masked_lengths_share_a_cross_attention_map(tiny_mo
 
 @pytest.mark.parametrize(("name", "dim"), [("demo", 0), ("wan21", 2)])
 def test_context_windows_cut_both_clips_alike(unet, tiny_models, name, dim):
-    run = demo_run(unet, shape=(5, 4, 16, 16)) if name == "demo" else tiny_run(tiny_models, name)
+    run = demo_run(unet, shape=(5, *DEMO.latent_shape[1:])) if name == "demo" else tiny_run(tiny_models, name)
     windowed = ContextWindowsManualNode.execute(
         run.model, 2, 1, "standard_static", 1, False, "pyramid", dim, False, [], causal_window_fix=False
     ).result[0]
@@ -258,7 +258,7 @@ def test_another_packs_wrapper_of_the_model_sees_ordinary_calls(run):
     wrapped = run.model.clone()
     wrapped.set_model_unet_function_wrapper(wrapper)
     assert torch.equal(replace(run, model=wrapped).edit()[0], run.edit()[0])
-    assert seen == [((12, 4, 16, 16), 4)] * 2
+    assert seen == [((12, *DEMO.latent_shape[1:]), 4)] * 2
 
 
 def test_a_lora_is_in_both_clips(tiny_models):
@@ -275,7 +275,7 @@ PACKS = find_packs(Path(os.environ["COMFYUI_PATH"]))
 @pytest.mark.parametrize("window", [None, 2])
 @pytest.mark.parametrize("pack", PACKS)
 def test_animatediffs_layers_take_from_the_source(run, pack, window):
-    run = replace(run, model=PACKS[pack](run.model, window), shape=(4, 4, 16, 16))
+    run = replace(run, model=PACKS[pack](run.model, window), shape=(4, *DEMO.latent_shape[1:]))
     target, source = run.edit(layers="")
     assert difference(target, run.plain(run.target)) < 1e-3
     assert difference(source, run.plain(run.source)) < 1e-3
@@ -368,7 +368,7 @@ def test_room_is_reserved_for_four_branches(run):
     guider.model_patcher.add_wrapper(WrappersMP.PREPARE_SAMPLING, around)
     with torch.inference_mode():
         guider.sample(torch.ones(run.shape), torch.zeros(run.shape), PairSampler(run._sampler()), run.sigmas)
-    assert asked == [[6, 4, 16, 16]]  # ComfyUI doubles it
+    assert asked == [[6, *DEMO.latent_shape[1:]]]  # ComfyUI doubles it
 
 
 def test_what_cannot_be_edited_is_refused(run):

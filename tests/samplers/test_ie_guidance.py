@@ -228,9 +228,9 @@ def test_other_packs_patches_see_conditionings_not_copies(unet):
 def conditionings():
     positive, negative = DEMO.conditioning()
     ((text, _),) = positive
-    mask = torch.zeros(1, 16, 16)
-    mask[:, :8] = 1
-    area = [[text, {"area": (8, 16, 8, 0), "strength": 0.7}]]
+    mask = torch.zeros(1, 8, 8)
+    mask[:, :4] = 1
+    area = [[text, {"area": (4, 8, 4, 0), "strength": 0.7}]]
     long = [[torch.cat([negative[0][0]] * 2, dim=1), {}]]
     odd = [[torch.cat([negative[0][0], negative[0][0][:, :5]], dim=1), {}]]
     return {

@@ -81,9 +81,13 @@ STEPS = 10
 FAMILY = FAMILIES["sd15"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(tiny_models):
     return tiny_models.load("sd15")
+
+
+def empty(frames: int) -> dict:
+    return {"samples": torch.zeros(frames, *FAMILY.latent_shape[1:])}
 
 
 def sigmas_of(model, steps: int = STEPS) -> torch.Tensor:
@@ -93,7 +97,7 @@ def sigmas_of(model, steps: int = STEPS) -> torch.Tensor:
 def moving(model, frames: int = 4, latent: dict | None = None, **settings) -> tuple[dict, torch.Tensor]:
     positive, negative = FAMILY.conditioning()
     chosen = {"noise_seed": 3, "delta_x": 0.0, "delta_y": 0.0, "t0": 0.6, "t1": 0.8} | settings
-    latent = latent or {"samples": torch.zeros(frames, 4, 16, 16)}
+    latent = latent or empty(frames)
     sigmas = chosen.pop("sigmas", sigmas_of(model))
     return MotionFieldNoise.execute(model, positive, negative, 2.0, latent_image=latent, sigmas=sigmas, **chosen).args
 
@@ -111,7 +115,7 @@ def test_the_first_frame_is_the_picture_of_random_noise(model, t1):
     assert torch.equal(rest, sigmas_of(model)[-len(rest) :])
     drawn = sampled(model, DisableNoise.execute()[0], latent, rest)
     with torch.random.fork_rng(devices=[]):
-        plain = sampled(model, RandomNoise.execute(3)[0], {"samples": torch.zeros(1, 4, 16, 16)}, sigmas_of(model))
+        plain = sampled(model, RandomNoise.execute(3)[0], empty(1), sigmas_of(model))
     assert (drawn - plain).abs().max() <= 1e-3 * plain.abs().max(), (
         "but for rounding, which a sharp random model amplifies"
     )
@@ -123,7 +127,7 @@ def test_frames_move_by_delta_under_noise_that_does_not(model):
     spread = (sigmas[1] ** 2 - sigmas[3] ** 2).sqrt() / model.get_model_object("latent_format").scale_factor
     assert torch.equal(moved[0], still[0])
     for frame in range(1, 4):
-        noise = plain_noise((1, 4, 16, 16), generator(3, 0, frame))[0] * spread
+        noise = plain_noise((1, *FAMILY.latent_shape[1:]), generator(3, 0, frame))[0] * spread
         expected = translated(still[frame] - noise, 2 * frame, -frame)
         torch.testing.assert_close(moved[frame] - noise, expected, rtol=1e-5, atol=1e-4)
 
@@ -131,7 +135,7 @@ def test_frames_move_by_delta_under_noise_that_does_not(model):
 def test_a_frame_is_the_same_however_many_follow_and_whichever_are_asked_for(model):
     whole = moving(model, delta_x=8.0)[0]["samples"]
     assert torch.equal(moving(model, frames=2, delta_x=8.0)[0]["samples"], whole[:2])
-    chosen, _ = moving(model, latent={"samples": torch.zeros(2, 4, 16, 16), "batch_index": [3, 0]}, delta_x=8.0)
+    chosen, _ = moving(model, latent={**empty(2), "batch_index": [3, 0]}, delta_x=8.0)
     assert torch.equal(chosen["samples"], whole[[3, 0]])
     assert chosen["batch_index"] == [3, 0]
 

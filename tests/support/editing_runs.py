@@ -67,8 +67,8 @@ def demo_run(model: Any, **settings: Any) -> Run:
 
 
 def halves(prompt: list) -> list:
-    """The prompt for the left half of a picture of 128 pixels, and for the right one."""
-    return [entry for x in (0, 64) for entry in ConditioningSetArea().append(prompt, 64, 128, x, 0, strength=1.0)[0]]
+    """The prompt for the left half of a picture of 64 pixels, and for the right one."""
+    return [entry for x in (0, 32) for entry in ConditioningSetArea().append(prompt, 32, 64, x, 0, strength=1.0)[0]]
 
 
 def tiny_run(tiny_models: Any, name: str, **settings: Any) -> Run:

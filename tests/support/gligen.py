@@ -25,4 +25,4 @@ def gligen_for(model):
 def with_boxes(conditioning, gligen):
     """As GLIGENTextBoxApply has it: words and a box, (height, width, y, x) in latents."""
     words = torch.randn(1, KEYS, generator=torch.Generator().manual_seed(5))
-    return [[text, {**more, "gligen": ("position", gligen, [(words, 8, 8, 4, 0)])}] for text, more in conditioning]
+    return [[text, {**more, "gligen": ("position", gligen, [(words, 4, 4, 2, 0)])}] for text, more in conditioning]

@@ -7,6 +7,7 @@ from coherence.samplers.measure import Start
 from coherence.techniques.entropy import Energy
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 from hypothesis import strategies as st
+from watching import DEMO
 
 MEASUREMENT = Measurement((0,), (14.6,), "exact", 3, (3, 4, 16, 16))
 KINDS = ("spatial", "temporal", "joint", "cross", "text")
@@ -25,7 +26,7 @@ def start_of(model, conditioning, latent_shape, steps: int = 4, seed: int = 3, l
 
 
 def demo_start(model, steps: int = 4, conditioning=None) -> Start:
-    return start_of(model, conditioning or demo_conditioning(), (3, 4, 16, 16), steps)
+    return start_of(model, conditioning or demo_conditioning(), DEMO.latent_shape, steps)
 
 
 def layer(order: int, kind: str, entropy: float) -> Layer:

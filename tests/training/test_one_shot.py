@@ -262,7 +262,7 @@ def test_other_inserted_layers_are_there_and_stay_as_they_are(model):
     ("made", "latent", "settings", "complaint"),
     [
         (lambda m: m, clip(), {}, "expected an inflated model, got a plain one.*STAMInflate"),
-        (lambda m: put(m, QUIET), clip(1), {}, r"\(1, 4, 16, 16\), expected a clip of two frames or more"),
+        (lambda m: put(m, QUIET), clip(1), {}, r"\(1, 4, 8, 8\), expected a clip of two frames or more"),
         (lambda m: put(m, QUIET), {"samples": torch.zeros(1, 4, 3, 16, 16)}, {}, "latent_image has shape"),
         (lambda m: put(m, QUIET), clip(), {"batch_frames": 1}, "batch_frames: expected 0.*got 1"),
     ],

@@ -127,7 +127,7 @@ FAMILIES: dict[str, Family] = {
         write=unets.write_sd15,
         base="BaseModel",
         config="SD15",
-        latent_shape=(3, 4, 16, 16),
+        latent_shape=(3, 4, 8, 8),
         context=(77, 768),
     ),
     "sd20": _unet(
@@ -135,7 +135,7 @@ FAMILIES: dict[str, Family] = {
         write=unets.write_sd20,
         base="BaseModel",
         config="SD20",
-        latent_shape=(3, 4, 16, 16),
+        latent_shape=(3, 4, 8, 8),
         context=(77, 1024),
     ),
     "sdxl": _unet(
@@ -143,7 +143,7 @@ FAMILIES: dict[str, Family] = {
         write=unets.write_sdxl,
         base="SDXL",
         config="KOALA_700M",
-        latent_shape=(3, 4, 16, 16),
+        latent_shape=(3, 4, 8, 8),
         context=(77, 2048),
         extras={"pooled_output": (1, 1280)},
     ),
@@ -198,9 +198,9 @@ FAMILIES: dict[str, Family] = {
         write=unets.write_svd,
         base="SVD_img2vid",
         config="SVD_img2vid",
-        latent_shape=(4, 4, 16, 16),
+        latent_shape=(4, 4, 8, 8),
         context=(1, 1024),
-        extras={"concat_latent_image": (1, 4, 16, 16)},
+        extras={"concat_latent_image": (1, 4, 8, 8)},
         settings={"motion_bucket_id": 127, "fps": 6, "augmentation_level": 0.0},
     ),
     "flux": built(

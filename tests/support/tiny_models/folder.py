@@ -54,8 +54,10 @@ class TinyModels:
         family = RELATIVES.get(name) or FAMILIES[name]
         if family.unet_config:
             return pictures.build(family.config, dict(family.unet_config), family.sharp)
-        if family.kind == "checkpoints":
-            return self.load_checkpoint(name)[0]
+        if family.kind == "checkpoints":  # what its loader calls, without the text encoder and the VAE
+            from comfy.sd import load_checkpoint_guess_config
+
+            return load_checkpoint_guess_config(str(self.path(name)), output_vae=False, output_clip=False)[0]
         return self._nodes.UNETLoader().load_unet(self.path(name).name, "default")[0]
 
     def load_checkpoint(self, name: str) -> tuple[ModelPatcher, CLIP | None, VAE]:
