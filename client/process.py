@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from .errors import ComfyError, ServerGone
@@ -20,8 +21,9 @@ raise SystemExit(not any(backend is not None and backend.is_available() for back
 """
 
 
+@cache
 def has_gpu(python: Path) -> bool:
-    """Whether the torch of this interpreter finds a GPU."""
+    """Whether the torch of this interpreter finds a GPU. To import torch takes seconds: asked once."""
     return subprocess.run([python, "-c", _HAS_GPU], capture_output=True, check=False).returncode == 0
 
 

@@ -45,6 +45,8 @@ def _load_pack(name: str = "coherence") -> None:
     spec.loader.exec_module(module)
 
 
+LONGEST = "test_as_shipped.py"
+"""The file of tests that takes longest: ten minutes, mostly of its server."""
 NO_BROWSER = os.environ.get("COHERENCE_BROWSER") == "none"
 
 
@@ -64,7 +66,10 @@ def pytest_collection() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Whatever uses a page drives a browser, and is slow; only --no-browser and --quick leave it out."""
+    """Whatever uses a page drives a browser, and is slow; only --no-browser and --quick leave it out.
+
+    Files that take long come first: begun last, they would leave the other processes without work at the end.
+    """
     for item in items:
         if "blank_page" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
@@ -73,6 +78,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+    with_slow_tests = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path.name != LONGEST, item.path not in with_slow_tests))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -106,10 +106,9 @@ def test_arguments_and_exit_code_go_to_and_come_from_pytest(tmp_path):
     assert result.returncode == 1
     assert re.search("1 failed, 1 passed(, .*deselected)? in ", result.stdout), result.stdout
     assert "THE TESTS THAT DRIVE A BROWSER WERE LEFT OUT" in result.stdout
-    assert run(*run_test, "-n", "0", "-k", "test_green").returncode == 0
-    collected = run(*run_test, "-n", "0", "--quick", "--co", "-q")
-    assert "test_green" in collected.stdout
-    assert "test_red" not in collected.stdout, "what is slow is left out"
+    quick = run(*run_test, "-n", "0", "--quick")
+    assert quick.returncode == 0, "what is slow is left out"
+    assert "1 passed, 1 deselected in " in quick.stdout
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import asyncio
 import json
 import re
 import sys
+import time
 import urllib.error
 from pathlib import Path
 
@@ -59,6 +60,7 @@ class Tried:
             return _refused(answer)
         while not (history := self._server.get(f"/history/{answer['prompt_id']}")):
             self._server.require_alive()
+            time.sleep(0.01)  # to ask without a pause keeps a core busy
         (entry,) = history.values()
         messages = dict(entry["status"]["messages"])
         if failed := messages.get("execution_error"):

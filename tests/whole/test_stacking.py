@@ -98,7 +98,7 @@ OURS: dict[str, Patch] = {
 @pytest.fixture(scope="module")
 def core() -> dict[str, Patch]:
     """ComfyUI's."""
-    hint = torch.rand(DEMO.latent_shape[0], 128, 128, 3, generator=torch.Generator().manual_seed(0))
+    hint = torch.rand(DEMO.latent_shape[0], 64, 64, 3, generator=torch.Generator().manual_seed(0))
     net = controlnet()
 
     def controlled(stack: Stack) -> Stack:
@@ -177,7 +177,7 @@ class Stacks:
             try:
                 for name in names:
                     stack = self._patches[name](stack)
-                return sample(stack.model, DEMO, steps=2, conditioning=stack.prompts)
+                return sample(stack.model, DEMO, steps=1, conditioning=stack.prompts)
             except Exception as error:
                 return error
 
@@ -247,8 +247,9 @@ def test_an_edit_without_layers_is_plain_sampling_of_each_clip(stacks, core, nam
 
 def test_the_model_is_as_it_was(stacks):
     fresh = load_model()
-    assert torch.equal(stacks.draw(), sample(fresh, DEMO))
-    assert torch.equal(sample(stacks.model, DEMO), sample(fresh, DEMO))
+    expected = sample(fresh, DEMO, steps=1)
+    assert torch.equal(stacks.draw(), expected)
+    assert torch.equal(sample(stacks.model, DEMO, steps=1), expected)
     weights = fresh.model.state_dict()
     assert all(torch.equal(weight, weights[name]) for name, weight in stacks.model.model.state_dict().items())
     assert stacks.model.model_options == fresh.model_options
