@@ -21,6 +21,8 @@ TAKING_VIDEOS = [path for path in WORKFLOWS if '"LoadVideo"' in path.read_text("
 ZS2 = PACK / "workflows" / "zs2_text_to_video.json"
 SMALL = {"width": 64, "height": 64, "size": 64, "batch_size": 2, "frames": 2, "steps": 2, "lossless": True}
 """Inputs of a workflow on small random models."""
+SHORTER = {"ei2_tune": {"steps": 20}, "zs2_long_clip": {"steps": 4}}
+"""Of the workflows that run for a minute and more: inputs that make them shorter and nothing else."""
 MODEL_FILES = {"ckpt_name": "checkpoints", "control_net_name": "controlnet", "lora_name": "loras"}
 """Inputs that name a model → its folder."""
 

@@ -16,7 +16,7 @@ from coherence.hosting.provision import PACK
 from coherence.metrics.similarity import psnr
 from pages import BLANK, IN_VIEW, SET, open_template, press_run, require_no_complaint, require_nodes_apart
 from PIL import Image
-from shipped import AS_SHIPPED, CLIPS, FOR_CHECKPOINTS, SMALL, WORKFLOWS, ZS2, frames_of, inputs_of
+from shipped import AS_SHIPPED, CLIPS, FOR_CHECKPOINTS, SHORTER, SMALL, WORKFLOWS, ZS2, frames_of, inputs_of
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,10 @@ def finished(server, to_api):
 
     def run(path: Path) -> dict:
         if path not in entries:
-            entries[path] = server.queue(to_api(path))
+            prompt = to_api(path)
+            for node in prompt.values():
+                node["inputs"] |= {k: v for k, v in SHORTER.get(path.stem, {}).items() if k in node["inputs"]}
+            entries[path] = server.queue(prompt)
         return entries[path]
 
     return run
@@ -56,6 +59,7 @@ def test_a_workflow_opens_runs_by_the_button_and_shows_what_it_made(blank_page, 
     assert page.evaluate(IN_VIEW)
     if path in FOR_CHECKPOINTS:
         page.evaluate(SET, SMALL)
+    page.evaluate(SET, SHORTER.get(path.stem, {}))
     prompt_id = press_run(page)
     try:
         page.wait_for_function(f"() => ({BLANK})().length === 0", timeout=20_000)
