@@ -187,7 +187,7 @@ def test_a_controlnet_steers_every_frame_by_its_own_picture(unet):
     pictures = torch.rand(count, 64, 64, 3, generator=torch.Generator().manual_seed(0))
 
     def controlled(model, pictures):
-        positive, negative = ControlNetApplyAdvanced().apply_controlnet(*DEMO.conditioning(), net, pictures, 1.0, 0, 1)
+        positive, negative = ControlNetApplyAdvanced().apply_controlnet(*DEMO.conditioning(), net, pictures, 3.0, 0, 1)
         latent = {"samples": torch.randn(count, *DEMO.latent_shape[1:], generator=torch.Generator().manual_seed(2))}
         return with_ksampler(model, latent, positive, negative)
 
