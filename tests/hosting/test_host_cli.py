@@ -108,7 +108,7 @@ def test_arguments_and_exit_code_go_to_and_come_from_pytest(tmp_path):
     assert "THE TESTS THAT DRIVE A BROWSER WERE LEFT OUT" in result.stdout
     quick = run(*run_test, "-n", "0", "--quick")
     assert quick.returncode == 0, "what is slow is left out"
-    assert "1 passed, 1 deselected in " in quick.stdout
+    assert "1 passed, 1 deselected" in quick.stdout
 
 
 @pytest.mark.slow
