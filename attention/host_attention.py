@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..techniques.branches import Branch, with_branches
 from ..techniques.technique import FurtherKeysError, rows_of_mask
+
+
+def outside_graphs() -> AbstractContextManager:
+    """What is allocated inside may be kept: newer versions of ComfyUI record the allocations of each block of a model,
+    and expect them to be gone when it ends."""
+    try:
+        pause = getattr(import_module("comfy.model_prefetch"), "pause_malloc_graph", None)
+    except ImportError:  # older versions of ComfyUI
+        pause = None
+    return nullcontext() if pause is None else pause()
+
+
+def preferred_attention(module: nn.Module) -> Callable[..., Tensor] | None:
+    """The attention that a checkpoint asks for in ``module``. ComfyUI calls it only where no override is present."""
+    for each in module.modules():
+        function = getattr(getattr(each, "comfy_attention", None), "function", None)
+        if function is not None:
+            return function
+    return None
 
 
 @dataclass(frozen=True, eq=False)

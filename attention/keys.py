@@ -2,6 +2,9 @@
 
 from typing import Final
 
+OVERRIDE: Final = "optimized_attention_override"
+"""ComfyUI's own: what takes the place of its attention."""
+
 TECHNIQUES: Final = "coherence_techniques"
 """What :func:`.tap.tap` put on a model: a tuple of :class:`.run.Tapped`."""
 RUN: Final = "coherence_run"
@@ -10,6 +13,8 @@ OPEN_TAP: Final = "coherence_open_tap"
 """The :class:`.open_tap.OpenTap`, during a model call."""
 ROWS: Final = "coherence_rows"
 """The rows of one branch, during a run."""
+THEIRS: Final = "coherence_theirs"
+"""The ``optimized_attention_override`` that another pack put in the place of ours during a model call."""
 SITES: Final = "coherence_sites"
 """In an attention module's copy: the names of its sites that are still to come."""
 REPLACED: Final = "coherence_replaced_"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -23,8 +23,8 @@ from ..techniques.branches import Branch, branches_of, with_branches
 from ..techniques.technique import AttentionCall
 from .chunks import Chunk, require_frame_by_frame
 from .frames import Clip
-from .host_attention import HostAttention
-from .keys import INSERTED, OPEN_TAP, REPLACED, RUN, SITES
+from .host_attention import HostAttention, outside_graphs, preferred_attention
+from .keys import INSERTED, OPEN_TAP, OVERRIDE, REPLACED, RUN, SITES, THEIRS
 from .prefix import is_patched, shared
 from .run import Run, Tapped
 from .sites import NoSuchSiteError, Site, family_of
@@ -58,7 +58,7 @@ class OpenTap:
             needing = [each.asked_by for each in active if not each.technique.supports_chunks]
             require_frame_by_frame(self._sites.values(), needing)
             self._clip = replace(self._clip, frame_indices=chunk.frame_indices)
-        self._override = options.get("optimized_attention_override")
+        self._override = options.get(OVERRIDE)
         self._shares = not is_patched(options)
         self.options = self._leading_here(options)
         """Transformer options that lead the attention here."""
@@ -69,7 +69,7 @@ class OpenTap:
         return {
             **with_branches(options, self._branches),
             OPEN_TAP: self,
-            "optimized_attention_override": _override(),
+            OVERRIDE: _override(),
             "patches_replace": {
                 name: {place: partial(self.attend_replaced, name, each) for place, each in replacements.items()}
                 if name in ("attn1", "attn2")
@@ -105,8 +105,12 @@ class OpenTap:
         if self._thread != threading.get_ident():  # threads may share a model, and its hooks
             return options or {}
         if options is None or OPEN_TAP not in options:
-            options = {**self._options_near, **(options or {}), "optimized_attention_override": _override()}
+            options = {**self._options_near, **(options or {}), OVERRIDE: _override()}
+        elif options.get(OVERRIDE) not in (_attend, _override()):  # another node's, put there since the call began
+            options = {**options, OVERRIDE: _override(), THEIRS: options.get(OVERRIDE)}
         self._options_near = options
+        if options.get("stg_skip_self_attn"):  # LTXV's guidance by skipped layers: they run, and do not attend
+            return options
         code = getattr(module.forward, "__module__", None) or type(module).__module__
         for name in names:
             if name not in self._entered or not code.startswith("comfy."):
@@ -133,10 +137,14 @@ class OpenTap:
         pending = options.get(SITES)
         if v.ndim > q.ndim:  # SD3 keeps the heads of its values apart
             v = v.flatten(-2)
-        behind = func if self._override is None else partial(self._override, func)
+        theirs = options.get(THEIRS, self._override)
+        if theirs is not None:
+            func = partial(theirs, func)
+        elif pending:
+            func = preferred_attention(self._sites[pending[0]].module) or func
         mask_at = 1 if args else "mask"
         here = branches_of(options)
-        host = HostAttention(behind, (heads, *args), kwargs, len(q), here, mask_at, options_at="transformer_options")
+        host = HostAttention(func, (heads, *args), kwargs, len(q), here, mask_at, options_at="transformer_options")
         if not pending:
             return host(q, k, v, branches=here)
         site = self._sites[pending.pop(0) if len(pending) > 1 else pending[0]]
@@ -146,12 +154,12 @@ class OpenTap:
             "heads_joined": q.ndim == 3 or not kwargs.get("skip_output_reshape", False),
             "grid": _grid(options, k.shape[-2]) or _grid(options, q.shape[-2]),
         }
-        return self._way(site, q.shape[-2], heads, facts, host)(q, k, v, branches=here)
+        return self._walk(site, facts, host, (q, k, v), heads, here)
 
     def attend_own(self, site: Site, func: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, mask=None) -> Tensor:
         """Instead of an attention of the module's own."""
         host = HostAttention(func, (heads, mask), {}, len(q), self._branches, mask_at=1)
-        return self._way(site, q.shape[-2], heads, {"mask": mask}, host)(q, k, v, branches=self._branches)
+        return self._walk(site, {"mask": mask}, host, (q, k, v), heads, self._branches)
 
     def attend_replaced(
         self, name: str, replacement: Callable, q: Tensor, k: Tensor, v: Tensor, extra_options: dict, *args, **kwargs
@@ -163,27 +171,33 @@ class OpenTap:
         if site is None:
             return host(q, k, v, branches=here)
         facts = {"grid": _grid(extra_options, q.shape[-2])}
-        heads = extra_options["n_heads"]
-        return self._way(self._sites[site], q.shape[-2], heads, facts, host)(q, k, v, branches=here)
+        return self._walk(self._sites[site], facts, host, (q, k, v), extra_options["n_heads"], here)
 
-    def _way(
-        self, site: Site, tokens: int, heads: int, facts: dict[str, Any], host: HostAttention
-    ) -> Callable[..., Tensor]:
-        """From the first technique at ``site`` to the ``host``."""
+    def _walk(
+        self,
+        site: Site,
+        facts: dict[str, Any],
+        host: HostAttention,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        heads: int,
+        branches: tuple[Branch, ...],
+    ) -> Tensor:
+        """From the first technique at ``site`` to the ``host``, and back."""
         told = {
             "site": site,
             "heads": heads,
             "frame_indices": self._clip.frame_indices,
             "sigma": self._sigma,
             **facts,
-            **self._clip.inside(site, tokens),
+            **self._clip.inside(site, qkv[0].shape[-2]),
         }
         way: Callable[..., Tensor] = host
         for tapped in reversed(self._active):
             if site.name in tapped.sites:
                 self._run.reached.add((tapped, site.name))
                 way = _Step(tapped, told, self._chunk, way)
-        return way
+        with nullcontext() if way is host else outside_graphs():
+            return way(*qkv, branches=branches)
 
 
 @dataclass(frozen=True, eq=False)

@@ -140,7 +140,8 @@ def require_model(registry: AttentionRegistry, model: ModelPatcher, asked_by: st
             f"them, such as AnimateDiff's loader or STAMInflate, put it before this one. Otherwise: {cure}"
         )
     known = {layer.name for layer in registry.layers}
-    more, fewer = [name for name in sites if name not in known], [name for name in known if name not in sites]
+    more = [name for name, site in sites.items() if name not in known and not site.needs]
+    fewer = [name for name in known if name not in sites]
     if more or fewer:
         logging.warning(
             "%s: the registry was made on a %s with other layers. Added here: %s; missing here: %s. All selected "
@@ -187,8 +188,9 @@ def ranked_registry(
     ranking: Ranking,
     measurement: Measurement,
 ) -> AttentionRegistry:
-    """The registry of measured layers; ``figures`` by name, of every site. RegistryError as in :func:`rank`."""
-    layers = tuple(_layer(site, figures[site.name], False) for site in sites)
+    """The registry of the ``sites`` that were measured; ``figures`` by name. RegistryError as in :func:`rank`."""
+    measured = (site for site in sites if site.name in figures)
+    layers = tuple(replace(_layer(site, figures[site.name], False), order=n) for n, site in enumerate(measured))
     return reselect(AttentionRegistry(model, network, layers, ranking, measurement), ranking)
 
 
@@ -304,8 +306,9 @@ class EntropyRecorder(Technique):
             sums.energy = (a + weight * energy.attention, u + weight * energy.uniform, i + weight * energy.identity)
 
     def figures(self, sites: Iterable[Site]) -> dict[str, Figures]:
-        """What was measured of ``sites``, by name. RegistryError names those that did not run while recording."""
-        missed = [site.name for site in sites if site.name not in self._sums]
+        """What was measured of ``sites``, by name, without those that lacked the input that they need. RegistryError
+        names others that did not run while recording."""
+        missed = [site.name for site in sites if site.name not in self._sums and not site.needs]
         if missed:
             raise RegistryError(
                 f"At the measured steps these attention layers did not run: {', '.join(missed)}. Measure other steps, "

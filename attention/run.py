@@ -32,7 +32,8 @@ def undone_after(options: dict[str, Any]) -> Iterator[ExitStack]:
 
 @dataclass(frozen=True, eq=False)
 class Tapped:
-    """A technique, where and when. ``network``: the class of the diffusion model that it was put on."""
+    """A technique, where and when. ``network``: the class of the diffusion model that it was put on; ``optional``: of
+    ``sites`` those that a run need not reach."""
 
     technique: Technique
     asked_by: str
@@ -40,6 +41,7 @@ class Tapped:
     start_percent: float
     end_percent: float
     network: str
+    optional: frozenset[str] = frozenset()
 
     def is_active(self, sigma: float, model_sampling: Any) -> bool:
         return is_between(sigma, self.start_percent, self.end_percent, model_sampling)
@@ -88,10 +90,22 @@ class Run:
 
     def require_all_reached(self) -> None:
         for tapped in self.asked:
-            missed = sorted(tapped.sites - {name for who, name in self.reached if who == tapped})
+            missed = sorted(tapped.sites - tapped.optional - {name for who, name in self.reached if who == tapped})
+            if needs := self._needs(missed):
+                raise NoSuchSiteError(
+                    f"{tapped.asked_by} asked for attention layers that run only with {' and '.join(needs)}, and this "
+                    f"run had none: {', '.join(missed)}. Give the model {' and '.join(needs)}, or leave them out of "
+                    "'layers'."
+                )
             if missed:
                 raise NoSuchSiteError(
                     f"{tapped.asked_by} asked for attention layers that the model never reached in this run: "
                     f"{', '.join(missed)}. Another node may have replaced these blocks; leave them out of 'layers', "
                     "or remove that node."
                 )
+
+    def _needs(self, names: Iterable[str]) -> list[str]:
+        """What the sites ``names`` lacked; empty where one of them needs nothing."""
+        sites = (anatomy.sites.get(name) for name in names for anatomy in self._anatomies.values())
+        needs = [site.needs for site in sites if site is not None]
+        return sorted({*needs}) if all(needs) else []

@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
-from .families import FAMILIES, Family, Kind, Site
+from .families import FAMILIES, REFUSED, Family, Kind, Site
 from .keys import INSERTED
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ __all__ = [
     "layers_of",
     "list_sites",
     "network_of",
+    "optional_sites",
+    "require_fit",
     "select_sites",
     "sites_in_run",
     "sites_of",
@@ -97,6 +99,16 @@ def network_of(model: ModelPatcher) -> str:
     return type(_uncompiled(model.get_model_object("diffusion_model"))).__name__
 
 
+def require_fit(diffusion_model: nn.Module, inputs: Mapping[str, Any], asked_by: Iterable[str]) -> None:
+    """UnknownModelError where a model call has ``inputs`` with which frames do not lie where its sites say."""
+    for name, reason in family_of(diffusion_model).unfit.items():
+        if inputs.get(name) is not None:
+            raise UnknownModelError(
+                f"{' and '.join(asked_by)} cannot tell where the frames lie in this conditioning: {reason}. Use a "
+                "conditioning without such a picture, or remove the node."
+            )
+
+
 def layers_of(diffusion_model: nn.Module) -> list[nn.Module]:
     """The layers that the model's rows go through, one after the other: a UNet's, or a transformer's blocks."""
     model = _uncompiled(diffusion_model)
@@ -110,6 +122,9 @@ def family_of(diffusion_model: nn.Module) -> Family:
         if family.owns(model):
             return family
     module = type(model).__module__
+    if (name := type(model).__name__) in REFUSED:
+        title, reason = REFUSED[name]
+        raise UnknownModelError(f"{title} ({name}) does not work with this node: {reason}")
     stranger = "" if module.startswith("comfy.") else f"Its class ({module}) may be another node's: remove that one. "
     names = ", ".join(family.name for family in FAMILIES)
     raise UnknownModelError(
@@ -163,6 +178,18 @@ def select_sites(sites: Iterable[Site], selector: str, kinds: Iterable[Kind], by
             )
         chosen |= matched
     return [site for site in eligible if site.name in chosen]
+
+
+def optional_sites(chosen: Sequence[Site], selector: str) -> frozenset[str]:
+    """Of the sites that ``selector`` chose, the names of those that a run need not reach: they need an input that it may
+    lack, and no piece of ``selector`` names such sites alone."""
+    needy = [site for site in chosen if site.needs]
+    named: set[str] = set()
+    for piece in (piece.strip() for piece in selector.split(",")):
+        of_piece = [site for site in chosen if piece == site.kind or _matches(piece, site.name)]
+        if all(site.needs for site in of_piece):
+            named |= {site.name for site in of_piece}
+    return frozenset(site.name for site in needy if site.name not in named)
 
 
 def _matches(piece: str, name: str) -> bool:

@@ -29,7 +29,7 @@ from .keys import RUN, TECHNIQUES
 from .open_tap import OpenTap
 from .rows import in_groups, rows_told
 from .run import Run, Tapped, undone_after
-from .sites import Kind, Site, family_of, network_of, select_sites, sites_of
+from .sites import Kind, Site, family_of, network_of, optional_sites, require_fit, select_sites, sites_of
 from .steps import Steps, require_percents
 from .uncompiled import uncompiled_if_unguarded
 from .wrappers import put_wrappers
@@ -63,7 +63,8 @@ def tap(
     names = frozenset(site.name for site in sites)
     clone = model.clone()
     options = clone.model_options["transformer_options"]
-    tapped = Tapped(technique, asked_by, names, start_percent, end_percent, network_of(model))
+    optional = optional_sites(sites, layers)
+    tapped = Tapped(technique, asked_by, names, start_percent, end_percent, network_of(model), optional)
     options[TECHNIQUES] = tuple(sorted((*options.get(TECHNIQUES, ()), tapped), key=lambda each: each.technique.stage))
     wrappers: dict[str, Callable] = {
         WrappersMP.OUTER_SAMPLE: _around_run,
@@ -140,8 +141,11 @@ def _tapped_call(executor, inputs: tuple, kwargs: dict, options: dict, chunk: Ch
     active = [each for each in options.get(TECHNIQUES, ()) if each.is_active(sigma, base_model.model_sampling)]
     if chunk is None and not active:
         return executor(*inputs, options, **kwargs)
-    shapes = kwargs.get("latent_shapes")
-    shape = x.shape if shapes is None else (len(x), *shapes[0][1:])
+    if active:
+        require_fit(base_model.diffusion_model, kwargs, [each.asked_by for each in active])
+    # newer versions of ComfyUI tell the parts of packed latents by the model, too
+    shapes = kwargs.get("latent_shapes") or getattr(base_model, "latent_shapes", None) or [x.shape]
+    shape = x.shape if x.ndim > 3 else (len(x), *shapes[0][1:])
     text_tokens = c_crossattn.shape[1] if isinstance(c_crossattn, Tensor) else 0
     opened = OpenTap(active, base_model.diffusion_model, options, shape, text_tokens, sigma, chunk)
     with undone_after(options) as stack:

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from comfy.hooks import EnumHookType
 from torch import Tensor
 
+from ..attention.sites import family_of
 from ..techniques.branches import Copy
 from .controls import SeenControls, with_controls
 from .told import Conds, in_told_order
@@ -85,6 +86,7 @@ class StepBranches:
         controls = SeenControls(in_told_order)
         originals, at = [with_controls(each, controls) for each in conds], dict[Variant, int]()
         asked, alone = list(originals), dict[Variant, Conds]()
+        one_row = family_of(model.diffusion_model).one_row
         for branch in missing:
             side, role, owner = branch
             place = places[side]
@@ -94,7 +96,7 @@ class StepBranches:
             copies = [{**each, "uuid": Copy(each["uuid"], place, owner, role)} for each in originals[place] or ()]
             if side == "positive" and Variant(side) not in self._wanted and place not in at.values():
                 at[branch], asked[place] = place, copies
-            elif any(map(_has_code, copies)) or _may_give_rows(options):
+            elif one_row or any(map(_has_code, copies)) or _may_give_rows(options):
                 alone[branch] = copies
             else:
                 at[branch] = len(asked)

@@ -29,6 +29,7 @@ from latent_preview import prepare_callback
 from torch import Tensor
 
 from ..attention.registry import SELECTABLE
+from ..attention.sites import UnknownModelError, family_of
 from ..attention.tap import tap
 from ..noise.streams import frames_axis
 from ..techniques.branches import OfClip, branches_of
@@ -96,6 +97,7 @@ def sample_edit(
         UnknownModelError, NoSuchSiteError: as in :mod:`..attention`.
     """
     require_falling(sigmas)
+    _require_rows(model, asked_by)
     if latent["samples"].is_nested:
         raise ValueError("latent_image holds a clip and something else, such as sound; expected a clip alone.")
     require_levels(model, sigmas)
@@ -115,6 +117,15 @@ def sample_edit(
         )
     source, target = both.to(intermediate_device()).chunk(2)
     return target, source
+
+
+def _require_rows(model: ModelPatcher, asked_by: str) -> None:
+    network = model.get_model_object("diffusion_model")
+    if (family := family_of(network)).one_row:
+        raise UnknownModelError(
+            f"{asked_by}: {family.name} takes one clip with one conditioning in a model call, but an edit needs source "
+            "and target in the same call. Use a model of another family."
+        )
 
 
 class EditGuider(CFGGuider):

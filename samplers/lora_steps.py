@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import comfy.lora
@@ -42,6 +43,7 @@ class StepLora:
     end_percent: float
     asked_by: str
     _moved: dict[torch.device, dict[str, LoRAAdapter]] = field(default_factory=dict)
+    _applied: set[str] = field(default_factory=set)
 
     def is_active(self, sigma: float, model_sampling: Any) -> bool:
         return self.strength != 0 and is_between(sigma, self.start_percent, self.end_percent, model_sampling)
@@ -51,11 +53,23 @@ class StepLora:
         if device not in self._moved:
             self._moved[device] = {key: _moved(each, device) for key, each in self.adapters.items()}
         for key, adapter in self._moved[device].items():
-            yield comfy.utils.get_attr(base_model, key.removesuffix(".weight")), _adding(adapter, self.strength)
+            layer = comfy.utils.get_attr(base_model, key.removesuffix(".weight"))
+            yield layer, partial(_add, adapter, self.strength, key, self._applied)
+
+    def require_applied(self) -> None:
+        """ValueError where layers of a run took no notice of it: ComfyUI may compute a layer without calling it."""
+        missed = [] if not self._moved else sorted(self.adapters.keys() - self._applied)
+        if missed:
+            raise ValueError(
+                f"{self.asked_by}: {len(missed)} layers ran without the adapter or not at all, such as "
+                f"{missed[0].removesuffix('.weight')}. ComfyUI may fuse layers whose weights are quantised: load the "
+                "model in bf16 or fp16, or remove a node that skips layers."
+            )
 
     def forget(self) -> None:
         """Frees what lies on devices."""
         self._moved.clear()
+        self._applied.clear()
 
 
 def with_lora(
@@ -113,11 +127,17 @@ def _moved(adapter: LoRAAdapter, device: torch.device) -> LoRAAdapter:
     return LoRAAdapter(set(), (up.to(device), down.to(device), *rest))
 
 
-def _adding(adapter: LoRAAdapter, strength: float) -> Callable:
-    def add(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output + strength * adapter.h(inputs[0], output)
-
-    return add
+def _add(
+    adapter: LoRAAdapter,
+    strength: float,
+    key: str,
+    applied: set[str],
+    _layer: nn.Module,
+    inputs: tuple[Tensor, ...],
+    output: Tensor,
+) -> Tensor:
+    applied.add(key)
+    return output + strength * adapter.h(inputs[0], output)
 
 
 def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
@@ -130,6 +150,8 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
     try:
         with uncompiled_if_unguarded(guider.model_options):
             result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        for each in loras:
+            each.require_applied()
     finally:
         del options[LORA_RUN]
         for each in loras:

@@ -75,7 +75,8 @@ class Start:
 def measure_layers(
     model: ModelPatcher, start: Start, steps: Sequence[int], precision: Precision, asked_by: str
 ) -> tuple[list[Site], dict[str, Figures]]:
-    """All attention sites of ``model``, and what was measured of each, by name, as the mean over ``steps``.
+    """All attention sites of ``model``, and what was measured of those that run with such a start, by name, as the mean
+    over ``steps``.
 
     UnknownModelError, NoSuchSiteError and RegistryError as in :mod:`..attention`.
     """

@@ -9,9 +9,9 @@ from typing import Literal
 
 from torch import nn
 
-Kind = Literal["spatial", "temporal", "joint", "cross", "text", "sound"]
+Kind = Literal["spatial", "temporal", "joint", "cross", "text", "sound", "reference"]
 """Whose tokens meet: those of one frame; one place's in all frames; all of the clip's, or one frame's and its text's;
-the clip's and those of a condition; only the text's among themselves; only the sound's."""
+the clip's and those of a condition; only the text's among themselves; only the sound's; only the reference pictures'."""
 
 Leading = Callable[[int, int, int], int]
 """(tokens of q, tokens of the picture or clip in it, tokens of the text) → tokens before those of the picture; negative
@@ -53,7 +53,8 @@ class Site:
     which tokens come before those of the picture or clip; None where a row holds nothing else. ``attends_by`` is the
     module's attribute that holds its attention, where that is not ComfyUI's own: it is replaced for the length of a
     call, so no two threads may share the module (AnimateDiff-Evolved's own rule too). ``replaced_in`` is the
-    transformer block, and the name there, by which other packs replace the attention.
+    transformer block, and the name there, by which other packs replace the attention. ``needs``: what a run must be
+    given for the attention to happen at all, such as ``sound``; empty where it always does.
     """
 
     name: str
@@ -65,3 +66,4 @@ class Site:
     leading: Leading | None = field(default=None, repr=False, compare=False)
     attends_by: str | None = field(default=None, repr=False)
     replaced_in: tuple[nn.Module, str] | None = field(default=None, repr=False, compare=False)
+    needs: str = field(default="", repr=False)

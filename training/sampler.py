@@ -19,7 +19,7 @@ from comfy.samplers import Sampler
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..attention.keys import HOLD
+from ..attention.keys import HOLD, OVERRIDE
 from ..samplers.latents import samples_for
 from ..samplers.unfit import explain_unfit_inputs
 from ..samplers.unguided import UnguidedGuider
@@ -47,8 +47,8 @@ def trainable(model: ModelPatcher, dtype: torch.dtype) -> ModelPatcher:
     copied = _with_own_weights(model)
     copied.set_model_compute_dtype(dtype)
     copied.model.requires_grad_(False)
-    # ComfyUI's default on CPU writes into its own intermediate results
-    copied.model_options["transformer_options"].setdefault("optimized_attention_override", _differentiable)
+    options = copied.model_options["transformer_options"]
+    options[OVERRIDE] = _differentiable(options.get(OVERRIDE))
     copied.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "coherence.training", _once_a_loss)
     return copied
 
@@ -84,8 +84,22 @@ def _with_own_weights(model: ModelPatcher) -> ModelPatcher:
     return model.clone(model_override=fresh.get_clone_model_override())
 
 
-def _differentiable(_func: Callable, *args, **kwargs) -> Tensor:
-    return attention_pytorch(*args, **kwargs)
+def _differentiable(override: Callable | None) -> Callable:
+    """An attention override through which gradients pass; another pack's runs inside, if they pass there, too.
+
+    ComfyUI's own overrides choose a faster attention (ModelAttentionBackend), and not all of these have a backward
+    pass. Its default on CPU writes into its own intermediate results.
+    """
+    theirs = None if getattr(override, "__module__", "").startswith("comfy.") else override
+
+    def attend(_func: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        if theirs is not None:
+            out = theirs(attention_pytorch, *args, **kwargs)
+            if out.requires_grad or not any(isinstance(x, Tensor) and x.requires_grad for x in args):
+                return out
+        return attention_pytorch(*args, **kwargs)
+
+    return attend
 
 
 @contextmanager

@@ -7,7 +7,8 @@ line in the ``FAMILIES`` of its file. Techniques know nothing of families.
 from ...techniques.site import Kind, Site
 from . import pictures, unets, videos
 from .family import Family
+from .videos import REFUSED
 
-__all__ = ["FAMILIES", "Family", "Kind", "Site"]
+__all__ = ["FAMILIES", "REFUSED", "Family", "Kind", "Site"]
 
 FAMILIES: tuple[Family, ...] = (*unets.FAMILIES, *pictures.FAMILIES, *videos.FAMILIES)

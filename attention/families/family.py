@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -21,7 +21,9 @@ Layers = Callable[[Any], Iterable[nn.Module]]
 class Family:
     """``owns`` tells its diffusion models; ``walk`` yields their sites; ``layers`` are the modules that the latents'
     rows go through, in the order they run. ``patch`` are the latent frames, rows and columns of one token; None if a
-    model's layers differ in that. ``draws_pictures``: a batch of latents is a clip, a frame to a row."""
+    model's layers differ in that. ``draws_pictures``: a batch of latents is a clip, a frame to a row. ``one_row``: it
+    takes one row a call, so what needs two clips or conditionings in a call cannot be done. ``unfit``: further inputs
+    with which frames do not lie where its sites say, and why."""
 
     name: str
     owns: Callable[[nn.Module], bool]
@@ -29,3 +31,5 @@ class Family:
     layers: Layers
     patch: Callable[[Any], Sequence[int]] | None = None
     draws_pictures: bool = False
+    one_row: bool = False
+    unfit: Mapping[str, str] = field(default_factory=dict)

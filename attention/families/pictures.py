@@ -7,7 +7,11 @@ from typing import Any
 
 from comfy.ldm.anima.model import Anima
 from comfy.ldm.chroma.model import Chroma
+from comfy.ldm.cosmos.predict2 import MiniTrainDIT
 from comfy.ldm.flux.model import Flux
+from comfy.ldm.hidream.model import HiDreamImageTransformer2DModel
+from comfy.ldm.hunyuan_video.model import HunyuanVideo
+from comfy.ldm.kandinsky5.model import Kandinsky5
 from comfy.ldm.krea2.model import SingleStreamDiT as Krea2
 from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
@@ -15,7 +19,8 @@ from comfy.ldm.omnigen.omnigen2 import OmniGen2Transformer2DModel
 from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from torch import nn
 
-from ...techniques.site import Kind, Leading, Site, after_text, alone, last, last_padded
+from ...techniques.site import Kind, Leading, Site, after_text, alone, first, last, last_padded
+from . import videos
 from .family import Family, Layers, Walk
 
 
@@ -43,31 +48,33 @@ def _walk_qwen_image(model: Any, order: Iterator[int], _motion_models: object) -
 
 
 def _walk_lumina2(model: Any, order: Iterator[int], _motion_models: object) -> Iterator[Site]:
-    """``context_refiner.0``: text; ``noise_refiner.0``: the picture; ``layers.0``: text, references, picture.
+    """``context_refiner.0``: text; ``siglip_refiner.0``: Z-Image Omni's references; ``noise_refiner.0``: the picture;
+    ``layers.0``: text, references, picture.
 
     Z-Image pads the picture at its end.
     """
     leading = last if model.pad_tokens_multiple is None else last_padded(model.pad_tokens_multiple)
-    yield from _refined(model, order, leading, lambda block: (block.attention, block.attention.n_local_heads))
+    parts = ("context_refiner", "siglip_refiner", "noise_refiner", "layers")
+    yield from _refined(model, order, parts, leading, lambda block: (block.attention, block.attention.n_local_heads))
 
 
 def _walk_omnigen2(model: Any, order: Iterator[int], _motion_models: object) -> Iterator[Site]:
-    """Lumina 2's names; nothing is padded."""
-    yield from _refined(model, order, last, lambda block: (block.attn, block.attn.heads))
+    """Lumina 2's names, and ``ref_image_refiner.0``: the references; nothing is padded."""
+    parts = ("context_refiner", "noise_refiner", "ref_image_refiner", "layers")
+    yield from _refined(model, order, parts, last, lambda block: (block.attn, block.attn.heads))
 
 
-def _refined(model: Any, order: Iterator[int], leading: Leading, attention_of: Any) -> Iterator[Site]:
-    # the refiners of references are no sites: they run only where there are some
-    parts: tuple[tuple[str, Kind], ...] = (
-        ("context_refiner", "text"),
-        ("noise_refiner", "spatial"),
-        ("layers", "joint"),
-    )
-    for part, kind in parts:
-        for number, block in enumerate(getattr(model, part)):
+def _refined(
+    model: Any, order: Iterator[int], parts: Sequence[str], leading: Leading, attention_of: Any
+) -> Iterator[Site]:
+    kinds: dict[str, Kind] = {"context_refiner": "text", "noise_refiner": "spatial", "layers": "joint"}
+    for part in parts:
+        kind = kinds.get(part, "reference")
+        needs = "reference images" if kind == "reference" else ""
+        for number, block in enumerate(getattr(model, part) or ()):
             module, heads = attention_of(block)
-            if kind == "text":
-                yield Site(f"{part}.{number}", next(order), kind, heads, module, frames_in=None)
+            if kind in ("text", "reference"):
+                yield Site(f"{part}.{number}", next(order), kind, heads, module, frames_in=None, needs=needs)
             else:
                 yield Site(f"{part}.{number}", next(order), kind, heads, module, leading=leading)
 
@@ -86,13 +93,21 @@ def _walk_krea2(model: Any, order: Iterator[int], _motion_models: object) -> Ite
         yield Site(f"blocks.{number}", next(order), "joint", block.attn.heads, block.attn, leading=after_text)
 
 
-def _walk_anima(model: Any, order: Iterator[int], _motion_models: object) -> Iterator[Site]:
+def _walk_cosmos(model: Any, order: Iterator[int], _motion_models: object) -> Iterator[Site]:
     """``blocks.0.self_attn``: the picture; ``blocks.0.cross_attn``: to the text."""
-    kinds: tuple[tuple[str, Kind], ...] = (("self_attn", "spatial"), ("cross_attn", "cross"))
-    for number, block in enumerate(model.blocks):
-        for name, kind in kinds:
-            attention = getattr(block, name)
-            yield Site(f"blocks.{number}.{name}", next(order), kind, attention.n_heads, attention, leading=alone)
+    yield from videos.self_and_cross(model.blocks, order, "spatial", "rows", "n_heads", ("self_attn", "cross_attn"))
+
+
+def _walk_kandinsky(model: Any, order: Iterator[int], _motion_models: object) -> Iterator[Site]:
+    yield from videos.kandinsky(model, order, "spatial", "rows")
+
+
+def _walk_hidream(model: Any, order: Iterator[int], _motion_models: object) -> Iterator[Site]:
+    """``double_stream_blocks.0``, ``single_stream_blocks.0``: picture, text."""
+    for part in ("double_stream_blocks", "single_stream_blocks"):
+        for number, block in enumerate(getattr(model, part)):
+            attention = block.block.attn1
+            yield Site(f"{part}.{number}", next(order), "joint", attention.heads, attention, leading=first)
 
 
 def _square(size: str) -> Callable[[Any], tuple[int, int, int]]:
@@ -102,6 +117,10 @@ def _square(size: str) -> Callable[[Any], tuple[int, int, int]]:
 
 def _double_and_single(model: Any) -> Iterator[nn.Module]:
     return (block for part in (model.double_blocks, model.single_blocks) for block in part)
+
+
+def _double_and_single_streams(model: Any) -> Iterator[nn.Module]:
+    return (block for part in (model.double_stream_blocks, model.single_stream_blocks) for block in part)
 
 
 def _pictures(name: str, classes: Sequence[type], walk: Walk, layers: Layers, size: str) -> Family:
@@ -122,5 +141,38 @@ FAMILIES = (
     _pictures("Z-Image and Lumina 2", (NextDiT,), _walk_lumina2, _refined_layers, "patch_size"),
     _pictures("OmniGen 2", (OmniGen2Transformer2DModel,), _walk_omnigen2, _refined_layers, "patch_size"),
     _pictures("Krea 2", (Krea2,), _walk_krea2, _blocks("blocks"), "patch"),
-    _pictures("Anima", (Anima,), _walk_anima, _blocks("blocks"), "patch_spatial"),
+    _pictures("Anima", (Anima,), _walk_cosmos, _blocks("blocks"), "patch_spatial"),
+    Family(
+        "Cosmos-Predict2",
+        lambda m: type(m) is MiniTrainDIT and not videos.is_cosmos_video(m),
+        _walk_cosmos,
+        _blocks("blocks"),
+        _square("patch_spatial"),
+        draws_pictures=True,
+    ),
+    Family(
+        "HiDream I1",
+        lambda m: type(m) is HiDreamImageTransformer2DModel,
+        _walk_hidream,
+        _double_and_single_streams,
+        _square("patch_size"),
+        draws_pictures=True,
+        unfit={"image_cond": "HiDream E1 lays the picture to edit beside the frame, row by row"},
+    ),
+    Family(
+        "Kandinsky 5 Image",
+        lambda m: type(m) is Kandinsky5 and not videos.is_kandinsky_video(m),
+        _walk_kandinsky,
+        _blocks("visual_transformer_blocks"),
+        lambda m: m.patch_size,
+        draws_pictures=True,
+    ),
+    Family(
+        "HunyuanImage 2.1",
+        lambda m: isinstance(m, HunyuanVideo) and len(m.patch_size) == 2,
+        videos.walk_hunyuan,
+        _double_and_single,
+        lambda m: (1, *m.patch_size),
+        draws_pictures=True,
+    ),
 )

@@ -1,12 +1,14 @@
 """A technique that only looks, and the demo model as a family to sample."""
 
 from types import SimpleNamespace
+from typing import get_args
 
 import torch
+from coherence.attention.sites import Kind
 from coherence.attention.tap import tap
 from coherence.techniques.technique import Stage, Technique
 
-ALL_KINDS = ("spatial", "temporal", "joint", "cross", "text")
+ALL_KINDS = get_args(Kind)
 
 
 class Watch(Technique):

@@ -35,6 +35,7 @@ class Family:
         unet_config: of a model that is built from ComfyUI's classes, where the loaders' widths are fixed and large.
         sharp: names of the weights that make its attention sharp.
         padded_to: text and picture are padded to a multiple of so many tokens.
+        sound_shape: of the sound's latents, which the model gets beside the video's.
     """
 
     file: str
@@ -51,6 +52,16 @@ class Family:
     unet_config: Mapping[str, Any] = field(default_factory=dict)
     sharp: str = ""
     padded_to: int = 1
+    sound_shape: tuple[int, ...] = ()
+
+    def zeros(self) -> Any:
+        """Latents of zeros; a NestedTensor of a video and its sound."""
+        video = torch.zeros(self.latent_shape)
+        if not self.sound_shape:
+            return video
+        from comfy.nested_tensor import NestedTensor
+
+        return NestedTensor((video, torch.zeros(self.sound_shape)))
 
     @property
     def text_tokens(self) -> int:
@@ -91,6 +102,7 @@ def built(
     base: str = "",
     sharp: str = "",
     padded_to: int = 1,
+    sound_shape: tuple[int, ...] = (),
     **conditioning: Any,
 ) -> Family:
     """A family that is built from ComfyUI's classes; tuples of its conditioning are shapes, other values are fixed."""
@@ -109,6 +121,7 @@ def built(
         unet_config=unet_config,
         sharp=sharp,
         padded_to=padded_to,
+        sound_shape=sound_shape,
     )
 
 

@@ -126,7 +126,7 @@ def sample(
     """
     import comfy.sample
 
-    empty = torch.zeros(family.latent_shape) if empty is None else empty
+    empty = family.zeros() if empty is None else empty
     noise = comfy.sample.prepare_noise(empty, seed) if noise is None else noise
     positive, negative = conditioning or family.conditioning()
     with torch.inference_mode():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .families import Family, built
-from .pictures import FLUX
+from .pictures import COSMOS, FLUX, FLUX2, HIDREAM, KANDINSKY5, Z_IMAGE
 
 _FRAMES = 3
 _WAN = {
@@ -17,7 +17,23 @@ _WAN = {
     "num_heads": 2,
 }
 _CLIP = (1, 16, _FRAMES, 8, 8)
+_HUNYUAN = {
+    "image_model": "hunyuan_video",
+    "vec_in_dim": None,
+    "context_in_dim": 48,
+    "hidden_size": 64,
+    "mlp_ratio": 2.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 1,
+    "theta": 256,
+    "qkv_bias": True,
+    "guidance_embed": False,
+    "meanflow": False,
+    "meanflow_sum": False,
+}
 _REFERENCE = torch.randn(1, 16, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+_PICTURE = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(6))
 
 RELATIVES: dict[str, Family] = {
     "Wan 2.2 S2V": built(
@@ -58,26 +74,14 @@ RELATIVES: dict[str, Family] = {
     "HunyuanVideo 1.5": built(
         "HunyuanVideo15",
         {
-            "image_model": "hunyuan_video",
+            **_HUNYUAN,
             "in_channels": 65,
             "out_channels": 32,
-            "vec_in_dim": None,
-            "context_in_dim": 48,
-            "hidden_size": 64,
-            "mlp_ratio": 2.0,
-            "num_heads": 2,
-            "depth": 2,
-            "depth_single_blocks": 1,
             "axes_dim": [8, 12, 12],
-            "theta": 256,
             "patch_size": [1, 1, 1],
-            "qkv_bias": True,
-            "guidance_embed": False,
             "byt5": True,
-            "meanflow": False,
             "use_cond_type_embedding": True,
             "vision_in_dim": 32,
-            "meanflow_sum": False,
         },
         (1, 32, _FRAMES, 4, 4),
         pooled_output=(1, 32),
@@ -113,5 +117,99 @@ RELATIVES: dict[str, Family] = {
         },
         (4, 16, 8, 8),
         attention_mask=torch.ones(1, 7, dtype=torch.long),
+        reference_latents=[_PICTURE],
+    ),
+    "Z-Image Omni": built(
+        "ZImage",
+        {**Z_IMAGE, "siglip_feat_dim": 24},
+        (4, 16, 8, 8),
+        padded_to=32,
+        reference_latents=[_PICTURE],
+    ),
+    "Flux.2": built("Flux2", FLUX2, (4, 128, 4, 4), sharp=r".*(query|key)_norm\.weight"),
+    "Cosmos-Predict2": built("CosmosT2IPredict2", COSMOS, (4, 16, 1, 8, 8), sharp=r".*self_attn\.[qk]_norm\.weight"),
+    "Cosmos-Predict2 Video": built(
+        "CosmosI2VPredict2", {**COSMOS, "in_channels": 17}, _CLIP, sharp=r".*self_attn\.[qk]_norm\.weight"
+    ),
+    "HiDream": built(
+        "HiDream",
+        HIDREAM,
+        (4, 16, 8, 8),
+        sharp=r".*[qk]_rms_norm\.weight",
+        pooled_output=(1, 32),
+        conditioning_llama3=(1, 3, 5, 40),
+    ),
+    "Kandinsky 5 Image": built(
+        "Kandinsky5Image",
+        KANDINSKY5,
+        (4, 16, 8, 8),
+        sharp=r".*self_attention\.(query|key)_norm\.weight",
+        pooled_output=(1, 32),
+    ),
+    "Kandinsky 5": built(
+        "Kandinsky5",
+        {**KANDINSKY5, "visual_embed_dim": 132},
+        _CLIP,
+        sharp=r".*self_attention\.(query|key)_norm\.weight",
+        pooled_output=(1, 32),
+    ),
+    "Mochi": built(
+        "GenmoMochi",
+        {
+            "image_model": "mochi_preview",
+            "patch_size": 2,
+            "in_channels": 12,
+            "hidden_size_x": 64,
+            "hidden_size_y": 32,
+            "depth": 2,
+            "num_heads": 2,
+            "mlp_ratio_x": 192.0,  # ComfyUI asserts 12288 channels
+            "mlp_ratio_y": 2.0,
+            "learn_sigma": False,
+            "use_t5": True,
+            "t5_feat_dim": 48,
+            "qkv_bias": False,
+            "qk_norm": True,
+        },
+        (1, 12, _FRAMES, 8, 8),
+        sharp=r".*[qk]_norm_x\.weight",
+        attention_mask=torch.ones(1, 7, dtype=torch.long),
+    ),
+    "HunyuanImage": built(
+        "HunyuanImage21",
+        {
+            **_HUNYUAN,
+            "in_channels": 64,
+            "out_channels": 64,
+            "axes_dim": [16, 16],
+            "patch_size": [1, 1],
+            "byt5": False,
+            "use_cond_type_embedding": False,
+            "vision_in_dim": None,
+        },
+        (4, 64, 4, 4),
+        sharp=r".*(query|key)_norm\.weight",
+    ),
+    "MiniMax H3": built(
+        "MiniMaxH3",
+        {
+            "image_model": "minimax_h3",
+            "hidden_size": 64,
+            "num_layers": 2,
+            "token_refiner_num_layers": 1,
+            "num_attention_heads": 2,
+            "attention_head_dim": 32,
+            "ffn_hidden_size": 96,
+            "latents_dim": 24,
+            "audio_latents_dim": 32,
+            "text_dim": 48,
+            "timestep_input_dim": 32,
+            "time_embed_hidden_size": 64,
+            "time_embed_dim": 32,
+            "rope_inv_freq_len": 4,
+        },
+        (1, 24, _FRAMES, 8, 8),
+        sharp=r".*[qk]_norm\.weight",
+        sound_shape=(1, 32, 2, 5),
     ),
 }
