@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -75,7 +76,18 @@ def _hooks(branches: int, kept: list[int], place: list[int], rows: int) -> tuple
         if isinstance(x, dict) and len(x.get("cond_or_uncond", ())) == branches:
             present = branches_of(x)
             return with_branches(x, [present[position] for position in kept])
+        if type(x).__module__.startswith("comfy.") and not isinstance(x, nn.Module):
+            return narrowed_object(x)
         return type(x)(map(narrowed, x)) if type(x) in (tuple, list) else x
+
+    def narrowed_object(x: Any) -> Any:
+        """ComfyUI's own, such as Flux.2's modulation and LTX-2's time steps."""
+        held = {name: getattr(x, name) for name in getattr(type(x), "__slots__", ())} | getattr(x, "__dict__", {})
+        narrow = copy(x)
+        for name, value in held.items():
+            counts_rows = name == "batch_size" and value == rows
+            object.__setattr__(narrow, name, rows_kept if counts_rows else narrowed(value))
+        return narrow
 
     def widened(x: Any) -> Any:
         if isinstance(x, Tensor) and x.ndim and len(x) == rows_kept:

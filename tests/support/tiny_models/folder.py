@@ -126,7 +126,8 @@ def sample(
     """
     import comfy.sample
 
-    empty = family.zeros() if empty is None else empty
+    if empty is None:
+        empty = family.zeros() if isinstance(family, Family) else torch.zeros(family.latent_shape)
     noise = comfy.sample.prepare_noise(empty, seed) if noise is None else noise
     positive, negative = conditioning or family.conditioning()
     with torch.inference_mode():

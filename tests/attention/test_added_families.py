@@ -1,0 +1,238 @@
+"""Families beside those of FAMILIES.md: every layer is found, measured, guided, and where frames are rows, tied."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import comfy.ldm.cosmos.predict2
+import comfy.ldm.flux.layers
+import comfy.ldm.genmo.joint_model.asymm_models_joint
+import comfy.ldm.hidream.model
+import comfy.ldm.hunyuan_video.model
+import comfy.ldm.kandinsky5.model
+import comfy.ldm.minimax.model
+import comfy.ldm.seedvr.model
+import pytest
+import torch
+from coherence.attention.families import FAMILIES
+from coherence.attention.registry import SELECTABLE, AttentionRegistry
+from coherence.attention.sites import UnknownModelError, family_of, sites_of
+from coherence.attention.tap import tap
+from coherence.nodes.cross_frame import CrossFrameAttention
+from coherence.nodes.editing import EntropyGuidedEdit
+from coherence.nodes.entropy_register import EntropyRegister, SelectAttentionLayers
+from coherence.nodes.guidance import IEGuidanceCFG
+from coherence.nodes.map_preview import AttentionMapPreview
+from coherence.nodes.momentum import TemporalMomentumAttention
+from coherence.nodes.perturbation import PerturbAttention
+from coherence.techniques.momentum import TemporalMomentum
+from coherence.techniques.technique import Stage
+from comfy.ldm.wan.model import WanModel
+from comfy.model_patcher import ModelPatcher
+from comfy.samplers import sampler_object
+from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
+from guidance_runs import ONE_STEP, Calls, agree, guided, one_by_one
+from measured import figures_of
+from register_runs import start_of
+from tiny_models import RELATIVES, sample
+from watching import ALL_KINDS, Watch, difference
+
+ATTENDS = (
+    comfy.ldm.cosmos.predict2.Attention,
+    comfy.ldm.flux.layers.DoubleStreamBlock,
+    comfy.ldm.flux.layers.SingleStreamBlock,
+    comfy.ldm.genmo.joint_model.asymm_models_joint.AsymmetricAttention,
+    comfy.ldm.hidream.model.HiDreamAttention,
+    comfy.ldm.hunyuan_video.model.TokenRefinerBlock,
+    comfy.ldm.kandinsky5.model.SelfAttention,
+    comfy.ldm.minimax.model.DiTBlock,
+)
+"""The module classes whose forward attends, or whose attention's does."""
+LAYERS = {
+    "Flux.2": "single_blocks.1",
+    "Cosmos-Predict2": "blocks.1",
+    "Cosmos-Predict2 Video": "blocks.1",
+    "HiDream": "single_stream_blocks.1",
+    "Kandinsky 5 Image": "blocks.1",
+    "Kandinsky 5": "blocks.1",
+    "Mochi": "blocks.1",
+    "HunyuanImage": "single.0",
+    "MiniMax H3": "blocks.1",
+}
+SAME = 2e-4
+"""Of the largest value: one frame's arithmetic differs with the batch it is in."""
+PICTURES = [name for name in LAYERS if RELATIVES[name].frames_axis == 0]
+
+
+class WatchAfter(Watch):
+    """Sees what other techniques made of keys and values."""
+
+    stage = Stage.LOOK
+
+
+@pytest.fixture(scope="module", params=LAYERS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=PICTURES)
+def picture(request, tiny_models):
+    """A model of pictures, its family and noise of four frames."""
+    family = RELATIVES[request.param]
+    noise = torch.randn(family.latent_shape, generator=torch.Generator().manual_seed(3))
+    return SimpleNamespace(model=tiny_models.load(request.param), family=family, noise=noise)
+
+
+def test_sites_are_the_attention_layers_of_the_module_tree(name, tiny_models):
+    model = tiny_models.load(name)
+    tree, sites = model.get_model_object("diffusion_model"), sites_of(model)
+    holders = [module for module in tree.modules() if isinstance(module, ATTENDS)]
+    assert len(sites) == len(holders)
+    for site, holder in zip(sites, holders, strict=True):
+        assert any(site.module is module for module in holder.modules())
+    assert family_of(tree).draws_pictures == (name in PICTURES)
+
+
+def test_figures_are_those_of_the_maps_in_float64(name, tiny_models):
+    model, family, watch = tiny_models.load(name), RELATIVES[name], Watch()
+    watched = tap(model, watch, layers="*", kinds=ALL_KINDS, asked_by="test")[0]
+    start = start_of(watched, family.conditioning()[0], (), steps=1, latent=family.zeros())
+    figures = figures_of(watched, start)
+    assert figures.keys() == {call.site.name for call in watch.calls} == {site.name for site in sites_of(model)}
+    for call in watch.calls:
+        q, k, v = (x.double() for x in call.per_head())
+        weights = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1)
+        entropy = torch.special.entr(weights).sum(-1).mean().item() / math.log(k.shape[2])
+        energy = (weights @ v).square().sum(-1).mean().item()
+        assert figures[call.site.name].entropy == pytest.approx(entropy, abs=1e-5)
+        assert figures[call.site.name].energy.attention == pytest.approx(energy, rel=1e-4)
+    sharp = min(figures[call.site.name].entropy for call in watch.calls if call.site.kind in SELECTABLE)
+    assert sharp < 0.9
+
+
+def flat(latents):
+    return torch.cat([part.flatten() for part in latents.unbind()])
+
+
+def test_guidance_is_its_formula_with_every_branch_in_a_call_of_its_own(name, tiny_models):
+    model, family, layers = tiny_models.load(name), RELATIVES[name], LAYERS[name]
+    calls = Calls(guided(model, "U-I", 2.0, layers))
+    models = (calls.model, one_by_one(model, "U-I", 2.0, layers), model)
+    ours, reference, plain = (flat(sample(each, family, **late(each))) for each in models)
+    agree(ours, reference, plain)
+    if name == "MiniMax H3":
+        assert calls.rows == [1] * 4
+
+
+def late(model):
+    """One step, from where attention counts."""
+    sampling = model.get_model_object("model_sampling")
+    return {"sigmas": torch.tensor([float(sampling.percent_to_sigma(0.5)), 0.0])}
+
+
+def draw(picture, noise, mu=None, frames_per_batch=0):
+    model = picture.model
+    if mu is not None:
+        technique = TemporalMomentum(mu, "", frames_per_batch)
+        model = tap(model, technique, layers="*", kinds=["spatial", "joint"], by_row=True, asked_by="test")[0]
+    return sample(model, picture.family, noise=noise, empty=torch.zeros_like(noise), cfg=3.0, **late(model))
+
+
+def test_momentum_carries_a_frame_to_later_ones_alone_whole_or_in_chunks(picture):
+    plain, tied = draw(picture, picture.noise), draw(picture, picture.noise, 0.8)
+    assert difference(draw(picture, picture.noise, 0.0), plain) <= 1e-5
+    assert difference(tied, plain) > 0.002
+    assert difference(draw(picture, picture.noise, 0.8, frames_per_batch=3), tied) <= SAME
+    assert difference(draw(picture, picture.noise[:2], 0.8), tied[:2]) <= SAME
+    changed = picture.noise.clone()
+    changed[2] = torch.randn(changed[2].shape, generator=torch.Generator().manual_seed(4))
+    parted = [difference(a, b) > SAME for a, b in zip(draw(picture, changed, 0.8), tied, strict=True)]
+    assert parted == [False, False, True, True]
+
+
+def test_momentum_leaves_the_keys_of_the_text_as_they_are(picture):
+    site = next(site for site in sites_of(picture.model) if site.kind in ("joint", "spatial"))
+
+    def keys(model):
+        watch = WatchAfter()
+        looked = tap(model, watch, layers=site.name, kinds=[site.kind], asked_by="test")[0]
+        sample(looked, picture.family, noise=picture.noise, empty=torch.zeros_like(picture.noise), **late(model))
+        call = watch.calls[0]
+        return call, call.k[: call.frames].double()
+
+    call, before = keys(picture.model)
+    tied = tap(picture.model, TemporalMomentum(0.8, ""), layers=site.name, kinds=[site.kind], asked_by="test")[0]
+    _, after = keys(tied)
+    expected = call.of_frame(before).clone()
+    for i in range(1, call.frames):
+        expected[i] = 0.8 * expected[i - 1] + 0.2 * expected[i]
+    assert difference(call.of_frame(after), expected) <= 1e-6
+    end = before.shape[-2] - call.trailing_tokens
+    for others in (slice(call.leading_tokens), slice(end, None)):
+        assert torch.equal(after[..., others, :], before[..., others, :])
+    beside = before.shape[-2] - call.of_frame(before).shape[-2]
+    assert beside >= (7 if site.kind == "joint" else 0)
+
+
+def test_frames_that_do_not_lie_together_are_refused(picture):
+    """HiDream E1 lays the picture to edit beside the frame."""
+    network = picture.model.get_model_object("diffusion_model")
+    if not family_of(network).unfit:
+        return
+    positive, negative = picture.family.conditioning()
+    given = [[text, {**extras, "concat_latent_image": picture.noise[:1]}] for text, extras in positive]
+    tied = tap(picture.model, TemporalMomentum(0.8, ""), layers="*", kinds=["joint"], asked_by="Node")[0]
+    with pytest.raises(UnknownModelError, match=r"Node cannot tell where the frames lie.*beside the frame"):
+        sample(tied, picture.family, steps=1, conditioning=(given, negative))
+
+
+def test_an_edit_of_a_model_that_takes_one_row_a_call_says_why_it_cannot(tiny_models):
+    model, family = tiny_models.load("MiniMax H3"), RELATIVES["MiniMax H3"]
+    source, negative = family.conditioning()
+    registry = SelectAttentionLayers.execute(model, "blocks.1")[0]
+    how = (registry, Noise_RandomNoise(3), sampler_object("euler"), ONE_STEP["sigmas"], {"samples": family.zeros()})
+    with pytest.raises(UnknownModelError, match="MiniMax H3 takes one clip with one conditioning in a model call"):
+        EntropyGuidedEdit.execute(model, source, source, negative, *how, 1.0, 1.0, "map")
+
+
+class WanAnimate2Model(WanModel):
+    """Named as newer versions of ComfyUI name it."""
+
+
+def refused_models():
+    with torch.device("meta"):
+        animate = WanAnimate2Model(dim=64, ffn_dim=64, num_heads=2, num_layers=1, operations=torch.nn)
+        seedvr = comfy.ldm.seedvr.model.NaDiT(
+            1e-5, 2, "normal", vid_dim=32, txt_in_dim=16, heads=2, head_dim=16, rope_dim=12, operations=torch.nn
+        )
+    return {"Wan Animate 2": animate, "SeedVR2": seedvr}
+
+
+@pytest.mark.parametrize(("title", "reason"), [("Wan Animate 2", "own pose"), ("SeedVR2", "packed into one sequence")])
+def test_models_that_no_technique_can_act_on_are_refused_by_name_and_reason(title, reason):
+    network = refused_models()[title]
+
+    class Model(torch.nn.Module):
+        diffusion_model = network
+        model_config = None
+
+    model = ModelPatcher(Model(), torch.device("cpu"), torch.device("cpu"))
+    latent = {"samples": torch.zeros(1, 16, 1, 8, 8)}
+    run = ([[torch.zeros(1, 7, 48), {}]], Noise_RandomNoise(0), torch.tensor([1.0, 0.0]), latent)
+    levels = {"sigma_max": 1.0, "sigma_min": 0.0, "percent_to_sigma": lambda percent: 1 - percent}
+    model.model.model_sampling = SimpleNamespace(**levels)
+    registry = AttentionRegistry("", "", (), "blocks.0")
+    nodes = (
+        lambda: TemporalMomentumAttention.execute(model, 0.9),
+        lambda: CrossFrameAttention.execute(model, "first"),
+        lambda: PerturbAttention.execute(model, registry, "identity"),
+        lambda: SelectAttentionLayers.execute(model, "*"),
+        lambda: EntropyRegister.execute(model, *run, "all", "highest", 1, 50.0, "0", "exact"),
+        lambda: AttentionMapPreview.execute(model, *run, "blocks.0", 0, 1.0),
+        lambda: IEGuidanceCFG.execute(model, registry, "U-I", 2.0),
+    )
+    for node in nodes:
+        with pytest.raises(UnknownModelError, match=f"{title} .*does not work with this node: .*{reason}"):
+            node()
+    assert title not in {family.name for family in FAMILIES}
