@@ -181,8 +181,8 @@ def select_sites(sites: Iterable[Site], selector: str, kinds: Iterable[Kind], by
 
 
 def optional_sites(chosen: Sequence[Site], selector: str) -> frozenset[str]:
-    """Of the sites that ``selector`` chose, the names of those that a run need not reach: they need an input that it may
-    lack, and no piece of ``selector`` names such sites alone."""
+    """Of the sites that ``selector`` chose, the names of those that a run need not reach: they need an input that it
+    may lack, and no piece of ``selector`` names such sites alone."""
     needy = [site for site in chosen if site.needs]
     named: set[str] = set()
     for piece in (piece.strip() for piece in selector.split(",")):

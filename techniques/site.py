@@ -11,7 +11,7 @@ from torch import nn
 
 Kind = Literal["spatial", "temporal", "joint", "cross", "text", "sound", "reference"]
 """Whose tokens meet: those of one frame; one place's in all frames; all of the clip's, or one frame's and its text's;
-the clip's and those of a condition; only the text's among themselves; only the sound's; only the reference pictures'."""
+the clip's and those of a condition; only the text's among themselves; only the sound's; only the references'."""
 
 Leading = Callable[[int, int, int], int]
 """(tokens of q, tokens of the picture or clip in it, tokens of the text) → tokens before those of the picture; negative

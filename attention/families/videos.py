@@ -114,7 +114,7 @@ def _walk_kandinsky(model: Any, order: Iterator[int], _motion_models: object) ->
 
 
 def kandinsky(model: Any, order: Iterator[int], kind: Kind, frames_in: Literal["rows", "tokens"]) -> Iterator[Site]:
-    """``text.0``: text; ``blocks.0.self_attention``: the picture or video; ``blocks.0.cross_attention``: to the text."""
+    """``text.0``: text; ``blocks.0.self_attention``: picture or video; ``blocks.0.cross_attention``: to the text."""
     for number, block in enumerate(model.text_transformer_blocks):
         attention = block.self_attention
         yield Site(f"text.{number}", next(order), "text", attention.num_heads, attention, frames_in=None)
