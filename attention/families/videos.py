@@ -158,9 +158,9 @@ def _walk_ltxav(model: Any, order: Iterator[int], _motion_models: object) -> Ite
     for number, block in enumerate(model.transformer_blocks):
         for name, kind, of_video in kinds:
             attention = getattr(block, name)
-            place = ("tokens", alone) if of_video else (None, None)
-            needs = "sound" if "audio" in name else ""
-            yield Site(f"blocks.{number}.{name}", next(order), kind, attention.heads, attention, *place, needs=needs)
+            where: dict[str, Any] = {"frames_in": "tokens", "leading": alone} if of_video else {"frames_in": None}
+            where["needs"] = "sound" if "audio" in name else ""
+            yield Site(f"blocks.{number}.{name}", next(order), kind, attention.heads, attention, **where)
 
 
 def walk_hunyuan(model: Any, order: Iterator[int], _motion_models: object) -> Iterator[Site]:
