@@ -23,6 +23,8 @@ from ..techniques.branches import Branch, branches_of, originals, rows_of, with_
 
 MODULE_HANDLERS = "forward_timestep_embed_patch"
 """Patches that are no function of features: how a UNet calls modules that are not ComfyUI's."""
+AT_TIME_0 = "timestep_zero_index"
+"""What blocks are told where references are at time 0: the rows of the times are there twice, for these as well."""
 _OURS = __name__.rsplit(".", 2)[0] + "."
 
 
@@ -70,23 +72,25 @@ def several_of(patches: Any) -> list[Any]:
 def _hooks(branches: int, kept: list[int], place: list[int], rows: int) -> tuple[Callable, Callable]:
     rows_kept = rows // branches * len(kept)
 
-    def narrowed(x: Any) -> Any:
+    def narrowed(x: Any, twice: bool) -> Any:
         if isinstance(x, Tensor) and x.ndim and len(x) == rows:
             return rows_of(x, branches, kept)
+        if twice and isinstance(x, Tensor) and x.ndim and len(x) == 2 * rows:
+            return torch.cat([rows_of(half, branches, kept) for half in x.chunk(2)])
         if isinstance(x, dict) and len(x.get("cond_or_uncond", ())) == branches:
             present = branches_of(x)
             return with_branches(x, [present[position] for position in kept])
         if type(x).__module__.startswith("comfy.") and not isinstance(x, nn.Module):
-            return narrowed_object(x)
-        return type(x)(map(narrowed, x)) if type(x) in (tuple, list) else x
+            return narrowed_object(x, twice)
+        return type(x)(narrowed(each, twice) for each in x) if type(x) in (tuple, list) else x
 
-    def narrowed_object(x: Any) -> Any:
+    def narrowed_object(x: Any, twice: bool) -> Any:
         """ComfyUI's own, such as Flux.2's modulation and LTX-2's time steps."""
         held = {name: getattr(x, name) for name in getattr(type(x), "__slots__", ())} | getattr(x, "__dict__", {})
         narrow = copy(x)
         for name, value in held.items():
             counts_rows = name == "batch_size" and value == rows
-            object.__setattr__(narrow, name, rows_kept if counts_rows else narrowed(value))
+            object.__setattr__(narrow, name, rows_kept if counts_rows else narrowed(value, twice))
         return narrow
 
     def widened(x: Any) -> Any:
@@ -98,7 +102,8 @@ def _hooks(branches: int, kept: list[int], place: list[int], rows: int) -> tuple
     def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         if torch.compiler.is_compiling():
             return None
-        return narrowed(args), {name: narrowed(value) for name, value in kwargs.items()}
+        twice = kwargs.get(AT_TIME_0) is not None
+        return narrowed(args, twice), {name: narrowed(value, twice) for name, value in kwargs.items()}
 
     def after(_module: nn.Module, _args: tuple, out: Any) -> Any:
         return None if torch.compiler.is_compiling() else widened(out)

@@ -27,6 +27,7 @@ from .chunks import Chunk, in_chunks
 from .frames import frame_indices
 from .keys import RUN, TECHNIQUES
 from .open_tap import OpenTap
+from .references import of_a_chunk, require_taken
 from .rows import in_groups, rows_told
 from .run import Run, Tapped, undone_after
 from .sites import Kind, Site, family_of, network_of, optional_sites, require_fit, select_sites, sites_of
@@ -92,16 +93,18 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
 
 def _around_loading(executor, model, noise_shape, conds, *args, **kwargs):
     """PREPARE_SAMPLING: of a clip that runs in chunks, the model needs memory for one; a ControlNet runs at once."""
-    length = _frames_per_batch(kwargs["model_options"]["transformer_options"])
-    if length and not any("control" in cond for each in conds.values() for cond in each):
-        noise_shape = [min(noise_shape[0], length), *noise_shape[1:]]
-    return executor(model, noise_shape, conds, *args, **kwargs)
+    length, frames = _frames_per_batch(kwargs["model_options"]["transformer_options"]), noise_shape[0]
+    if not 0 < length < frames or any("control" in cond for each in conds.values() for cond in each):
+        return executor(model, noise_shape, conds, *args, **kwargs)
+    with of_a_chunk(conds, frames, length):
+        return executor(model, [length, *noise_shape[1:]], conds, *args, **kwargs)
 
 
 def _around_model_call(
     executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs
 ):
     """APPLY_MODEL: opens the tap for the length of one model call, or of every chunk of its frames."""
+    require_taken(executor.class_obj.diffusion_model, x, kwargs)
     options, inputs = transformer_options or {}, (x, t, c_concat, c_crossattn, control)
     return in_groups(partial(_call_of_frames, executor, options), inputs, kwargs, options)
 

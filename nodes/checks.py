@@ -155,6 +155,11 @@ def _require_clip(name: str, clip: Any) -> None:
         raise InputError(f"{name} is {type(clip).__name__}, expected CLIP, from a checkpoint loader or CLIPLoader.")
 
 
+def _require_vae(name: str, vae: Any) -> None:
+    if not hasattr(vae, "encode") or not hasattr(vae, "decode"):
+        raise InputError(f"{name} is {type(vae).__name__}, expected VAE, from a checkpoint loader or Load VAE.")
+
+
 def _require_a(kind: type, source: str) -> Callable[[str, Any], None]:
     def require(name: str, value: Any) -> None:
         if not isinstance(value, kind):
@@ -172,6 +177,7 @@ _TYPED: dict[str, Callable[[str, Any], None]] = {
     "NOISE": _require_noise,
     "CLIP_VISION_OUTPUT": _require_vision,
     "CLIP": _require_clip,
+    "VAE": _require_vae,
     "MODEL": _require_a(ModelPatcher, "a model loader"),
     "SAMPLER": _require_a(Sampler, "KSamplerSelect"),
     "ATTENTION_REGISTRY": _require_a(AttentionRegistry, "EntropyRegister or SelectAttentionLayers"),

@@ -63,8 +63,9 @@ def layers_input() -> io.String.Input:
         "layers",
         default="*",
         tooltip="The attention layers to act on. '*' means all; otherwise names separated by commas: 'middle', "
-        "'input.4', 'output.3-8'. Choose fewer if the effect is too strong: 'output' leaves composition "
-        "free, 'input, middle' leaves detail free.",
+        "'input.4', 'output.3-8' of a UNet, 'double_blocks.0-9' of Flux or 'transformer_blocks.0-9' of Qwen-Image. "
+        "Choose fewer if the effect is too strong: in a UNet 'output' leaves composition free, 'input, middle' leaves "
+        "detail free.",
     )
 
 

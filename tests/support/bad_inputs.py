@@ -65,6 +65,7 @@ SOURCES: Prompt = {
 OF_TYPE = {
     "MODEL": ["demo", 0],
     "CLIP": ["demo", 1],
+    "VAE": ["demo", 2],
     "CONDITIONING": ["text", 0],
     "LATENT": ["latent", 0],
     "NOISE": ["noise", 0],
@@ -98,6 +99,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "STAMInflate": {"weights": None, "layers": "middle"},
     "TuneAVideoInflate": {"weights": None, "layers": "middle"},
     "GEAdapterTokens": {"clip_vision_output": None},
+    "FrameReferences": {"latents": None},
 }
 """Inputs that are not their types' usual ones; None leaves an optional one out."""
 SEEN_BY = {
