@@ -1,6 +1,6 @@
 """The time of momentum attention on a small Flux, beside plain sampling.
 
-    python benchmarks/momentum_flux.py --comfyui DIR [--frames 8] [--size 256] [--width 256] [--rounds 20] [--out FOLDER]
+    python benchmarks/momentum_flux.py --comfyui DIR [--frames 8] [--size 256] [--width 256] [--out FOLDER]
 
 ComfyUI's own class with random weights: ``--width`` channels, heads of 128 as in the real one, 2 double and 4 single
 blocks. ``--frames`` frames of ``--size`` pixels, CFG, two steps of ComfyUI's own sampling. Medians of runs that take
@@ -21,7 +21,8 @@ TEXT, POOLED = 128, 64
 """Channels of the prompt, and of its pooled form."""
 
 
-def flux(width: int) -> Any:
+def flux(width: int, sharpness: float = 1.0) -> Any:
+    """``sharpness``: what queries and keys, which have unit variance, are multiplied by."""
     import comfy.supported_models
     from comfy.model_patcher import ModelPatcher
 
@@ -47,11 +48,11 @@ def flux(width: int) -> Any:
     known.set_inference_dtype(torch.float32, None)
     model = known.get_model({}, "", device="cpu")
     generator = torch.Generator().manual_seed(0)
-    for weight in model.diffusion_model.parameters():
+    for name, weight in model.diffusion_model.named_parameters():
         if weight.ndim > 1:
             weight.copy_(torch.randn(weight.shape, generator=generator) / weight.shape[1] ** 0.5)
         else:
-            weight.fill_(0.1)
+            weight.fill_(0.0 if name.endswith("bias") else sharpness)
     cpu = torch.device("cpu")
     return ModelPatcher(model, load_device=cpu, offload_device=cpu)
 

@@ -40,18 +40,30 @@ class StandIn:
         text: The prompt.
         denoise: Share of the noise that the workflow's video gets, which takes the place of what would have
             conditioned the frames by it; 1: there is no video.
+        kind: Of the demo model.
     """
 
     text: str
     denoise: float = 1.0
+    kind: str = "image"
 
 
 STAND_INS = {
     "zs2_lora": StandIn("a large white star in the centre on a blue background"),
     "zs2_controlnet": StandIn("a large purple circle on a white background", 0.6),
     "zs2_instruct_pix2pix": StandIn("a large orange circle on a white background", 0.6),
+    "zs2_flux": StandIn("a large yellow star in the centre on a blue background"),
+    "edit_video_with_image_editor": StandIn("a large orange circle on a white background", 0.6),
+    "ie_guidance_video_transformer": StandIn("a green star moving right on a red background", kind="video"),
 }
-BYPASSED = {"LoraLoader": ("model", "clip"), "ControlNetApplyAdvanced": ("positive", "negative")}
+LOADERS = {"UNETLoader": 0, "CLIPLoader": 1, "VAELoader": 2}
+"""Nodes that load a part of a model, and which output of the demo model's that is."""
+BYPASSED = {
+    "LoraLoader": ("model", "clip"),
+    "ControlNetApplyAdvanced": ("positive", "negative"),
+    "FrameReferences": ("conditioning",),
+    "ModelSamplingSD3": ("model",),
+}
 """Nodes that the demo model cannot use: the inputs that stand for their outputs."""
 SMALL = {"width": 128, "height": 128, "size": 128, "cfg": 5.0, "cfg_conds": 5.0}
 
@@ -66,8 +78,20 @@ def with_demo_model(prompt: Prompt, stand_in: StandIn) -> Prompt:
         if node["class_type"] == "CLIPTextEncode":
             is_negative = node["_meta"]["title"].startswith("Negative")
             node["inputs"]["text"] = "" if is_negative else stand_in.text
+        if node["class_type"] in ("EmptyFlux2LatentImage", "EmptyHunyuanLatentVideo"):
+            frames = 16 if "length" in node["inputs"] else node["inputs"]["batch_size"]
+            node |= {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": frames}}
+        if node["class_type"] == "Flux2Scheduler":
+            how = {"model": ["demo", 0], "scheduler": "karras", "steps": 20, "denoise": 1.0}
+            node |= {"class_type": "BasicScheduler", "inputs": how}
+            named["BasicScheduler"] = key
         node["inputs"] |= {name: value for name, value in SMALL.items() if name in node["inputs"]}
-    load = named["CheckpointLoaderSimple"]
+    load = named.get("CheckpointLoaderSimple", "demo")
+    if load == "demo":
+        prompt[load] = {"class_type": "CoherenceDemoModel", "inputs": {"kind": stand_in.kind}}
+        for loader, output in LOADERS.items():
+            relink(prompt, named[loader], [[load, output]])
+            del prompt[named[loader]]
     if stand_in.denoise < 1:
         frames = {"pixels": [named["CoherenceDemoClip"], 0], "vae": [load, 2]}
         prompt["start"] = {"class_type": "VAEEncode", "inputs": frames}
@@ -76,11 +100,16 @@ def with_demo_model(prompt: Prompt, stand_in: StandIn) -> Prompt:
     for bypassed, passing in BYPASSED.items():
         if bypassed in named:
             removed = prompt.pop(named[bypassed])["inputs"]
-            for node in prompt.values():
-                for name, value in node["inputs"].items():
-                    if isinstance(value, list) and value[0] == named[bypassed]:
-                        node["inputs"][name] = removed[passing[value[1]]]
+            relink(prompt, named[bypassed], [removed[name] for name in passing])
     return {key: node for key, node in prompt.items() if node["class_type"] != "ControlNetLoader"}
+
+
+def relink(prompt: Prompt, key: str, links: list[list[Any]]) -> None:
+    """What comes from the outputs of a node comes from ``links``."""
+    for node in prompt.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list) and value[0] == key:
+                node["inputs"][name] = links[value[1]]
 
 
 def thumbnail(clip: list[Image.Image], beside: list[Image.Image]) -> Image.Image:

@@ -167,7 +167,7 @@ def test_another_number_of_references_than_frames_is_refused(flux, references, t
 
 
 def test_context_windows_are_refused(flux):
-    model = ContextWindowsManualNode.execute(flux.model, 2, 1, "static_standard", 1, False, "flat", 0, False)[0]
+    model = ContextWindowsManualNode.execute(flux.model, 2, 1, "standard_static", 1, False, "flat", 0, False)[0]
     with pytest.raises(ReferencesError, match="Context windows hold a few frames only"):
         flux.draw(model)
 

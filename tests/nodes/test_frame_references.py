@@ -6,9 +6,10 @@ from coherence.attention.references import ReferencesError
 from coherence.demo.model import load_vae
 from coherence.nodes.checks import InputError
 from coherence.nodes.frame_references import FrameReferences
-from comfy.ldm.wan.vae import WanVAE
 from comfy.sd import VAE
+from comfy.utils import load_torch_file
 from comfy_extras.nodes_edit_model import ReferenceLatent
+from tiny_models.dits import write_wan_vae
 
 PROMPT = [[torch.zeros(1, 7, 48), {"pooled_output": torch.zeros(1, 32)}]]
 LATENTS = {"samples": torch.zeros(4, 16, 8, 8)}
@@ -19,15 +20,17 @@ def images():
     return torch.rand(4, 32, 32, 4, generator=torch.Generator().manual_seed(0))
 
 
-def wan_vae():
-    """A video VAE, as Qwen-Image and Krea 2 have it: it takes a batch for a video of so many frames."""
-    torch.manual_seed(0)
-    return VAE(sd=WanVAE(dim=8, z_dim=16).state_dict())
+@pytest.fixture
+def vae(request, tmp_path):
+    if request.param == "picture":
+        return load_vae()
+    write_wan_vae(tmp_path / "vae.safetensors")
+    return VAE(sd=load_torch_file(str(tmp_path / "vae.safetensors")))
 
 
-@pytest.mark.parametrize(("make", "shape"), [(load_vae, (4, 4, 4, 4)), (wan_vae, (4, 16, 1, 4, 4))])
-def test_every_picture_is_encoded_by_itself(images, make, shape):
-    vae = make()
+@pytest.mark.parametrize(("vae", "shape"), [("picture", (4, 4, 4, 4)), ("video", (4, 16, 1, 4, 4))], indirect=["vae"])
+def test_every_picture_is_encoded_by_itself(images, vae, shape):
+    """A video VAE, as Qwen-Image and Krea 2 have it, takes a batch for a video."""
     ((_, extras),) = FrameReferences.execute(PROMPT, images=images, vae=vae)[0]
     (references,) = extras["reference_latents"]
     assert references.shape == shape

@@ -12,18 +12,25 @@ FOR_CHECKPOINTS = [
     path
     for path in WORKFLOWS
     for text in [path.read_text("utf-8")]
-    if '"CheckpointLoaderSimple"' in text and '"CoherenceDemoModel"' not in text
+    if ('"CheckpointLoaderSimple"' in text or '"UNETLoader"' in text) and '"CoherenceDemoModel"' not in text
 ]
 """For models that everybody has and nobody ships: they run small, on random models under the same names."""
 AS_SHIPPED = [path for path in WORKFLOWS if path not in FOR_CHECKPOINTS]
 CLIPS = [path for path in AS_SHIPPED if '"SaveAnimatedWEBP"' in path.read_text("utf-8")]
 TAKING_VIDEOS = [path for path in WORKFLOWS if '"LoadVideo"' in path.read_text("utf-8")]
 ZS2 = PACK / "workflows" / "zs2_text_to_video.json"
-SMALL = {"width": 64, "height": 64, "size": 64, "batch_size": 2, "frames": 2, "steps": 2, "lossless": True}
-"""Inputs of a workflow on small random models."""
+SMALL = {"width": 64, "height": 64, "size": 64, "batch_size": 2, "frames": 2, "steps": 2, "lossless": True, "length": 5}
+"""Inputs of a workflow on small random models; ``length`` is a video model's, in pictures."""
 SHORTER = {"ei2_tune": {"steps": 20}, "zs2_long_clip": {"steps": 4}}
 """Of the workflows that run for a minute and more: inputs that make them shorter and nothing else."""
-MODEL_FILES = {"ckpt_name": "checkpoints", "control_net_name": "controlnet", "lora_name": "loras"}
+MODEL_FILES = {
+    "ckpt_name": "checkpoints",
+    "control_net_name": "controlnet",
+    "lora_name": "loras",
+    "unet_name": "diffusion_models",
+    "clip_name": "text_encoders",
+    "vae_name": "vae",
+}
 """Inputs that name a model → its folder."""
 
 

@@ -53,8 +53,12 @@ WITHOUT = {
     "zs2_controlnet": ("ControlNetApplyAdvanced", {"strength": 0.0}),
     "zs2_lora": ("LoraLoader", {"strength_model": 0.0}),
     "zs2_instruct_pix2pix": ("CoherenceDemoClip", {"colour": "green"}),
+    "zs2_flux": ("TemporalMomentumAttention", {"mu": 0.0}),
+    "edit_video_with_image_editor": ("CoherenceDemoClip", {"colour": "green"}),
+    "ie_guidance_video_transformer": ("IEGuidanceCFG", {"scale": 0.0}),
 }
 """How each is run without what it adds to its checkpoint, or on another video: a node's class, and its inputs."""
+KEEPING_THE_FIRST = {"zs2_flux"}
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +80,10 @@ def drawn_small(server, to_api, stand_ins, tmp_path_factory):
 @pytest.mark.parametrize("name", [path.stem for path in FOR_CHECKPOINTS])
 def test_what_a_workflow_adds_to_its_checkpoint_shows_in_the_clip(drawn_small, name):
     ours, other = (drawn_small(name, *change)[:, :, -64:].astype(int) for change in ((), WITHOUT[name]))
-    assert ours.shape == (2, 64, 64, 3)
+    assert ours.shape == (SMALL["length"] if "video_transformer" in name else SMALL["frames"], 64, 64, 3)
     assert ours.std() > 10
-    assert (abs(ours - other).mean(axis=(1, 2, 3)) > 1).all(), "every frame is drawn under it"
+    first = 1 if name in KEEPING_THE_FIRST else 0
+    assert (abs(ours - other)[first:].mean(axis=(1, 2, 3)) > 1).all(), "every frame is drawn under it"
 
 
 def test_the_models_that_workflows_load_are_told_on_a_help_page_and_stood_in_for(to_api):

@@ -30,16 +30,30 @@ def _write(
     save_file(draw(shapes, {sharp: 2.0}, seed), path, metadata)
 
 
-def _write_wan(path: Path, seed: int, **config: Any) -> None:
+def _write_wan(path: Path, seed: int, metadata: dict[str, str] | None = None, **config: Any) -> None:
     from comfy.ldm.wan.model import WanModel
 
     config = {"dim": 256, "ffn_dim": 512, "num_heads": 2, "num_layers": 4} | config
-    _write(path, WanModel, config, r".*self_attn\.norm_[qk]\.weight", seed)
+    _write(path, WanModel, config, r".*self_attn\.norm_[qk]\.weight", seed, metadata)
 
 
 def write_wan21(path: Path) -> None:
     """Wan 2.1 text-to-video (Wan 2.2 14B is built alike): 4 blocks, 2 heads, 5 M."""
     _write_wan(path, seed=21)
+
+
+def write_wan21_for_clip(path: Path) -> None:
+    """Wan 2.1 for the texts of a CLIP-L: the file says how wide they are."""
+    config = {"text_dim": 768}
+    _write_wan(path, seed=24, metadata={"config": json.dumps({"transformer": config})}, **config)
+
+
+def write_wan_vae(path: Path) -> None:
+    """Wan 2.1's VAE, also Qwen-Image's and Krea 2's: a sixteenth of its width."""
+    from comfy.ldm.wan.vae import WanVAE
+    from safetensors.torch import save_file
+
+    save_file(draw(named_shapes(lambda: WanVAE(dim=8, z_dim=16)), {}, seed=25), path)
 
 
 def write_wan21_i2v(path: Path) -> None:

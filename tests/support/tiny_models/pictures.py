@@ -1,12 +1,13 @@
-"""Small picture transformers, built from ComfyUI's own classes: the stock loaders know them by their full width."""
+"""Small picture transformers, built from ComfyUI's own classes: the stock loaders know most by their full width."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .weights import draw
+from .weights import draw, named_shapes
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -164,6 +165,62 @@ KANDINSKY5: dict[str, Any] = {
 }
 ANIMA = {"image_model": "anima", **_COSMOS}
 COSMOS = {"image_model": "cosmos_predict2", **_COSMOS}
+
+
+FLUX2: dict[str, Any] = {
+    "in_channels": 128,
+    "out_channels": 128,
+    "vec_in_dim": None,
+    "context_in_dim": 768,
+    "hidden_size": 128,
+    "mlp_ratio": 3.0,
+    "num_heads": 1,
+    "depth": 2,
+    "depth_single_blocks": 2,
+    "axes_dim": [32, 32, 32, 32],
+    "theta": 2000,
+    "patch_size": 1,
+    "qkv_bias": False,
+    "guidance_embed": False,
+    "txt_ids_dims": [3],
+    "global_modulation": True,
+    "mlp_silu_act": True,
+    "ops_bias": False,
+}
+_FLUX2_VAE: dict[str, Any] = {
+    "double_z": True,
+    "z_channels": 32,
+    "resolution": 256,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 128,
+    "ch_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+    "batch_norm_latent": True,
+}
+
+
+def write_flux2(path: Path) -> None:
+    """Flux.2 for the texts of a CLIP-L, of one head: 1 M. Its loader reads the width from the weights."""
+    import comfy.ops
+    from comfy.ldm.flux.model import Flux
+    from safetensors.torch import save_file
+
+    operations = comfy.ops.disable_weight_init
+    shapes = named_shapes(lambda: Flux(dtype=torch.float32, operations=operations, **FLUX2))
+    save_file(draw(shapes, {r".*(query|key)_norm\.weight": 2.0}, seed=20), path)
+
+
+def write_flux2_vae(path: Path) -> None:
+    """Flux.2's VAE with a decoder of a quarter of the width; its loader fixes the encoder's, 34 M."""
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+    from safetensors.torch import save_file
+
+    decoder = {**_FLUX2_VAE, "ch": 32}
+    shapes = named_shapes(lambda: AutoencoderKL(ddconfig=_FLUX2_VAE, embed_dim=32, decoder_ddconfig=decoder))
+    save_file(draw(shapes, {r"bn\.running_mean": 0.0}, seed=26, dtype=torch.float16), path)
 
 
 def build(config: str, unet_config: dict[str, Any], sharp: str, seed: int = 0) -> ModelPatcher:
