@@ -61,14 +61,16 @@ class FrameReferences(Node):
     def execute(
         cls, conditioning: list, images: Tensor | None = None, latents: dict | None = None, vae: Any = None
     ) -> io.NodeOutput:
-        if (images is None) == (latents is None):
-            both = "Both are" if images is not None else "Neither is"
-            raise InputError(f"images, latents: expected one of them. {both} connected: connect one.")
-        if images is None:
+        if images is not None and latents is None:
+            if vae is None:
+                raise InputError(
+                    "vae is not connected, expected the model's VAE to encode images. Connect it, or latents."
+                )
+            return io.NodeOutput(with_references(conditioning, _encoded(images[..., :3], vae)))
+        if latents is not None and images is None:
             return io.NodeOutput(with_references(conditioning, _one_a_frame(latents["samples"])))
-        if vae is None:
-            raise InputError("vae is not connected, expected the model's VAE to encode images. Connect it, or latents.")
-        return io.NodeOutput(with_references(conditioning, _encoded(images[..., :3], vae)))
+        both = "Both are" if images is not None else "Neither is"
+        raise InputError(f"images, latents: expected one of them. {both} connected: connect one.")
 
 
 def _encoded(images: Tensor, vae: Any) -> Tensor:
