@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from comfy.nested_tensor import NestedTensor
 from torch import Tensor
 
 from ..noise.dependency import SEARCHED_FRAMES, dependency_noise
+from ..noise.numbers import tell
 from ..noise.streams import Carried, Draw, NoiseModel, clip_noise, frames_axis, generator, plain_noise
 from .latents import noise_for, samples_for
 from .unfit import explain_unfit_inputs
@@ -37,7 +38,8 @@ class ClipNoise:
         indices = input_latent.get("batch_index")
         source = generator(self.seed)
         if not samples.is_nested:
-            return clip_noise(samples.shape, self.model, self.seed, source, indices, self.carried).to(samples.dtype)
+            made = clip_noise(samples.shape, self.model, self.seed, source, indices, self.carried).to(samples.dtype)
+            return tell(made, first_frame(self), indices)
         return NestedTensor(
             (
                 clip_noise(part.shape, self.model, self.seed, source, indices, self.carried, axis=2)
@@ -46,6 +48,10 @@ class ClipNoise:
             ).to(part.dtype)
             for part in samples.unbind()
         )
+
+    def anew(self, seed: int) -> ClipNoise:
+        """Other noise of the same model, of the whole clip: nothing is carried over from an earlier one."""
+        return replace(self, seed=seed, carried=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +62,7 @@ class DependencyClipNoise(ClipNoise):
 
     divergence: str
     kl: Callable[[int], list[float]]
+    search: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -75,7 +82,10 @@ class DependencyClipNoise(ClipNoise):
                 **search,
             )
 
-        return cls(seed, model, carried, divergence=divergence, kl=kl)
+        return cls(seed, model, carried, divergence=divergence, kl=kl, search=search)
+
+    def anew(self, seed: int) -> DependencyClipNoise:
+        return self.of(seed, self.kl, None, divergence=self.divergence, **self.search)
 
 
 @dataclass(frozen=True)

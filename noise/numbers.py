@@ -1,0 +1,59 @@
+"""Which frames of the whole clip a noise is for: told by whoever made it, as samplers pass on nothing but the tensor.
+
+A noise that is moved to a device, or to another precision that keeps its bits, is found by its content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Told:
+    """``start``: the clip's number of frame 0 here; ``indices``: of the batch's items, None where 0, 1, 2 ..."""
+
+    start: int
+    indices: tuple[int, ...] | None
+
+    def numbers(self, frames: int) -> tuple[int, ...]:
+        """Of frames on a batch's axis."""
+        return tuple(self.start + index for index in self.indices or range(frames))
+
+
+_told: dict[int, tuple[ref[Tensor], Told]] = {}
+_lock = Lock()
+
+
+def tell(noise: Tensor, start: int, indices: Sequence[int] | None) -> Tensor:
+    """``noise``, whose frames are those that ``start`` and ``indices`` say, as long as it exists."""
+    if start == 0 and indices is None:
+        return noise
+    key = id(noise)
+
+    def forget(_gone: ref[Tensor]) -> None:
+        _told.pop(key, None)
+
+    with _lock:
+        _told[key] = ref(noise, forget), Told(start, None if indices is None else tuple(indices))
+    return noise
+
+
+def told_of(noise: Tensor) -> Told | None:
+    """What was told of ``noise``, or of what it is a copy of."""
+    with _lock:
+        known = [(there(), told) for there, told in _told.values()]
+    if noise.is_nested or not known:
+        return None
+    here = noise.detach().to("cpu")
+    for made, told in reversed(known):
+        if made is noise:
+            return told
+        if made is not None and made.shape == here.shape and torch.equal(made.to(here.dtype), here):
+            return told
+    return None
