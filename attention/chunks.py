@@ -27,11 +27,13 @@ class ChunkError(ValueError):
 @dataclass(frozen=True)
 class Chunk:
     """``frame_indices``: the clip's frames in it, of ``clip_length``; ``memories``: what techniques keep, one for all
-    chunks of a call."""
+    chunks of a call; ``is_first``, ``is_last`` of these."""
 
     frame_indices: tuple[int, ...]
     clip_length: int
     memories: Memories
+    is_first: bool
+    is_last: bool
 
     def __len__(self) -> int:
         return len(self.frame_indices)
@@ -71,7 +73,7 @@ def in_chunks(
     frames, clip_length, memories = len(frame_indices), max(frame_indices) + 1, Memories()
     outputs = []
     for start, stop in spans(frames, length):
-        chunk = Chunk(tuple(frame_indices[start:stop]), clip_length, memories)
+        chunk = Chunk(tuple(frame_indices[start:stop]), clip_length, memories, start == 0, stop == frames)
         outputs.append(call(chunk, of_frames(inputs, rows, frames, start, stop)).unflatten(0, (rows // frames, -1)))
     return torch.cat(outputs, dim=1).flatten(0, 1)
 

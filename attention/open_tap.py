@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..techniques.branches import Branch, branches_of, with_branches
 from ..techniques.technique import AttentionCall
+from .carrying import Carrying
 from .chunks import Chunk, require_frame_by_frame
 from .frames import Clip
 from .host_attention import HostAttention, outside_graphs, preferred_attention
@@ -187,6 +188,7 @@ class OpenTap:
             "site": site,
             "heads": heads,
             "frame_indices": self._clip.frame_indices,
+            "clip_numbers": self._run.numbers_of(self._clip.frame_indices),
             "sigma": self._sigma,
             **facts,
             **self._clip.inside(site, qkv[0].shape[-2]),
@@ -195,7 +197,7 @@ class OpenTap:
         for tapped in reversed(self._active):
             if site.name in tapped.sites:
                 self._run.reached.add((tapped, site.name))
-                way = _Step(tapped, told, self._chunk, way)
+                way = _Step(tapped, told, self._chunk, self._run.carrying.get(tapped), way)
         with nullcontext() if way is host else outside_graphs():
             return way(*qkv, branches=branches)
 
@@ -207,12 +209,21 @@ class _Step:
     tapped: Tapped
     told: dict[str, Any]
     chunk: Chunk | None
+    carrying: Carrying | None
     following: Callable[..., Tensor]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, branches: tuple[Branch, ...]) -> Tensor:
-        memory = None if self.chunk is None else self.chunk.memory_of(self.tapped, self.told["site"].name, branches)
+        chunk, carrying, layer = self.chunk, self.carrying, self.told["site"].name
+        memory = None if chunk is None else chunk.memory_of(self.tapped, layer, branches)
+        if carrying is not None:
+            memory = {} if memory is None else memory
+            if chunk is None or chunk.is_first:
+                memory |= carrying.begin(layer, branches, self.told["sigma"], k)
         call = AttentionCall(q, k, v, branches=branches, memory=memory, **self.told)
-        return self.tapped.technique.attend(call, partial(self.following, branches=branches))
+        out = self.tapped.technique.attend(call, partial(self.following, branches=branches))
+        if carrying is not None and memory is not None and (chunk is None or chunk.is_last):
+            carrying.end(layer, branches, memory, {"k": k.dtype, "v": v.dtype})
+        return out
 
 
 def _grid(options: dict, tokens: int) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..techniques.technique import Technique
+from .carrying import Carrying
 from .keys import HOLD
 from .prefix import layers_before
 from .sites import Inserts, NoSuchSiteError, Site, layers_of, sites_in_run
@@ -73,6 +74,12 @@ class Run:
     steps: Steps | None = None
     asked: list[Tapped] = field(default_factory=list)
     reached: set[tuple[Tapped, str]] = field(default_factory=set)
+    carrying: dict[Tapped, Carrying] = field(default_factory=dict)
+    """Of the techniques whose memory outlives the run."""
+    frames: int = 0
+    """Of the clip, in its rows."""
+    numbers: tuple[int, ...] | None = None
+    """Of these frames in the whole clip; None where they are 0, 1, 2 ..."""
     _anatomies: dict[nn.Module, Anatomy] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -83,6 +90,12 @@ class Run:
                 patched = {each.asked_by: each.network for each in self.asked}
                 self._anatomies[diffusion_model] = Anatomy.of(diffusion_model, inserted, patched)
             return self._anatomies[diffusion_model]
+
+    def numbers_of(self, frame_indices: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The numbers in the whole clip of some of the run's frames."""
+        if self.numbers is None or max(frame_indices) >= len(self.numbers):
+            return None
+        return tuple(self.numbers[index] for index in frame_indices)
 
     def ask(self, active: list[Tapped]) -> None:
         with self._lock:

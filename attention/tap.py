@@ -21,7 +21,9 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..techniques.branches import branches_of
+from ..techniques.kept import KeptRuns
 from ..techniques.technique import Technique
+from .carrying import carry_on, keep, require_whole_clip
 from .chunk_guard import ChunkGuard, sizes_explained
 from .chunks import Chunk, in_chunks
 from .frames import frame_indices
@@ -76,18 +78,27 @@ def tap(
     return clone, sites
 
 
+def kept_runs(model: ModelPatcher) -> list[KeptRuns]:
+    """Of the techniques on ``model`` that keep something of its runs."""
+    tapped = model.model_options["transformer_options"].get(TECHNIQUES, ())
+    return [each.technique.kept for each in tapped if each.technique.kept is not None]
+
+
 def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
     """OUTER_SAMPLE: every node must have a step to act at, and a run that ends well has reached every site."""
     guider = executor.class_obj
     options = guider.model_options["transformer_options"]
     sampling = guider.model_patcher.get_model_object("model_sampling")
-    options[RUN] = run = Run(Steps(sigmas, options.get(TECHNIQUES, ()), sampling))
+    run = Run(Steps(sigmas, options.get(TECHNIQUES, ()), sampling))
+    carry_on(run, options.get(TECHNIQUES, ()), guider, noise, sigmas)
+    options[RUN] = run
     try:
         with rows_told(options, noise), uncompiled_if_unguarded(guider.model_options):
             result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     finally:
         del options[RUN]
     run.require_all_reached()
+    keep(run, result)
     return result
 
 
@@ -112,6 +123,8 @@ def _around_model_call(
 def _call_of_frames(executor, options: dict, inputs: tuple, kwargs: dict) -> Tensor:
     x, *_ = inputs
     branches, length = len(branches_of(options)), _frames_per_batch(options)
+    if RUN in options:
+        require_whole_clip(options[RUN], len(x) // branches)
     if not 0 < length < len(x) // branches:
         return _tapped_call(executor, inputs, kwargs, options)
 

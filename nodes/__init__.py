@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import (
+    coherent_sampler,
     consistency,
     cross_frame,
     demo,
@@ -16,6 +17,7 @@ from . import (
     inversion,
     map_preview,
     momentum,
+    momentum_of_run,
     motion_field,
     noise,
     noise_chart,
@@ -26,7 +28,9 @@ from . import (
 FACES = (
     noise,
     noise_chart,
+    coherent_sampler,
     momentum,
+    momentum_of_run,
     motion_field,
     cross_frame,
     demo,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..attention.forms import InflationWeights
 from ..attention.registry import AttentionRegistry
+from ..techniques.kept import Momentum
 from ..training.ge_adapter import GEAdapter
 
 
@@ -182,5 +183,6 @@ _TYPED: dict[str, Callable[[str, Any], None]] = {
     "SAMPLER": _require_a(Sampler, "KSamplerSelect"),
     "ATTENTION_REGISTRY": _require_a(AttentionRegistry, "EntropyRegister or SelectAttentionLayers"),
     "STAM_WEIGHTS": _require_a(InflationWeights, "OneShotTune or LoadSTAM"),
+    "MOMENTUM": _require_a(Momentum, "MomentumOfRun or LoadMomentum"),
     "GE_ADAPTER": _require_a(GEAdapter, "GEAdapterTrain or LoadGEAdapter"),
 }

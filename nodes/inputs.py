@@ -20,6 +20,7 @@ TUNING = "coherence/tuning"
 Registry = io.Custom("ATTENTION_REGISTRY")
 Weights = io.Custom("STAM_WEIGHTS")
 Adapter = io.Custom("GE_ADAPTER")
+MomentumType = io.Custom("MOMENTUM")
 Floats = io.Custom("FLOATS")
 """A list of numbers, as core's and other packs' keyframe nodes take; many others call the same FLOAT."""
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from help_scenes import Scene, Server, chart, start, strips
+from help_scenes import Link, Scene, Server, chart, start, strips
 
 STAR = "a yellow star on a blue background"  # size and place are left to the noise
 ANY_COLOURS = "a large star in the centre"
@@ -50,6 +51,17 @@ def noise_frames(server: Server) -> None:
     strips("NoiseFrames", scene.run(server))
 
 
+def coherent_sampler(server: Server) -> None:
+    scene = Scene(STAR)
+    noise = scene.dependency_noise(0.05)
+    for name in ("lcm", "euler_ancestral"):
+        scene.clip(name, noise=noise, sampler=name)
+        select = scene.add("KSamplerSelect", sampler_name=name)[0]
+        led = scene.add("CoherentSampler", sampler=select, noise=noise)[0]
+        scene.clip(f"{name} with\nCoherent Sampler", noise=noise, sampler=led)
+    strips("CoherentSampler", scene.run(server))
+
+
 def motion_field_noise(server: Server) -> None:
     scene = Scene("a large white cross on a purple background", steps=20, seed=1)
     model = scene.add("CrossFrameAttention", model=scene.model, keys="first", layers="*", start_percent=0.0,
@@ -75,6 +87,23 @@ def momentum_attention(server: Server) -> None:
         )[0]  # fmt: skip
         scene.clip(f"mu {mu:g}", model=model)
     strips("TemporalMomentumAttention", scene.run(server))
+
+
+def momentum_of_run(server: Server) -> None:
+    scene = Scene(ANY_COLOURS)
+    settings = {"mu": 0.98, "mu_schedule": "", "layers": "*", "start_percent": 0.0, "end_percent": 1.0}
+
+    def remembering(**inputs: Any) -> Link:
+        return scene.add("TemporalMomentumAttention", model=scene.model, **settings, frames_per_batch=0, **inputs)[0]
+
+    noise, kept = scene.dependency_noise(0.1), remembering(keep=True)
+    first = scene.sample(model=kept, noise=noise)
+    scene.decode("first run", first)
+    frames = scene.add("NoiseFrames", noise=noise, latent_image=scene.latent)[0]
+    momentum = scene.add("MomentumOfRun", model=kept, latent=first)[0]
+    for name, model in (("with", remembering(previous=momentum)), ("without", remembering())):
+        scene.clip(f"second run,\n{name} momentum", model=model, noise=scene.dependency_noise(0.1, previous=frames))
+    strips("MomentumOfRun", scene.run(server))
 
 
 def cross_frame_attention(server: Server) -> None:
@@ -248,9 +277,9 @@ def adapters(server: Server) -> None:
 PAINTERS: dict[str, Callable[[Server], None]] = {
     painter.__name__: painter
     for painter in (
-        dependency_noise, video_noise_prior, noise_correlation, noise_frames, motion_field_noise, momentum_attention,
-        cross_frame_attention, registers, select_layers, inversions, demo_clips, demo_models, consistency, tuning,
-        adapters,
+        dependency_noise, video_noise_prior, noise_correlation, noise_frames, coherent_sampler, motion_field_noise,
+        momentum_attention, momentum_of_run, cross_frame_attention, registers, select_layers, inversions, demo_clips,
+        demo_models, consistency, tuning, adapters,
     )
 }  # fmt: skip
 

@@ -72,7 +72,7 @@ class Scene:
         settings = {"kl_schedule": "", "divergence": "generalised", "solver": "bisection", "line_iterations": 15}
         return self.add("DependencyNoise", noise_seed=seed, kl=kl, random_candidates=1, **{**settings, **inputs})[0]
 
-    def sample(self, sampler: str = "dpmpp_2m", cfg: float | None = None, **changed: Link) -> Link:
+    def sample(self, sampler: str | Link = "dpmpp_2m", cfg: float | None = None, **changed: Link) -> Link:
         """The latent of a clip; ``changed`` takes the place of what the scene shares: model, noise, latent..."""
         given = {
             name: changed.get(name, getattr(self, name))
@@ -80,7 +80,7 @@ class Scene:
         }
         guided = {name: given[name] for name in ("model", "positive", "negative")}
         guider = self.add("CFGGuider", cfg=self.cfg if cfg is None else cfg, **guided)[0]
-        select = self.add("KSamplerSelect", sampler_name=sampler)[0]
+        select = self.add("KSamplerSelect", sampler_name=sampler)[0] if isinstance(sampler, str) else sampler
         return self.add(
             "SamplerCustomAdvanced",
             noise=given["noise"],

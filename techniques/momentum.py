@@ -6,7 +6,8 @@ Every frame attends to running averages of the keys and values of all frames so 
 
 μ = 0 is self-attention, μ = 1 cross-frame attention to the first frame. The recursion is linear, so a clip is one
 product with a lower triangular matrix (the paper's U, transposed), per-frame μ included. It is causal, too: a clip
-may come in chunks of frames (:mod:`..attention.chunks`), each going on from K̈ and V̈ of the last frame before it.
+may come in chunks of frames (:mod:`..attention.chunks`), each going on from K̈ and V̈ of the last frame before it; and
+in runs, each going on from what :mod:`.kept` holds of the one before.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..frames.schedule import frame_schedule
+from .kept import KeptRuns, Momentum
 from .technique import AttentionCall, Proceed, Technique
 
 
@@ -64,12 +66,16 @@ class TemporalMomentum(Technique):
     mu: float
     schedule: str = ""
     frames_per_batch: int = 0
+    previous: Momentum | None = None
+    kept: KeptRuns | None = None
     supports_chunks = True
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         if call.frames == 1 and call.memory is None:
             return proceed(call.q, call.k, call.v)
-        weights = _scheduled_matrix(self.mu, self.schedule, call.frame_indices, goes_on=bool(call.memory))
+        weights = _scheduled_matrix(
+            self.mu, self.schedule, call.clip_numbers or call.frame_indices, goes_on=bool(call.memory)
+        )
 
         def running(name: str, x: Tensor) -> Tensor:
             return call.with_frame(x, _running(name, call.of_frame(x), weights, call.memory))
@@ -87,7 +93,8 @@ def _running(name: str, x: Tensor, weights: Tensor, memory: dict[str, Tensor] | 
 
 
 @lru_cache(maxsize=64)
-def _scheduled_matrix(mu: float, schedule: str, frame_indices: tuple[int, ...], goes_on: bool) -> Tensor:
-    """(frames, frames); with a column more, in front, for the average that the frames go on from."""
-    values = frame_schedule(schedule, mu, max(frame_indices) + 1, 0.0, 1.0)[list(frame_indices)]
+def _scheduled_matrix(mu: float, schedule: str, numbers: tuple[int, ...], goes_on: bool) -> Tensor:
+    """(frames, frames) for the frames with these ``numbers``; with a column more, in front, for the average that they
+    go on from."""
+    values = frame_schedule(schedule, mu, max(numbers) + 1, 0.0, 1.0)[list(numbers)]
     return momentum_matrix(torch.cat([values[:1], values]))[1:] if goes_on else momentum_matrix(values)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .branches import Branch, rows_of
+from .kept import KeptRuns, Momentum
 
 if TYPE_CHECKING:  # techniques know nothing of ComfyUI, whose modules a site is found by
     from .site import Site
@@ -43,8 +44,11 @@ class AttentionCall:
     ``mask``: what the host adds to the scores, or True where a key is seen; ``scale``: their factor, 1/√c if None.
     ``heads_joined``: the output is rows × tokens × channels of all heads, whichever layout q has.
     ``grid``: height and width of a frame in tokens, where the host tells them.
-    ``memory``: where the clip comes in chunks (:mod:`..attention.chunks`), what the technique kept here in the chunks
-    before, and keeps for those that follow; None where all frames of the clip, or of a context window, are in the call.
+    ``clip_numbers``: of these frames in the whole clip, where the run holds a part of it; None where ``frame_indices``
+    tell them.
+    ``memory``: where the clip comes in chunks (:mod:`..attention.chunks`) or in runs (:mod:`..attention.carrying`),
+    what the technique kept here in those before, and keeps for those that follow; None where all frames of the clip,
+    or of a context window, are in the call.
     """
 
     q: Tensor
@@ -63,6 +67,7 @@ class AttentionCall:
     heads_joined: bool = True
     grid: tuple[int, int] | None = None
     memory: dict[str, Tensor] | None = None
+    clip_numbers: tuple[int, ...] | None = None
 
     @property
     def frames(self) -> int:
@@ -195,6 +200,10 @@ class Technique(ABC):
     (:mod:`..attention.prefix`)."""
     frames_per_batch: int = 0
     """Asks for chunks of that many frames; 0 for none."""
+    previous: Momentum | None = None
+    """What its memory holds when a run begins: what a run before kept."""
+    kept: KeptRuns | None = None
+    """Takes what its memory holds when a run has ended well; None where nothing is to be kept."""
 
     @abstractmethod
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from coherence.attention.forms import Form, InflationWeights
-from coherence.files import ge_adapter_file, registry_file, weights_file
+from coherence.files import ge_adapter_file, momentum_file, registry_file, weights_file
+from coherence.techniques.kept import Momentum, RunFacts
 from coherence.training.ge_adapter import GEAdapter, Training
 from register_runs import layer, registry
 
@@ -78,7 +79,16 @@ STAM = InflationWeights(
 )
 
 
+MOMENTUM = Momentum(
+    RunFacts("DemoConfig (float32, weights 00000000)", (4, 16, 16), (2.0, 0.0), ("positive",), ("middle.0.attn1",)),
+    7,
+    {"middle.0.attn1/0.positive": (2.0,)},
+    {f"middle.0.attn1/0.positive/0/{part}": numbers(3).half() for part in "kv"},
+)
+
+
 LOADERS = {
+    "LoadMomentum": Loader(momentum_file, momentum_file.MomentumFileError, MOMENTUM),
     "LoadSTAM": Loader(weights_file, weights_file.WeightsFileError, STAM),
     "LoadGEAdapter": Loader(ge_adapter_file, ge_adapter_file.GEAdapterFileError, ADAPTER),
     "LoadAttentionRegistry": Loader(

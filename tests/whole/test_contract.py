@@ -24,7 +24,12 @@ PROMISED = {
     "NoiseCorrelation": "noise latent_image → IMAGE STRING",
     "MotionFieldNoise": "model positive negative cfg noise_seed latent_image sigmas delta_x delta_y t0 t1 "
     "→ LATENT SIGMAS",
-    "TemporalMomentumAttention": "model mu mu_schedule layers start_percent end_percent frames_per_batch → MODEL",
+    "CoherentSampler": "sampler noise → SAMPLER",
+    "TemporalMomentumAttention": "model mu mu_schedule layers start_percent end_percent frames_per_batch previous keep "
+    "→ MODEL",
+    "MomentumOfRun": "model latent → MOMENTUM",
+    "SaveMomentum": "momentum filename_prefix →",
+    "LoadMomentum": "file → MOMENTUM",
     "CrossFrameAttention": "model keys layers start_percent end_percent pool → MODEL",
     "CoherenceDemoModel": "kind → MODEL CLIP VAE",
     "CoherenceDemoClip": "shape colour background motion frames size seed → IMAGE MASK",

@@ -1,0 +1,115 @@
+"""MomentumOfRun, SaveMomentum and LoadMomentum: what momentum attention keeps of one run, for the next."""
+
+from __future__ import annotations
+
+import logging
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..attention.tap import kept_runs
+from ..files import momentum_file
+from ..files.saved import SavedFiles
+from ..techniques.kept import Momentum
+from .checks import InputError
+from .inputs import ATTENTION, MomentumType
+from .node import Node
+from .saved_files import LoadingNode, SavingNode
+
+SAVED = SavedFiles(momentum_file, "saved momentum", "SaveMomentum")
+
+
+class MomentumOfRun(Node):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MomentumOfRun",
+            display_name="Momentum of Run",
+            category=ATTENTION,
+            description="Gets what Temporal Momentum Attention kept of a run: the averages of keys and values at the "
+            "last frame. Connect it to previous of a second Temporal Momentum Attention, whose clip then goes on "
+            "without a seam.",
+            search_aliases=["continue clip", "extend video", "long clip", "seamless", "momentum state"],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The model that sampled, with Temporal Momentum Attention and keep turned on: the one that "
+                    "the sampler's guider has.",
+                ),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="The output of that sampler, unchanged. It tells which run is meant, and that the run has "
+                    "ended.",
+                ),
+            ],
+            outputs=[
+                MomentumType.Output("momentum", tooltip="For previous of the next clip, or for SaveMomentum."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, latent: dict) -> io.NodeOutput:
+        samples = latent["samples"]
+        runs = kept_runs(model)
+        if len(runs) != 1:
+            found = "none does" if not runs else f"{len(runs)} do"
+            raise InputError(
+                f"model: expected one TemporalMomentumAttention on it that keeps its momentum, {found}. Turn keep on "
+                "at one, and connect the model that the guider of the sampler has."
+            )
+        if samples.is_nested:
+            raise InputError("latent has several modalities, expected a clip of pictures, whose frames are its batch.")
+        momentum = runs[0].of(samples)
+        logging.info("%s: %s", cls.node_name, momentum.said())
+        return io.NodeOutput(momentum)
+
+
+class SaveMomentum(SavingNode):
+    files, listed_as = SAVED, "momenta"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SaveMomentum",
+            display_name="Save Momentum",
+            category=ATTENTION,
+            description="Saves the momentum of a run as a safetensors file in the output folder, so that a clip can go "
+            "on later, or on another machine. Save the noise beside it: the latent of Noise Frames.",
+            search_aliases=["export momentum", "write momentum", "continue clip later", "momentum state"],
+            is_output_node=True,
+            inputs=[
+                MomentumType.Input("momentum", tooltip="From Momentum of Run."),
+                cls.prefix_input("momentum/clip", "Name it after the clip; the file may have several GiB."),
+            ],
+            outputs=[],
+        )
+
+    @classmethod
+    def execute(cls, momentum: Momentum, filename_prefix: str) -> io.NodeOutput:
+        return cls.save(momentum, filename_prefix)
+
+
+class LoadMomentum(LoadingNode):
+    files = SAVED
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoadMomentum",
+            display_name="Load Momentum",
+            category=ATTENTION,
+            description="Loads momentum that SaveMomentum wrote, for previous of Temporal Momentum Attention: the clip "
+            "goes on from its last frame.",
+            search_aliases=["import momentum", "read momentum", "continue clip", "momentum state"],
+            inputs=[cls.file_input()],
+            outputs=[MomentumType.Output("momentum", tooltip="For previous of Temporal Momentum Attention.")],
+        )
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        momentum = cls.files.load(file)
+        logging.info("%s: %s", cls.node_name, momentum.said())
+        return io.NodeOutput(momentum)
+
+
+NODES = [MomentumOfRun, SaveMomentum, LoadMomentum]
