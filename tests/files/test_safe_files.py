@@ -15,13 +15,24 @@ import pytest
 import torch
 from coherence.nodes.entropy_register import REGISTRIES, LoadAttentionRegistry, SaveAttentionRegistry
 from coherence.nodes.ge_adapter import LoadGEAdapter, SaveGEAdapter
+from coherence.nodes.momentum_of_run import LoadMomentum, SaveMomentum
 from coherence.nodes.one_shot import LoadSTAM, SaveSTAM
 from safetensors.torch import load_file
 from saved_examples import GOOD, LOADERS
 
-SAVERS = {"LoadSTAM": SaveSTAM, "LoadGEAdapter": SaveGEAdapter, "LoadAttentionRegistry": SaveAttentionRegistry}
-NODES = {"LoadSTAM": LoadSTAM, "LoadGEAdapter": LoadGEAdapter, "LoadAttentionRegistry": LoadAttentionRegistry}
-SAFETENSORS = ["LoadSTAM", "LoadGEAdapter"]
+SAVERS = {
+    "LoadSTAM": SaveSTAM,
+    "LoadGEAdapter": SaveGEAdapter,
+    "LoadMomentum": SaveMomentum,
+    "LoadAttentionRegistry": SaveAttentionRegistry,
+}
+NODES = {
+    "LoadSTAM": LoadSTAM,
+    "LoadGEAdapter": LoadGEAdapter,
+    "LoadMomentum": LoadMomentum,
+    "LoadAttentionRegistry": LoadAttentionRegistry,
+}
+SAFETENSORS = ["LoadSTAM", "LoadGEAdapter", "LoadMomentum"]
 every_loader = pytest.mark.parametrize("name", LOADERS)
 every_tensor_loader = pytest.mark.parametrize("name", SAFETENSORS)
 
@@ -107,7 +118,7 @@ def test_safetensors_reads_what_is_saved_and_a_second_save_gives_the_same_bytes(
     path = save(name)
     read = load_file(path)
     example = LOADERS[name].example
-    for each, tensor in (example.tensors if name == "LoadSTAM" else example.lora).items():
+    for each, tensor in (example.lora if name == "LoadGEAdapter" else example.tensors).items():
         assert torch.equal(read[each], tensor)
         assert read[each].dtype == tensor.dtype
     assert save(name).read_bytes() == path.read_bytes()

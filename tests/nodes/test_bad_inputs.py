@@ -28,6 +28,8 @@ VALUES = Path(__file__).resolve().parents[1] / "support" / "given_values"
 TRIES = 12 if settings().max_examples <= 100 else settings().max_examples
 AS_COMFYUI = {("IEGuider", "positive", "another model's"), ("IEGuider", "negative", "another model's")}
 """Its guider fails as ComfyUI's CFGGuider does on a prompt that is another model's, with ComfyUI's words."""
+WITHOUT_A_FILE = ("LoadAttentionRegistry", "LoadMomentum")
+"""Loaders without an example: there is nothing that they could load yet."""
 TYPES = {error.__name__ for error in NEVER} | {"KeyError", "IndexError", "ZeroDivisionError", "RuntimeError"}
 
 
@@ -89,7 +91,7 @@ def _failed(failed: dict) -> tuple[str, str]:
 def test_what_nodes_are_asked_to_take_they_take(tried):
     """Else the others would prove nothing."""
     for name in NODES:
-        if name not in ("LoadAttentionRegistry",):  # there is no file yet
+        if name not in WITHOUT_A_FILE:
             complaint, problem = tried(prompt(name, valid(name, tried.info[name]), tried.info[name]))
             assert (complaint, problem) == ("", ""), name
 
@@ -98,7 +100,7 @@ def test_what_nodes_are_asked_to_take_they_take(tried):
 def test_one_wrong_input_is_refused_by_its_name_or_taken_rightly(tried, name):
     info = tried.info[name]
     inputs = valid(name, info)
-    if name == "LoadAttentionRegistry":
+    if name in WITHOUT_A_FILE:
         inputs["file"] = "nowhere.json"
 
     ways = [(each, *way) for each, (kind, options) in inputs_of(info).items() for way in wrong(kind, options)]

@@ -57,7 +57,7 @@ SHARED = {
 
 
 def images(server, entry, name):
-    files = [file for file in outputs({"outputs": {name: entry["outputs"][name]}})]
+    files = outputs({"outputs": {name: entry["outputs"][name]}})
     return np.stack([np.array(Image.open(io.BytesIO(server.download(file)))) for file in files]).astype(int)
 
 

@@ -60,6 +60,30 @@ SOURCES: Prompt = {
     ),
     "tuned": node("LoadSTAM", file="(example) red_star.stam.safetensors"),
     "adapter": node("LoadGEAdapter", file="(example) three_clips.ge_adapter.safetensors"),
+    "keeping": node(
+        "TemporalMomentumAttention",
+        model=["demo", 0],
+        mu=0.9,
+        mu_schedule="",
+        layers="middle",
+        start_percent=0.0,
+        end_percent=1.0,
+        keep=True,
+    ),
+    "kept run": node(
+        "KSampler",
+        model=["keeping", 0],
+        positive=["text", 0],
+        negative=["text", 0],
+        latent_image=["latent", 0],
+        seed=1,
+        steps=1,
+        cfg=2.0,
+        sampler_name="euler",
+        scheduler="simple",
+        denoise=1.0,
+    ),
+    "momentum": node("MomentumOfRun", model=["keeping", 0], latent=["kept run", 0]),
 }
 """Where links come from."""
 OF_TYPE = {
@@ -76,10 +100,13 @@ OF_TYPE = {
     "MASK": ["mask", 0],
     "STAM_WEIGHTS": ["tuned", 0],
     "GE_ADAPTER": ["adapter", 0],
+    "MOMENTUM": ["momentum", 0],
 }
 SMALL: dict[str, dict[str, Any]] = {
     "DependencyNoise": {"previous": ["noise frames", 0]},
     "NoiseFromLatent": {"latent": ["noisy", 0]},
+    "TemporalMomentumAttention": {"previous": None},
+    "MomentumOfRun": {"model": ["keeping", 0], "latent": ["kept run", 0]},
     "MotionFieldNoise": {"t0": 0.4, "t1": 0.7},
     "CoherenceDemoClip": {"frames": 2, "size": 64},
     "ReselectAttentionLayers": {"registry": ["measured", 0]},
