@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field, FiniteFloat
 
 from ..techniques.kept import Momentum, RunFacts, name
-from .json_forms import ExactForm, fitted, read_json
+from .json_forms import ExactForm, fitted, read_json, shown
 from .tensor_file import TensorFormat
 
 SUFFIX = ".momentum.safetensors"
@@ -59,9 +59,11 @@ def load(path: Path) -> Momentum:
         calls = ((place, call) for place, levels in run.levels.items() for call in range(len(levels)))
         expected = {name(*call, part) for call in calls for part in "kv"}
         if odd := sorted(expected ^ tensors.keys()):
-            raise MomentumFileError(f"expected K and V of every call that it tells, and no others: {odd[0]}")
+            raise MomentumFileError(f"expected K and V of every call that it tells, and no others: {shown(odd[0])}")
         if odd := [each for each, tensor in tensors.items() if tensor.ndim != 1 or not tensor.numel()]:
-            raise MomentumFileError(f"{odd[0]}: expected one row of numbers, got shape {tuple(tensors[odd[0]].shape)}")
+            raise MomentumFileError(
+                f"{shown(odd[0])}: expected one row of numbers, got shape {tuple(tensors[odd[0]].shape)}"
+            )
         levels = {place: tuple(sigmas) for place, sigmas in run.levels.items()}
         return Momentum(run.facts.as_tuples(), run.frame, levels, tensors)
     except (OSError, ValueError) as error:

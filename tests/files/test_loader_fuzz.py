@@ -73,7 +73,7 @@ def restructured(content: bytes) -> st.SearchStrategy[bytes]:
         return changed(json.loads(content)).map(str.encode)
     end = 8 + int.from_bytes(content[:8], "little")
     header, data = json.loads(content[8:end]), content[end:]
-    name = "form" if "form" in header["__metadata__"] else "training"
+    name = next(name for name in ("form", "training", "run") if name in header["__metadata__"])
     inner = changed(json.loads(header["__metadata__"][name])).map(
         lambda text: json.dumps(header | {"__metadata__": header["__metadata__"] | {name: text}})
     )
