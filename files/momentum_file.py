@@ -61,9 +61,8 @@ def load(path: Path) -> Momentum:
         if odd := sorted(expected ^ tensors.keys()):
             raise MomentumFileError(f"expected K and V of every call that it tells, and no others: {shown(odd[0])}")
         if odd := [each for each, tensor in tensors.items() if tensor.ndim != 1 or not tensor.numel()]:
-            raise MomentumFileError(
-                f"{shown(odd[0])}: expected one row of numbers, got shape {tuple(tensors[odd[0]].shape)}"
-            )
+            shape = tuple(tensors[odd[0]].shape)
+            raise MomentumFileError(f"{shown(odd[0])}: expected one row of numbers, got shape {shape}")
         levels = {place: tuple(sigmas) for place, sigmas in run.levels.items()}
         return Momentum(run.facts.as_tuples(), run.frame, levels, tensors)
     except (OSError, ValueError) as error:
