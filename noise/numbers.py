@@ -47,7 +47,8 @@ def tell(noise: Tensor, start: int, indices: Sequence[int] | None) -> Tensor:
 def told_of(noise: Tensor) -> Told | None:
     """What was told of ``noise``, or of what it is a copy of."""
     with _lock:
-        known = [(there(), told) for there, told in _told.values()]
+        entries = [*_told.values()]  # a copy: entries go whenever a noise does
+    known = [(there(), told) for there, told in entries]
     if noise.is_nested or not known:
         return None
     here = noise.detach().to("cpu")
