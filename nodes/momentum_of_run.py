@@ -78,7 +78,7 @@ class SaveMomentum(SavingNode):
             search_aliases=["export momentum", "write momentum", "continue clip later", "momentum state"],
             is_output_node=True,
             inputs=[
-                MomentumType.Input("momentum", tooltip="From Momentum of Run."),
+                MomentumType.Input("momentum", tooltip="The momentum of a run, from Momentum of Run."),
                 cls.prefix_input("momentum/clip", "Name it after the clip; the file may have several GiB."),
             ],
             outputs=[],
