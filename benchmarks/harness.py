@@ -165,9 +165,10 @@ def empty(frames: int, side: int = SIDE) -> dict[str, Tensor]:
     return {"samples": torch.zeros(frames, 4, side // 8, side // 8)}
 
 
-def dependency_noise(seed: int, kl: float) -> Any:
-    """As the node makes it unless told otherwise."""
-    return pack("nodes.noise").DependencyNoise.execute(seed, kl, "", "generalised", "bisection", 10, 15).args[0]
+def dependency_noise(seed: int, kl: float, candidates: int = 0) -> Any:
+    """As the node makes it unless told otherwise, or by the paper's search among ``candidates``."""
+    settings = ("", "generalised", "bisection", candidates or 1, 15)
+    return pack("nodes.noise").DependencyNoise.execute(seed, kl, *settings, orthogonal=not candidates).args[0]
 
 
 def obeys(frames: Tensor, scene: Any, says: Iterable[str]) -> Tensor:

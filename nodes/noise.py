@@ -1,16 +1,26 @@
 """Noise for coherent clips: ZS²'s dependency noise (arXiv 2407.21475), and priors beside it."""
 
 from functools import partial
+from math import sqrt
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..frames.schedule import frame_schedule
+from ..noise.chain import Chain, KeyFrames
 from ..noise.dependency import MOST_ITERATIONS, SOLVERS, require_reached
 from ..noise.divergence import DIVERGENCES
 from ..noise.measure import Moments
 from ..noise.priors import PRIORS, iid, mixed, progressive
 from ..noise.streams import Carried, NoiseModel
-from ..samplers.noises import ClipNoise, DependencyClipNoise, carried_by, noise_latent
+from ..samplers.noises import (
+    ChainNoise,
+    ClipNoise,
+    DependencyClipNoise,
+    carried_by,
+    key_frames_of,
+    noise_latent,
+)
 from .checks import InputError
 from .inputs import NOISE, schedule_input, schedule_of, seed_input
 from .node import Node
@@ -70,12 +80,11 @@ class DependencyNoise(Node):
                 ),
                 io.Int.Input(
                     "random_candidates",
-                    default=10,
+                    default=1,
                     min=1,
                     max=64,
-                    tooltip="Number of new noises drawn per frame, 1 to 64. The one whose divergence is nearest to kl "
-                    "is blended in. Frames after the 16th always use one, so that the noise of long clips stays "
-                    "normally distributed.",
+                    tooltip="Number of new noises drawn per frame, 1 to 64, if orthogonal is off. The one whose "
+                    "divergence is nearest to kl is blended in. The paper uses 10, which adds outliers frame by frame.",
                     advanced=True,
                 ),
                 io.Int.Input(
@@ -83,8 +92,8 @@ class DependencyNoise(Node):
                     default=15,
                     min=1,
                     max=MOST_ITERATIONS,
-                    tooltip="Steps of the line_search solver, 1 to 100; other solvers ignore it. The paper's 15 can "
-                    "leave the divergence up to 0.01 above kl; 30 brings it within 0.0001.",
+                    tooltip="Steps of the line_search solver, 1 to 100; other solvers ignore it. The paper's 15 are "
+                    "enough for kl 0.01, but not for most values near it. 30 bring it within 0.0001.",
                     advanced=True,
                 ),
                 io.Latent.Input(
@@ -92,6 +101,21 @@ class DependencyNoise(Node):
                     optional=True,
                     tooltip="The noise of an earlier clip, from Noise Frames. This clip continues after its last "
                     "frame. With the same settings, both parts equal one long clip's noise.",
+                ),
+                io.Boolean.Input(
+                    "orthogonal",
+                    default=True,
+                    optional=True,
+                    tooltip="Makes each frame's new noise orthogonal to the previous frame, so that clips of any "
+                    "length stay normally distributed and free of specks. Turn it off only to reproduce the paper.",
+                    advanced=True,
+                ),
+                io.Boolean.Input(
+                    "loop",
+                    default=False,
+                    optional=True,
+                    tooltip="Makes the last frame a neighbour of the first, for a clip that repeats without a jump. kl "
+                    "is met on average, whatever the solver. Not together with previous.",
                 ),
             ],
             outputs=[_noise_output()],
@@ -108,9 +132,16 @@ class DependencyNoise(Node):
         random_candidates: int,
         line_iterations: int,
         previous: dict | None = None,
+        orthogonal: bool = True,
+        loop: bool = False,
     ) -> io.NodeOutput:
         schedule = schedule_of("kl_schedule", kl_schedule, 0.0, MAX_KL)
-        if solver == "line_search" and not schedule:
+        if loop and previous is not None:
+            raise InputError(
+                "loop is on, but previous is connected: a clip that goes on from an earlier one does not end where it "
+                "began. Turn loop off, or disconnect previous."
+            )
+        if solver == "line_search" and not schedule and not loop:
             require_reached(kl, divergence, line_iterations)
         carried = None if previous is None else _carried(previous)
 
@@ -122,7 +153,9 @@ class DependencyNoise(Node):
             kl_of,
             carried,
             divergence=divergence,
+            loop=loop,
             solver=solver,
+            orthogonal=orthogonal,
             candidates=random_candidates,
             line_iterations=line_iterations,
         )
@@ -164,11 +197,11 @@ class VideoNoisePrior(Node):
 
     @classmethod
     def execute(cls, noise_seed: int, prior: str, alpha: float) -> io.NodeOutput:
-        models: dict[str, NoiseModel] = {
-            "iid": iid,
-            "mixed": partial(mixed, alpha=alpha),
-            "progressive": partial(progressive, alpha=alpha),
-        }
+        if prior == "progressive":
+            model = partial(progressive, alpha=alpha)
+            chain = Chain(lambda start: model, lambda frames: [sqrt(alpha)] * frames)
+            return io.NodeOutput(ChainNoise.of_chain(noise_seed, chain))
+        models: dict[str, NoiseModel] = {"iid": iid, "mixed": partial(mixed, alpha=alpha)}
         return io.NodeOutput(ClipNoise(noise_seed, models[prior]))
 
 
@@ -205,18 +238,95 @@ class NoiseFrames(Node):
         return io.NodeOutput(noise_latent(noise, latent_image))
 
 
+class KeyframeNoise(Node):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="KeyframeNoise",
+            display_name="Keyframe Noise",
+            category=NOISE,
+            description="Makes a clip's noise pass through given frames, such as the inverted noise of a picture, so "
+            "that the clip begins with that picture. The other frames keep the correlations of the connected noise.",
+            search_aliases=["key frames", "first frame", "image to video", "picture to clip", "noise bridge"],
+            inputs=[
+                io.Noise.Input(
+                    "noise",
+                    tooltip="The clip's noise: from Dependency Noise, or Video Noise Prior set to progressive.",
+                ),
+                io.Latent.Input(
+                    "keyframes",
+                    tooltip="One frame of noise per key frame, as Noise Frames outputs it. Pass an inverted picture "
+                    "through Noise from Latent and Noise Frames first.",
+                ),
+                io.String.Input(
+                    "frames",
+                    default="0",
+                    placeholder="0, 8, -1",
+                    tooltip="The frame number of each key frame, separated by commas. Frames count from 0 in the whole "
+                    "clip; negative numbers count from its end, so -1 is the last frame.",
+                ),
+            ],
+            outputs=[_noise_output()],
+        )
+
+    @classmethod
+    def execute(cls, noise, keyframes: dict, frames: str) -> io.NodeOutput:
+        if not isinstance(noise, ChainNoise):
+            raise InputError(
+                f"noise is {type(noise).__name__}, whose frames do not depend on their neighbours alone, so key frames "
+                "cannot be put in. Connect Dependency Noise, or Video Noise Prior set to progressive."
+            )
+        if noise.keys is not None:
+            raise InputError(
+                "noise has key frames already, from another Keyframe Noise. Put all key frames into one: join their "
+                "latents, and list all numbers in frames."
+            )
+        numbers, given = _frame_numbers(frames), key_frames_of(keyframes)
+        if len(numbers) != len(given):
+            raise InputError(
+                f"frames names {len(numbers)} frames ({frames.strip() or 'none'}), but keyframes holds {len(given)}, "
+                "expected a number for each. Change frames, or join the key frames' latents."
+            )
+        for number, frame in zip(numbers, given, strict=True):
+            _require_noise(
+                f"keyframes is not noise: the one for frame {number}",
+                frame,
+                "Pass an inverted picture through Noise from Latent and Noise Frames.",
+            )
+        return io.NodeOutput(noise.through(KeyFrames(numbers, given)))
+
+
+def _frame_numbers(text: str) -> list[int]:
+    numbers = []
+    for piece in filter(None, (piece.strip() for piece in text.replace("\n", ",").split(","))):
+        try:
+            numbers.append(int(piece))
+        except ValueError:
+            raise InputError(
+                f"frames: {piece!r} is not a frame number, expected whole numbers separated by commas, such as "
+                "'0, 8, -1'."
+            ) from None
+        if numbers.count(numbers[-1]) > 1:
+            raise InputError(f"frames names frame {numbers[-1]} twice. Keep one of the two.")
+    return numbers
+
+
 def _carried(latent: dict) -> Carried:
     """Of ``previous``. InputError where a clip's last frame is no noise."""
     carried = carried_by(latent)
     for frame in carried.frames.values():
-        moments = Moments.of(frame)
-        if not moments.are_of_noise(frame.numel()):
-            raise InputError(
-                f"previous is not noise: its last frame has mean {moments.mean:.2f}, standard deviation "
-                f"{moments.std:.2f} and correlation {moments.neighbours:.2f} of adjacent cells, expected about 0, 1 "
-                "and 0. It is probably a sampler's output. Connect the latent of Noise Frames."
-            )
+        _require_noise("previous is not noise: its last frame", frame, "Connect the latent of Noise Frames.")
     return carried
 
 
-NODES = [DependencyNoise, VideoNoisePrior, NoiseFrames]
+def _require_noise(what: str, frame: Tensor, cure: str) -> None:
+    moments = Moments.of(frame)
+    if not moments.are_of_noise(frame.numel()):
+        raise InputError(
+            f"{what} has mean {moments.mean:.2f}, standard deviation {moments.std:.2f} and correlation "
+            f"{moments.neighbours:.2f} of adjacent cells, expected about 0, 1 and 0. It is probably a sampler's output. "
+            f"{cure}"
+        )
+
+
+NODES = [DependencyNoise, VideoNoisePrior, NoiseFrames, KeyframeNoise]

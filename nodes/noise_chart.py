@@ -87,7 +87,7 @@ class NoiseCorrelation(Node):
 
 def _schedule(noise: DependencyClipNoise, shown: list[int] | None, frames: int) -> list[float] | None:
     """λ of all frames but the first; None where those ``shown``, a batch_index, do not follow one another."""
-    first = first_frame(noise) + (0 if shown is None else shown[0])
+    first = first_frame(noise) if shown is None else shown[0]
     if shown is not None and shown != list(range(shown[0], shown[0] + frames)):
         return None
     return noise.kl(first + frames)[first + 1 :]

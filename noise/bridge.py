@@ -34,7 +34,7 @@ def bridged(
         fresh: Noise for each frame that is made.
 
     Raises:
-        ValueError: no frame is given, a number does not exist, or all ρ between two given frames are 1.
+        ValueError: no frame is given, a number does not exist, or all ρ between two different given frames are 1.
     """
     count = len(correlations) + (not loop)
     numbers = sorted(given)
@@ -108,8 +108,14 @@ def _bridge(
     for step in range(1, len(correlations)):
         r, rest = correlations[step - 1], prod(correlations[step:])
         left = 1 - (r * rest) ** 2
-        if left == 0:
-            raise ValueError("the frames between two given ones cannot all be equal. Lower the correlation there.")
+        if left == 0:  # nothing changes between here and the end
+            if step == 1 and not start.equal(end):
+                raise ValueError(
+                    "the frames between two key frames cannot all be equal, because the two differ. Raise kl, or lower "
+                    "alpha, between them."
+                )
+            yield frame
+            continue
         a, b = r * (1 - rest**2) / left, rest * (1 - r**2) / left
         v = (1 - r**2) * (1 - rest**2) / left
         frame = frame * a + end * b + fresh(step) * sqrt(v * share)

@@ -34,7 +34,7 @@ class Divergence:
     """Divergence of later frames from one previous frame, whose share of the work is done once.
 
     ``kind`` is one of ``DIVERGENCES``; ``previous`` is float32 or float64. Exponentials keep that dtype, sums
-    are float64, results are in nats.
+    are float64, results are in nats. ``level`` is ⟨e^p p⟩, the drift of a frame orthogonal to e^p.
     """
 
     def __init__(self, kind: str, previous: Tensor) -> None:
@@ -42,11 +42,11 @@ class Divergence:
         self._previous = previous
         self._weight = exponential(previous).double() / previous.numel()
         self._mass = self._weight.sum().item()
-        self._level = self._weighted_mean(previous)
+        self.level = self._weighted_mean(previous)
 
     def __call__(self, frame: Tensor) -> float:
         """The divergence of ``frame``, shaped as the previous one."""
-        return self._combine(self._level - self._weighted_mean(frame), self._mass, _mean_exp(frame))
+        return self._combine(self.level - self._weighted_mean(frame), self._mass, _mean_exp(frame))
 
     def along(self, candidate: Tensor) -> Callable[[float], float]:
         """The divergence of √α p + √(1 − α) ε̃ as a function of α in [0, 1], for one candidate ε̃.
@@ -56,7 +56,7 @@ class Divergence:
         tilt = self._weighted_mean(candidate)
 
         def at(alpha: float) -> float:
-            drift = self._level - sqrt(alpha) * self._level - sqrt(1 - alpha) * tilt
+            drift = self.level - sqrt(alpha) * self.level - sqrt(1 - alpha) * tilt
             return self._combine(drift, self._mass, _mean_exp(blend(self._previous, candidate, alpha)))
 
         return at

@@ -16,14 +16,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Told:
-    """``start``: the clip's number of frame 0 here; ``indices``: of the batch's items, None where 0, 1, 2 ..."""
+    """The clip's numbers of the frames here: ``indices`` of a batch's items or, where None, from ``start`` on."""
 
     start: int
     indices: tuple[int, ...] | None
 
     def numbers(self, frames: int) -> tuple[int, ...]:
         """Of frames on a batch's axis."""
-        return tuple(self.start + index for index in self.indices or range(frames))
+        return tuple(range(self.start, self.start + frames)) if self.indices is None else self.indices
 
 
 _told: dict[int, tuple[ref[Tensor], Told]] = {}

@@ -102,28 +102,34 @@ def clip_noise(
     """Noise by ``model`` for a latent of ``shape``, float32. ``axis``: of the frames, if not what :func:`frames_axis`
     says.
 
-    - (F, C, H, W) or (F, C, 1, H, W), axis 0: one clip of F frames; frame k is frame ``indices[k]`` of the clip.
+    - (F, C, H, W) or (F, C, 1, H, W), axis 0: one clip of F frames; frame k is frame ``indices[k]`` of the whole clip.
     - (B, C, F, H, W), axis 2: B clips of F frames; clip k is clip ``indices[k]`` of those the seed gives.
 
     First frames are drawn from ``source`` exactly as RandomNoise draws single frames, all others from streams
     of their own. Only the frames asked for are kept in memory. ValueError for any other number of dimensions.
 
     With ``carried`` the clips go on: the model starts from a clip's last frame, which stays out of the result, and
-    streams are counted on from its number.
+    streams are counted on from its number. ValueError for frames of ``indices`` that it does not come after.
     """
     axis = frames_axis(shape, carried) if axis is None else axis
     batch, channels, *_, height, width = shape
     if axis == 0:
-        wanted = range(batch) if indices is None else indices
+        wanted = new_frames(batch, carried) if indices is None else indices
         first = plain_noise((channels, height, width), source)
         return torch.stack(_frames(model, first, seed, 0, wanted, carried)).reshape(-1, *shape[1:])
     first_frames = plain_noise((batch, channels, height, width), source, indices)
     numbers = range(batch) if indices is None else indices
     clips = [
-        torch.stack(_frames(model, first, seed, number, range(shape[2]), carried), dim=1)
+        torch.stack(_frames(model, first, seed, number, new_frames(shape[2], carried), carried), dim=1)
         for number, first in zip(numbers, first_frames, strict=True)
     ]
     return torch.stack(clips)
+
+
+def new_frames(count: int, carried: Carried | None) -> range:
+    """The numbers, in the whole clip, of ``count`` frames that begin it or go on from where it was ``carried``."""
+    first = 0 if carried is None else carried.number + 1
+    return range(first, first + count)
 
 
 def clip_frames(samples: Tensor, axis: int | None = None) -> Tensor:
@@ -139,14 +145,19 @@ def _frames(
     start = 0
     if carried is not None:
         first, start = carried.last_of(clip, first.shape), carried.number
-        wanted = [number + 1 for number in wanted]
+        if min(wanted) <= start:
+            raise ValueError(
+                f"latent_image's batch_index names frame {min(wanted)}, but previous ends at frame {start}. batch_index "
+                f"counts frames of the whole clip: take frames from {start + 1} on with LatentFromBatch, or an empty "
+                "latent that holds only the new frames."
+            )
 
     def draw(frame: int, count: int) -> Tensor:
         return _normal((count, *first.shape), generator(seed, clip, start + frame))
 
     numbers = set(wanted)
-    frames = model(first, draw, max(numbers) + 1)
-    kept = {number: frame for number, frame in enumerate(frames) if number in numbers}
+    frames = model(first, draw, max(numbers) - start + 1)
+    kept = {number: frame for number, frame in enumerate(frames, start) if number in numbers}
     return [kept[number] for number in wanted]
 
 

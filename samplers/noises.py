@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.nested_tensor import NestedTensor
 from torch import Tensor
 
-from ..noise.dependency import SEARCHED_FRAMES, dependency_noise
+from ..noise.chain import Chain, KeyFrames
+from ..noise.dependency import dependency_noise
+from ..noise.divergence import INDEPENDENT
 from ..noise.numbers import tell
-from ..noise.streams import Carried, Draw, NoiseModel, clip_noise, frames_axis, generator, plain_noise
+from ..noise.streams import (
+    Carried,
+    Draw,
+    Indices,
+    NoiseModel,
+    clip_frames,
+    clip_noise,
+    frames_axis,
+    generator,
+    new_frames,
+    plain_noise,
+)
 from .latents import noise_for, samples_for
 from .unfit import explain_unfit_inputs
 
@@ -38,54 +51,102 @@ class ClipNoise:
         indices = input_latent.get("batch_index")
         source = generator(self.seed)
         if not samples.is_nested:
-            made = clip_noise(samples.shape, self.model, self.seed, source, indices, self.carried).to(samples.dtype)
+            made = self._clips(samples, source, indices, frames_axis(samples.shape, self.carried))
             return tell(made, first_frame(self), indices)
         return NestedTensor(
-            (
-                clip_noise(part.shape, self.model, self.seed, source, indices, self.carried, axis=2)
-                if part.ndim == 5
-                else plain_noise(part.shape, source, indices)
-            ).to(part.dtype)
+            self._clips(part, source, indices, 2)
+            if part.ndim == 5
+            else plain_noise(part.shape, source, indices).to(part.dtype)
             for part in samples.unbind()
         )
 
-    def anew(self, seed: int) -> ClipNoise:
+    def anew(self, seed: int) -> Self:
         """Other noise of the same model, of the whole clip: nothing is carried over from an earlier one."""
         return replace(self, seed=seed, carried=None)
 
+    def _clips(self, samples: Tensor, source: torch.Generator, indices: Indices, axis: int) -> Tensor:
+        model = self._model_for(samples.shape, indices, axis)
+        return clip_noise(samples.shape, model, self.seed, source, indices, self.carried, axis).to(samples.dtype)
+
+    def _model_for(self, shape: torch.Size, indices: Indices, axis: int) -> NoiseModel:
+        return self.model
+
 
 @dataclass(frozen=True, kw_only=True)
-class DependencyClipNoise(ClipNoise):
+class ChainNoise(ClipNoise):
+    """A NOISE whose frames are a chain, maybe a loop or through key frames."""
+
+    chain: Chain
+    keys: KeyFrames | None = None
+
+    @classmethod
+    def of_chain(cls, seed: int, chain: Chain, carried: Carried | None = None, **fields: Any) -> Self:
+        return cls(seed, chain.model(0 if carried is None else carried.number), carried, chain=chain, **fields)
+
+    def through(self, keys: KeyFrames) -> ChainNoise:
+        """The same noise, conditioned on key frames."""
+        return ChainNoise(self.seed, self.model, self.carried, chain=self.chain, keys=keys)
+
+    def anew(self, seed: int) -> Self:
+        return replace(self, seed=seed, model=self.chain.model(), carried=None, keys=None)
+
+    def _model_for(self, shape: torch.Size, indices: Indices, axis: int) -> NoiseModel:
+        frames = new_frames(shape[axis], self.carried)
+        if axis == 2:
+            indices = None  # it names clips
+        part = indices is not None and sorted(indices) != list(frames)
+        if part and self.chain.loop:
+            raise ValueError(_of_a_part("loop makes the last frame a neighbour of the first", indices))
+        if self.keys is None:
+            return self.model
+        if part and self.keys.count_from_the_end:
+            raise ValueError(_of_a_part("frames counts from the end of the clip", indices))
+        keys = self.keys.of((shape[1], *shape[-2:]), frames, whole=indices is None)
+        if self.carried is None:
+            return self.chain.model(keys=keys)
+        return self.chain.model(self.carried.number, keys, goes_on=True)
+
+
+def _of_a_part(asked: str, indices: Indices) -> str:
+    return (
+        f"{asked}, but latent_image holds only frames {', '.join(map(str, indices or ()))} (its batch_index). Give the "
+        "sampler the whole clip's latent."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DependencyClipNoise(ChainNoise):
     """A NOISE that follows a schedule: ``kl(n)`` is the λ of frames 0 to n − 1 of the whole clip, in the nats of
     ``divergence``.
     """
 
     divergence: str
     kl: Callable[[int], list[float]]
-    search: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, seed: int, kl: Callable[[int], list[float]], carried: Carried | None, *, divergence: str, **search: Any
+        cls,
+        seed: int,
+        kl: Callable[[int], list[float]],
+        carried: Carried | None,
+        *,
+        divergence: str,
+        loop: bool = False,
+        **search: Any,
     ) -> DependencyClipNoise:
-        """``search``: as :func:`..noise.dependency.dependency_noise` takes it."""
-        # The model's frame 0, in the clip's numbers, from which schedule and search count.
-        start = 0 if carried is None else carried.number
+        """``search``: as :func:`..noise.dependency.dependency_noise` takes it. A ``loop`` meets λ on average."""
+        independent = INDEPENDENT[divergence]
 
-        def model(first: Tensor, draw: Draw, frames: int) -> Iterator[Tensor]:
-            return dependency_noise(
-                first,
-                draw,
-                kl(start + frames)[start:],
-                divergence=divergence,
-                searched_frames=SEARCHED_FRAMES - start,
-                **search,
-            )
+        def onward(start: int) -> NoiseModel:
+            def model(first: Tensor, draw: Draw, frames: int) -> Iterator[Tensor]:
+                return dependency_noise(first, draw, kl(start + frames)[start:], divergence=divergence, **search)
 
-        return cls(seed, model, carried, divergence=divergence, kl=kl, search=search)
+            return model
 
-    def anew(self, seed: int) -> DependencyClipNoise:
-        return self.of(seed, self.kl, None, divergence=self.divergence, **self.search)
+        def correlations(frames: int) -> list[float]:
+            return [max(0.0, 1 - value / independent) for value in kl(frames)]
+
+        return cls.of_chain(seed, Chain(onward, correlations, loop), carried, divergence=divergence, kl=kl)
 
 
 @dataclass(frozen=True)
@@ -121,7 +182,7 @@ def noise_latent(noise: Any, latent: dict) -> dict:
     result: dict = {"samples": frames}
     indices = latent.get("batch_index")
     if frames_axis_of(noise, made) == 0:
-        return result | {"batch_index": [start + number for number in (indices or range(len(frames)))]}
+        return result | {"batch_index": list(range(start, start + len(frames)) if indices is None else indices)}
     result[LAST_FRAME] = start + frames.shape[2] - 1
     return result if indices is None else result | {"batch_index": indices}
 
@@ -129,6 +190,17 @@ def noise_latent(noise: Any, latent: dict) -> dict:
 def carried_by(latent: dict) -> Carried:
     """Where the clips of a LATENT of noise ended."""
     return Carried.of(clip_of(latent["samples"]), latent.get("batch_index"), latent.get(LAST_FRAME))
+
+
+def key_frames_of(latent: dict) -> list[Tensor]:
+    """The frames (C, H, W) of a LATENT of noise, float32: a batch of pictures, or one clip. ValueError for several."""
+    samples = clip_of(latent["samples"])
+    if frames_axis(samples.shape) == 2 and len(samples) > 1:
+        raise ValueError(
+            f"keyframes holds {len(samples)} clips of {samples.shape[2]} frames, expected one clip, or a batch of one "
+            "frame each. Pick one with LatentFromBatch."
+        )
+    return [*clip_frames(samples).float().cpu()]
 
 
 def _in_float32(latent: dict) -> dict:
@@ -141,8 +213,7 @@ def _in_float32(latent: dict) -> dict:
 
 def first_frame(noise: Any) -> int:
     """The number of the first frame that a NOISE makes: not 0 where it goes on from an earlier clip."""
-    carried = getattr(noise, "carried", None)
-    return 0 if carried is None else carried.number + 1
+    return new_frames(1, getattr(noise, "carried", None)).start
 
 
 def frames_axis_of(noise: Any, made: Tensor | NestedTensor) -> int:

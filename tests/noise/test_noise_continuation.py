@@ -56,7 +56,7 @@ def in_runs(latent, axis: int, lengths: list[int], **settings) -> torch.Tensor:
 @pytest.mark.parametrize(("latent", "axis"), [(pictures, 0), (video, 2), (one_frame_each, 0)])
 @pytest.mark.parametrize("lengths", [[2, 5], [7, 2, 1, 1], [15, 5], [18, 4]])
 def test_runs_with_carried_frames_are_one_runs_noise_bitwise(latent, axis, lengths, solver):
-    """Beyond frame 16, where the search ends, and with a schedule that goes on, too."""
+    """With a schedule that goes on, too."""
     whole = dependency_noise(solver=solver).generate_noise(latent(sum(lengths)))
     assert torch.equal(in_runs(latent, axis, lengths, solver=solver), whole)
 
@@ -93,8 +93,20 @@ def test_a_latent_that_tells_no_numbers_holds_the_clip_from_its_start():
 def test_batch_index_counts_the_frames_of_the_continuing_clip():
     whole = dependency_noise().generate_noise(pictures(12))
     again = dependency_noise(frames_of(dependency_noise(), pictures(8)))
-    assert torch.equal(again.generate_noise(pictures(2, batch_index=[3, 1])), whole[[11, 9]])
-    assert frames_of(again, pictures(2, batch_index=[3, 1]))["batch_index"] == [11, 9]
+    assert torch.equal(again.generate_noise(pictures(2, batch_index=[11, 9])), whole[[11, 9]])
+    assert frames_of(again, pictures(2, batch_index=[11, 9]))["batch_index"] == [11, 9]
+
+
+def test_a_part_of_the_whole_clips_latent_goes_on_where_the_whole_does():
+    from nodes import LatentFromBatch
+
+    whole = dependency_noise().generate_noise(pictures(12))
+    (part,) = LatentFromBatch().frombatch(pictures(12), 8, 4)
+    assert torch.equal(dependency_noise().generate_noise(part), whole[8:])
+    again = dependency_noise(frames_of(dependency_noise(), pictures(8)))
+    assert torch.equal(again.generate_noise(part), whole[8:])
+    with pytest.raises(ValueError, match="names frame 6, but previous ends at frame 7.*take frames from 8 on"):
+        again.generate_noise(LatentFromBatch().frombatch(pictures(12), 6, 4)[0])
 
 
 def test_batch_index_of_videos_picks_the_clip_to_go_on_with():
@@ -193,4 +205,5 @@ def test_all_of_our_noise_can_be_gone_on_from(size, divergence):
     """On small frames the search widens its distribution: up to a standard deviation of 1.3 at 8 × 8."""
     for seed in range(5):
         settings = {"noise_seed": seed, "kl_schedule": "", "random_candidates": 64, "divergence": divergence}
-        dependency_noise(frames_of(dependency_noise(**settings), {"samples": torch.zeros(16, 4, size, size)}))
+        clip = {"samples": torch.zeros(16, 4, size, size)}
+        dependency_noise(frames_of(dependency_noise(**settings, orthogonal=seed % 2 == 0), clip))

@@ -44,6 +44,7 @@ SOURCES: Prompt = {
         measure_steps="0",
         precision="exact",
     ),
+    "chain": node("VideoNoisePrior", noise_seed=2, prior="progressive", alpha=0.5),
     "noise frames": node("NoiseFrames", noise=["noise", 0], latent_image=["latent", 0]),
     "noisy": node("AddNoise", model=["demo", 0], noise=["noise", 0], sigmas=["sigmas", 0], latent_image=["latent", 0]),
     "images": given("IMAGE", shape=[FRAMES, 64, 64, 3]),
@@ -104,6 +105,7 @@ OF_TYPE = {
 }
 SMALL: dict[str, dict[str, Any]] = {
     "DependencyNoise": {"previous": ["noise frames", 0]},
+    "KeyframeNoise": {"noise": ["chain", 0], "keyframes": ["noise frames", 0], "frames": "2, 0, 1"},
     "NoiseFromLatent": {"latent": ["noisy", 0]},
     "TemporalMomentumAttention": {"previous": None},
     "MomentumOfRun": {"model": ["keeping", 0], "latent": ["kept run", 0]},

@@ -26,7 +26,7 @@ from coherence.nodes.inversion import BilateralDDIMInvert, NoiseFromLatent, Samp
 from coherence.nodes.map_preview import AttentionMapPreview
 from coherence.nodes.momentum import TemporalMomentumAttention
 from coherence.nodes.motion_field import MotionFieldNoise
-from coherence.nodes.noise import DependencyNoise, NoiseFrames, VideoNoisePrior
+from coherence.nodes.noise import DependencyNoise, KeyframeNoise, NoiseFrames, VideoNoisePrior
 from coherence.nodes.noise_chart import NoiseCorrelation
 from coherence.nodes.one_shot import OneShotTune
 from coherence.nodes.perturbation import PerturbAttention
@@ -176,6 +176,16 @@ def noise_frames(s: Subject) -> tuple[Any, float]:
     return frames, float(frames.std())
 
 
+def keyframe_noise(s: Subject) -> tuple[Any, float]:
+    key = NoiseFrames.execute(Noise_RandomNoise(4), s.empty)[0] | {"batch_index": None}
+    key["samples"] = key["samples"][:1] if s.family.frames_axis == 0 else key["samples"][:, :, :1]
+    noise = KeyframeNoise.execute(dependency()[0], key, "-1")[0]
+    made = clip_of(noise.generate_noise(s.empty))
+    assert torch.equal(made.select(s.family.frames_axis, -1), key["samples"].select(s.family.frames_axis, 0))
+    out = s.drawn(s.model, noise=noise)
+    return out, difference(out, s.plain)
+
+
 def noise_correlation(s: Subject) -> tuple[Any, float]:
     chart, report = NoiseCorrelation.execute(dependency()[0], s.empty).result
     return chart, json.loads(report)["neighbour_correlation"]
@@ -296,6 +306,7 @@ TRIALS: dict[str, Trial] = {
     "DependencyNoise": noise(dependency),
     "VideoNoisePrior": noise(lambda: VideoNoisePrior.execute(3, "mixed", 0.5)),
     "NoiseFrames": noise_frames,
+    "KeyframeNoise": keyframe_noise,
     "NoiseCorrelation": noise_correlation,
     "MotionFieldNoise": motion_field,
     "TemporalMomentumAttention": patched(lambda s: TemporalMomentumAttention.execute(s.model, 0.9)),

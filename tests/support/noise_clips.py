@@ -25,6 +25,7 @@ MODELS = {
     "mixed": partial(mixed, alpha=0.5),
     "progressive": partial(progressive, alpha=0.5),
     "dependency": dependency(),
+    "search": dependency(orthogonal=False, candidates=10),
     "line_search": dependency(0.05, solver="line_search"),
     "closed_form": dependency(0.05, solver="closed_form", divergence="softmax"),
 }

@@ -18,9 +18,11 @@ NODES = {node.GET_SCHEMA().node_id: node.GET_SCHEMA() for node in asyncio.run(Co
 every_node = pytest.mark.parametrize("schema", NODES.values(), ids=NODES.keys())
 
 PROMISED = {
-    "DependencyNoise": "noise_seed kl kl_schedule divergence solver random_candidates line_iterations previous → NOISE",
+    "DependencyNoise": "noise_seed kl kl_schedule divergence solver random_candidates line_iterations previous "
+    "orthogonal loop → NOISE",
     "VideoNoisePrior": "noise_seed prior alpha → NOISE",
     "NoiseFrames": "noise latent_image → LATENT",
+    "KeyframeNoise": "noise keyframes frames → NOISE",
     "NoiseCorrelation": "noise latent_image → IMAGE STRING",
     "MotionFieldNoise": "model positive negative cfg noise_seed latent_image sigmas delta_x delta_y t0 t1 "
     "→ LATENT SIGMAS",
