@@ -41,7 +41,7 @@ class DependencyNoise(Node):
             category=NOISE,
             description="Noise for a clip in which each frame differs from the previous one by a chosen amount. A "
             "small kl keeps the picture steady; a large one lets it change. Connect it to SamplerCustomAdvanced.",
-            search_aliases=["correlated noise", "video noise", "temporal noise", "zs2", "zero-shot video"],
+            search_aliases=["correlated noise", "video noise", "temporal noise", "zs2", "zero-shot video", "seamless loop"],
             inputs=[
                 seed_input(),
                 io.Float.Input(
@@ -116,6 +116,7 @@ class DependencyNoise(Node):
                     optional=True,
                     tooltip="Makes the last frame a neighbour of the first, for a clip that repeats without a jump. kl "
                     "is met on average, whatever the solver. Not together with previous.",
+                    advanced=True,
                 ),
             ],
             outputs=[_noise_output()],

@@ -62,6 +62,16 @@ def coherent_sampler(server: Server) -> None:
     strips("CoherentSampler", scene.run(server))
 
 
+def keyframe_noise(server: Server) -> None:
+    scene = Scene(STAR, frames=12)
+    one = scene.add("EmptyLatentImage", width=128, height=128, batch_size=2)[0]
+    given = scene.add("RandomNoise", noise_seed=7)[0]
+    keys = scene.add("NoiseFrames", noise=given, latent_image=one)[0]
+    noise = scene.add("KeyframeNoise", noise=scene.dependency_noise(0.05), keyframes=keys, frames="0, 8")[0]
+    scene.show("chart", scene.add("NoiseCorrelation", noise=noise, latent_image=scene.latent)[0])
+    chart("KeyframeNoise", scene.run(server)["chart"][0])
+
+
 def motion_field_noise(server: Server) -> None:
     scene = Scene("a large white cross on a purple background", steps=20, seed=1)
     model = scene.add("CrossFrameAttention", model=scene.model, keys="first", layers="*", start_percent=0.0,
@@ -277,9 +287,9 @@ def adapters(server: Server) -> None:
 PAINTERS: dict[str, Callable[[Server], None]] = {
     painter.__name__: painter
     for painter in (
-        dependency_noise, video_noise_prior, noise_correlation, noise_frames, coherent_sampler, motion_field_noise,
-        momentum_attention, momentum_of_run, cross_frame_attention, registers, select_layers, inversions, demo_clips,
-        demo_models, consistency, tuning, adapters,
+        dependency_noise, video_noise_prior, noise_correlation, noise_frames, keyframe_noise, coherent_sampler,
+        motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention, registers, select_layers,
+        inversions, demo_clips, demo_models, consistency, tuning, adapters,
     )
 }  # fmt: skip
 
