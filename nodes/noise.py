@@ -41,7 +41,7 @@ class DependencyNoise(Node):
             category=NOISE,
             description="Noise for a clip in which each frame differs from the previous one by a chosen amount. A "
             "small kl keeps the picture steady; a large one lets it change. Connect it to SamplerCustomAdvanced.",
-            search_aliases=["correlated noise", "video noise", "temporal noise", "zs2", "zero-shot video", "seamless loop"],
+            search_aliases=["correlated noise", "video noise", "temporal noise", "zero-shot video", "seamless loop"],
             inputs=[
                 seed_input(),
                 io.Float.Input(
@@ -325,8 +325,8 @@ def _require_noise(what: str, frame: Tensor, cure: str) -> None:
     if not moments.are_of_noise(frame.numel()):
         raise InputError(
             f"{what} has mean {moments.mean:.2f}, standard deviation {moments.std:.2f} and correlation "
-            f"{moments.neighbours:.2f} of adjacent cells, expected about 0, 1 and 0. It is probably a sampler's output. "
-            f"{cure}"
+            f"{moments.neighbours:.2f} of adjacent cells, expected about 0, 1 and 0. It is probably a sampler's "
+            f"output. {cure}"
         )
 
 

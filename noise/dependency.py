@@ -37,7 +37,7 @@ def dependency_noise(
 
     With ``orthogonal`` each ε̃ is one draw, made orthogonal to ε^{i−1}; clips of any length stay standard normal.
     Otherwise it is the best of ``candidates``, as in the paper. That search prefers candidates that resemble the
-    previous frame, which adds up: with 10 of them, λ 0.1 and frames of 4 × 8 × 8, frame 64 has an excess kurtosis of 12.
+    previous frame, which adds up: with 10 of them, λ 0.1 and 4 × 8 × 8 values, frame 64 has an excess kurtosis of 12.
 
     ``first`` is frame 0, standard normal, of shape S; ``draw(i, n)`` n candidates ε̃ for frame i, (n, *S).
     ``kl`` holds λ_i in nats for every frame, that of frame 0 unused: 0 repeats the previous frame, and

@@ -147,8 +147,8 @@ def _frames(
         first, start = carried.last_of(clip, first.shape), carried.number
         if min(wanted) <= start:
             raise ValueError(
-                f"latent_image's batch_index names frame {min(wanted)}, but previous ends at frame {start}. batch_index "
-                f"counts frames of the whole clip: take frames from {start + 1} on with LatentFromBatch, or an empty "
+                f"latent_image's batch_index names frame {min(wanted)}, but previous ends at frame {start}. "
+                f"batch_index counts frames of the whole clip: take frames from {start + 1} on with LatentFromBatch, or an empty "
                 "latent that holds only the new frames."
             )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -29,6 +29,9 @@ from ..noise.streams import (
 )
 from .latents import noise_for, samples_for
 from .unfit import explain_unfit_inputs
+
+AnyNoise = TypeVar("AnyNoise", bound="ClipNoise")
+AnyChain = TypeVar("AnyChain", bound="ChainNoise")
 
 LAST_FRAME = "noise_frame"
 """Entry of a LATENT: the number of the last frame of noise whose frames are on axis 2; else batch_index tells it."""
@@ -60,7 +63,7 @@ class ClipNoise:
             for part in samples.unbind()
         )
 
-    def anew(self, seed: int) -> Self:
+    def anew(self: AnyNoise, seed: int) -> AnyNoise:
         """Other noise of the same model, of the whole clip: nothing is carried over from an earlier one."""
         return replace(self, seed=seed, carried=None)
 
@@ -80,14 +83,16 @@ class ChainNoise(ClipNoise):
     keys: KeyFrames | None = None
 
     @classmethod
-    def of_chain(cls, seed: int, chain: Chain, carried: Carried | None = None, **fields: Any) -> Self:
+    def of_chain(
+        cls: type[AnyChain], seed: int, chain: Chain, carried: Carried | None = None, **fields: Any
+    ) -> AnyChain:
         return cls(seed, chain.model(0 if carried is None else carried.number), carried, chain=chain, **fields)
 
     def through(self, keys: KeyFrames) -> ChainNoise:
         """The same noise, conditioned on key frames."""
         return ChainNoise(self.seed, self.model, self.carried, chain=self.chain, keys=keys)
 
-    def anew(self, seed: int) -> Self:
+    def anew(self: AnyChain, seed: int) -> AnyChain:
         return replace(self, seed=seed, model=self.chain.model(), carried=None, keys=None)
 
     def _model_for(self, shape: torch.Size, indices: Indices, axis: int) -> NoiseModel:

@@ -11,8 +11,9 @@ from coherence.noise.measure import neighbour_kl
 from coherence.noise.streams import generator, plain_noise
 from comfy.nested_tensor import NestedTensor
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
-from nodes import LatentFromBatch
 from torch import Tensor
+
+from nodes import LatentFromBatch
 
 SIZE = (9, 7)
 
@@ -131,9 +132,9 @@ def test_a_loop_is_the_same_in_every_layout() -> None:
 
 def test_what_a_loop_cannot_do_is_refused() -> None:
     noise = dependency(loop=True)
-    with pytest.raises(ValueError, match="holds only frames 4, 5.*Give the sampler the whole clip"):
+    with pytest.raises(ValueError, match=r"holds only frames 4, 5.*Give the sampler the whole clip"):
         noise.generate_noise(LatentFromBatch().frombatch(pictures(8), 4, 2)[0])
-    with pytest.raises(ValueError, match="loop is on, but previous is connected.*Turn loop off"):
+    with pytest.raises(ValueError, match=r"loop is on, but previous is connected.*Turn loop off"):
         dependency(loop=True, previous=NoiseFrames.execute(dependency(), pictures(4))[0])
     with pytest.raises(ValueError, match="Spread the change over more frames"):
         dependency(schedule="0:0.01, 3:0.01, 4:1.2, 5:0.01", loop=True).generate_noise(pictures(8))
@@ -195,7 +196,7 @@ def test_a_part_of_the_clip_passes_through_the_same_key_frames() -> None:
     for start, count in ((0, 6), (4, 3), (10, 6)):
         (part,) = LatentFromBatch().frombatch(pictures(16), start, count)
         assert torch.equal(noise.generate_noise(part), whole[start : start + count])
-    with pytest.raises(ValueError, match="counts from the end of the clip, but .*only frames 4, 5"):
+    with pytest.raises(ValueError, match=r"counts from the end of the clip, but .*only frames 4, 5"):
         through(dependency(), "-1").generate_noise(LatentFromBatch().frombatch(pictures(8), 4, 2)[0])
 
 
@@ -209,7 +210,7 @@ def test_a_continued_clip_passes_through_key_frames_by_their_number_in_the_whole
     assert torch.equal(made[[4, 7]], given)
     last = previous["samples"][-1] if made.ndim == previous["samples"].ndim else previous["samples"][0, :, -1]
     assert torch.corrcoef(torch.stack([last.flatten(), made[0].flatten()]))[0, 1] > 0.8
-    with pytest.raises(ValueError, match="names 7, but this clip holds frames 8 to 15.*clip in previous"):
+    with pytest.raises(ValueError, match=r"names 7, but this clip holds frames 8 to 15.*clip in previous"):
         through(again, "7").generate_noise(latent(8))
 
 

@@ -105,7 +105,7 @@ def test_a_part_of_the_whole_clips_latent_goes_on_where_the_whole_does():
     assert torch.equal(dependency_noise().generate_noise(part), whole[8:])
     again = dependency_noise(frames_of(dependency_noise(), pictures(8)))
     assert torch.equal(again.generate_noise(part), whole[8:])
-    with pytest.raises(ValueError, match="names frame 6, but previous ends at frame 7.*take frames from 8 on"):
+    with pytest.raises(ValueError, match=r"names frame 6, but previous ends at frame 7.*take frames from 8 on"):
         again.generate_noise(LatentFromBatch().frombatch(pictures(12), 6, 4)[0])
 
 

@@ -30,6 +30,7 @@ from coherence.nodes.noise import DependencyNoise, KeyframeNoise, NoiseFrames, V
 from coherence.nodes.noise_chart import NoiseCorrelation
 from coherence.nodes.one_shot import OneShotTune
 from coherence.nodes.perturbation import PerturbAttention
+from coherence.samplers.noises import clip_of
 from coherence.samplers.unfit import UnfitError
 from coherence.training.ge_adapter import GEAdapter, Training
 from comfy.samplers import CFGGuider, calculate_sigmas, sampler_object

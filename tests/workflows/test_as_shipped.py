@@ -13,7 +13,7 @@ import torch
 from coherence.client.clip import temporal_consistency
 from coherence.client.server import outputs
 from coherence.hosting.provision import PACK
-from coherence.metrics.similarity import psnr
+from coherence.metrics.similarity import psnr, ssim
 from pages import BLANK, IN_VIEW, SET, open_template, press_run, require_no_complaint, require_nodes_apart
 from PIL import Image
 from shipped import AS_SHIPPED, CLIPS, FOR_CHECKPOINTS, SHORTER, SMALL, WORKFLOWS, ZS2, frames_of, inputs_of
@@ -138,6 +138,22 @@ def test_the_noise_chart_and_its_figures_stand_beside_the_clip(server, finished,
     report = json.loads(text)
     assert report["kl"] == pytest.approx([kl] * (report["frames"] - 1), abs=2e-4)
     assert report["neighbour_correlation"] == pytest.approx(1 - kl / math.sqrt(math.e), abs=0.01)
+
+
+def test_a_clip_begins_with_its_picture(server, finished):
+    """Its preview shows picture and frame 0, side by side."""
+    (file,) = outputs(finished(PACK / "workflows" / "zs2_from_picture.json"), "temp")
+    with Image.open(io.BytesIO(server.download(file))) as image:
+        both = torch.from_numpy(np.array(image.convert("RGB")))[None] / 255
+    picture, first = both.chunk(2, dim=2)
+    assert psnr(first, picture).item() >= 25
+
+
+def test_the_last_frame_of_a_loop_is_as_like_the_first_as_neighbours_are(server, finished, tmp_path):
+    frames = frames_of(server, finished(PACK / "workflows" / "zs2_loop.json"), tmp_path)
+    clip = torch.from_numpy(frames)[:, ::4, ::4] / 255
+    *neighbours, closing = ssim(clip.roll(-1, 0), clip).tolist()
+    assert closing >= min(neighbours)
 
 
 def test_the_inversion_workflow_gives_the_clip_back(server, finished):
