@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import (
     coherent_sampler,
+    colour,
     consistency,
     cross_frame,
     demo,
@@ -39,6 +40,7 @@ FACES = (
     perturbation,
     guidance,
     consistency,
+    colour,
     inversion,
     editing,
     frame_references,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from help_scenes import Link, Scene, Server, chart, start, strips
+from help_scenes import COLUMNS, Scene, Server, chart, start, strips
 
 STAR = "a yellow star on a blue background"  # size and place are left to the noise
 ANY_COLOURS = "a large star in the centre"
@@ -229,6 +230,51 @@ def consistency(server: Server) -> None:
     chart("TemporalConsistency", scene.run(server)["chart"][0])
 
 
+def colours(server: Server) -> None:
+    """Three runs that fade, and the later ones matched to the first."""
+    scene = Scene(STAR)
+    clip = scene.add(
+        "CoherenceDemoClip",
+        shape="star",
+        colour="yellow",
+        background="purple",
+        motion="slide",
+        frames=9,
+        size=128,
+        seed=1,
+    )
+    runs = [scene.add("ImageFromBatch", image=clip[0], batch_index=3 * run, length=3)[0] for run in range(3)]
+    grey = scene.add("EmptyImage", width=128, height=128, batch_size=3, color=0xB09A80)[0]
+    faded = [
+        scene.add("ImageBlend", image1=run, image2=grey, blend_factor=share, blend_mode="normal")[0]
+        for run, share in zip(runs[1:], (0.15, 0.3), strict=True)
+    ]
+    how = {"momentum": 0.9, "strength": 1.0}
+
+    def show(name: str, later: list) -> None:
+        joined = scene.add("ImageBatch", image1=runs[0], image2=later[0])[0]
+        whole = scene.add("ImageBatch", image1=joined, image2=later[1])[0]
+        scene.show(name, scene.add("ImageFromBatch", image=whole, batch_index=1, length=COLUMNS)[0])
+
+    show("three runs", faded)
+    ways = {method: how | {"method": method} for method in ("mean_std", "covariance", "histogram")}
+    ways["mean_std,\nstrength 0.5"] = {"method": "mean_std", "momentum": 0.9, "strength": 0.5}
+    for name, settings in ways.items():
+        show(name, [scene.add("MatchClipColour", images=run, reference=runs[0], **settings)[0] for run in faded])
+
+    whole = scene.demo_clip("first run", "star", "yellow", "purple", "slide", 1)[0]
+    grey = scene.add("EmptyImage", width=128, height=128, batch_size=COLUMNS, color=0xB09A80)[0]
+    later = scene.add("ImageBlend", image1=whole, image2=grey, blend_factor=0.3, blend_mode="normal")[0]
+    scene.show("later run", later)
+    latents = [scene.add("VAEEncode", pixels=each, vae=scene.vae)[0] for each in (later, whole)]
+    for method in ("mean_std", "covariance"):
+        held = scene.add("MatchLatentColour", latent=latents[0], reference=latents[1], method=method, **how)[0]
+        scene.decode(f"{method}, as\nlatents", held)
+    rows = scene.run(server)
+    strips("MatchClipColour", {name: rows.pop(name) for name in ("three runs", *ways)})
+    strips("MatchLatentColour", rows)
+
+
 def tuning(server: Server) -> None:
     """One clip: EI² and Tune-A-Video tuned on it, and edits with the weights that come with the pack."""
     scene = Scene("a red star on a white background", steps=16, cfg=3.0)
@@ -289,7 +335,7 @@ PAINTERS: dict[str, Callable[[Server], None]] = {
     for painter in (
         dependency_noise, video_noise_prior, noise_correlation, noise_frames, keyframe_noise, coherent_sampler,
         motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention, registers, select_layers,
-        inversions, demo_clips, demo_models, consistency, tuning, adapters,
+        inversions, demo_clips, demo_models, consistency, colours, tuning, adapters,
     )
 }  # fmt: skip
 

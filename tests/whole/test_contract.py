@@ -59,7 +59,9 @@ PROMISED = {
     "GEAdapterTokens": "conditioning adapter clip_vision_output → CONDITIONING",
     "SaveGEAdapter": "adapter filename_prefix →",
     "LoadGEAdapter": "file → GE_ADAPTER",
-    "TemporalConsistency": "images reference → STRING IMAGE",
+    "TemporalConsistency": "images reference seams → STRING IMAGE",
+    "MatchClipColour": "images reference method momentum strength mask → IMAGE",
+    "MatchLatentColour": "latent reference method momentum strength mask → LATENT",
 }
 HEAVY = {"matplotlib", "kornia", "av", "scipy", "transformers", "pandas", "torchvision", "sklearn"}
 FAMILIES = ("attention", "demo", "files", "frames", "metrics", "nodes", "noise", "samplers", "techniques", "training")
