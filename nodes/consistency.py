@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -13,7 +14,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..metrics.consistency import Agreement, Consistency, agreement, means, temporal_consistency
-from .charts import COLOURS, INK, drawn, new_figure, render, style_axes
+from ..metrics.look import PER, Look, drifts, look, seam_jumps
+from .charts import COLOURS, INK, MUTED, drawn, new_figure, render, style_axes
+from .checks import InputError
 from .node import Node
 from .reports import to_json
 
@@ -39,9 +42,18 @@ class TemporalConsistency(Node):
             display_name="Temporal Consistency",
             category="coherence/metrics",
             description="Measures how steady a clip is from frame to frame: SSIM, PSNR, flow-warped error, flicker "
-            "and motion, as a chart and as JSON. With a reference, such as the clip before an edit, it compares the "
-            "two.",
-            search_aliases=["ssim", "psnr", "flicker", "warping error", "optical flow", "video quality"],
+            "and motion, as a chart and as JSON; and how fast brightness, contrast, saturation and sharpness drift. "
+            "With a reference, such as the clip before an edit, it compares the two.",
+            search_aliases=[
+                "ssim",
+                "psnr",
+                "flicker",
+                "warping error",
+                "optical flow",
+                "video quality",
+                "drift",
+                "seam",
+            ],
             inputs=[
                 io.Image.Input("images", tooltip="The clip to measure: two frames or more, 11×11 pixels or more."),
                 io.Image.Input(
@@ -50,35 +62,76 @@ class TemporalConsistency(Node):
                     tooltip="A clip to compare with, of the same length and size: the source of an edit, or the same "
                     "seed without a technique. Leave it empty to measure only the clip.",
                 ),
+                io.String.Input(
+                    "seams",
+                    default="",
+                    optional=True,
+                    placeholder="8, 16",
+                    tooltip="The first frame of every further run of a clip made in several, counted from 0: 8, 16 for "
+                    "runs of 8 frames. The report then holds the jump to each, beside the other steps. Empty: none.",
+                ),
             ],
             outputs=[
                 io.String.Output(
-                    "report", tooltip="The figures for each pair of neighbouring frames, and their means, as JSON."
+                    "report",
+                    tooltip="The figures for each pair of neighbouring frames, their means, and the drift per 100 "
+                    "frames, as JSON.",
                 ),
                 io.Image.Output("chart", tooltip="One panel per measure, frame by frame."),
             ],
         )
 
     @classmethod
-    def execute(cls, images: Tensor, reference: Tensor | None = None) -> io.NodeOutput:
+    def execute(cls, images: Tensor, reference: Tensor | None = None, seams: str = "") -> io.NodeOutput:
         device = comfy.model_management.get_torch_device()
-        bar = ProgressBar(len(images) - 1 if reference is None else 3 * len(images) - 2)
+        frames, height, width, _ = images.shape
+        at = _seams_of(seams, frames)
+        bar = ProgressBar(2 * frames - 1 if reference is None else 5 * frames - 2)
         images = images[..., :3]
         figures: dict[str, Consistency | Agreement] = {}
+        looks: dict[str, Look] = {}
         if reference is not None:
             reference = reference[..., :3]
             figures["against_reference"] = agreement(images, reference, device, lambda: bar.update(1))
             figures["reference"] = temporal_consistency(reference, device, lambda: bar.update(1))
+            looks["reference"] = look(reference, device, lambda: bar.update(1))
         figures["clip"] = temporal_consistency(images, device, lambda: bar.update(1))
+        looks["clip"] = look(images, device, lambda: bar.update(1))
         figures = {name: figures[name] for name in LINES if name in figures}
-        frames, height, width, _ = images.shape
         measured = {name: {"mean": means(each), **asdict(each)} for name, each in figures.items()}
+        for name, seen in looks.items():
+            drift = {key: {"per_100_frames": each.value, "interval": each[1:]} for key, each in drifts(seen).items()}
+            measured[name] |= {"look": asdict(seen), "drift": drift}
+            if at:
+                measured[name]["seams"] = seam_jumps(_steps(figures[name], seen), at)
         report = {"frames": frames, "height": height, "width": width, **measured}
-        return io.NodeOutput(to_json(report, indent=2), drawn(_chart, figures, frames))
+        return io.NodeOutput(to_json(report, indent=2), drawn(_chart, figures, frames, looks, at))
 
 
-def _chart(figures: Mapping[str, Consistency | Agreement], frames: int) -> Tensor:
-    """IMAGE: a panel for each of ``PANELS`` with a line for each of ``figures``; the legend in the sixth place."""
+def _seams_of(text: str, frames: int) -> list[int]:
+    """The frame numbers in ``seams``. InputError for what is none of the clip's."""
+    found = set()
+    for piece in filter(None, (piece.strip() for piece in text.replace("\n", ",").split(","))):
+        if not (piece.isascii() and piece.isdigit() and len(piece) < 10 and 0 < int(piece) < frames):
+            raise InputError(
+                f"seams holds {piece[:20]!r}, expected frame numbers from 1 to {frames - 1}, separated by commas: the "
+                "first frame of each further run, counted from 0."
+            )
+        found.add(int(piece))
+    return sorted(found)
+
+
+def _steps(figures: Consistency | Agreement, seen: Look) -> dict[str, Tensor]:
+    """How large the step to each frame from the one before is, by every measure of change."""
+    changes = {name: getattr(figures, name) for name in ("warped_error", "flicker")}
+    return changes | {name: values.diff().abs() for name, values in asdict(seen).items()}
+
+
+def _chart(
+    figures: Mapping[str, Consistency | Agreement], frames: int, looks: Mapping[str, Look], at: list[int]
+) -> Tensor:
+    """IMAGE: a panel for each of ``PANELS`` with a line for each of ``figures``; in the sixth place the legend, and the
+    drift in words."""
     from matplotlib.ticker import MaxNLocator
 
     mean = means(figures["clip"])
@@ -92,6 +145,8 @@ def _chart(figures: Mapping[str, Consistency | Agreement], frames: int) -> Tenso
         row, column = divmod(place, 3)
         axes = figure.add_axes((0.055 + 0.325 * column, 0.53 - 0.44 * row, 0.265, 0.25))
         style_axes(axes, title, "Frame (counted from 0)" if row else "", "", note=note)
+        for seam in at:
+            axes.axvline(seam, color=MUTED, linewidth=0.8, linestyle=":")
         lines = {name: getattr(each, measure) / unit for name, each in figures.items() if hasattr(each, measure)}
         for name, values in lines.items():
             axes.plot(range(frames - len(values), frames), values, markersize=4, clip_on=False, **LINES[name][1])
@@ -104,7 +159,18 @@ def _chart(figures: Mapping[str, Consistency | Agreement], frames: int) -> Tenso
     corner = figure.add_axes((0.705, 0.09, 0.265, 0.25))
     corner.axis("off")
     corner.legend(handles=handles, loc="upper left", frameon=False, fontsize=10, labelcolor=INK)
+    told = [f"Drift of the clip in {PER} frames, and its 95% interval", *_drift_lines(looks["clip"])]
+    corner.text(0.02, 0.0, "\n".join(told), fontsize=9, color=INK, linespacing=1.5, va="bottom", parse_math=False)
     return render(figure)
+
+
+def _drift_lines(seen: Look) -> list[str]:
+    """A line for each measure of the look."""
+    lines = []
+    for name, (value, low, high) in drifts(seen).items():
+        between = "too few frames" if math.isnan(low) else f"{low:+.3g} to {high:+.3g}"
+        lines.append(f"{name}: " + ("not measured" if math.isnan(value) else f"{value:+.3g} ({between})"))
+    return lines
 
 
 NODES = [TemporalConsistency]

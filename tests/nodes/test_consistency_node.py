@@ -6,7 +6,9 @@ import pytest
 import torch
 from coherence.demo.clips import render_clip
 from coherence.metrics.consistency import agreement, means, temporal_consistency
+from coherence.metrics.look import PER, drifts, look
 from coherence.nodes.charts import COLOURS
+from coherence.nodes.checks import InputError
 from coherence.nodes.consistency import PANELS, TemporalConsistency
 from matplotlib.colors import to_rgb
 from torch import Tensor
@@ -62,3 +64,35 @@ def test_transparency_is_left_out() -> None:
 def test_a_reference_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match="reference has shape"):
         TemporalConsistency.execute(EDIT, SOURCE[:3])
+
+
+def test_the_report_tells_the_drift_of_both_clips_with_its_interval() -> None:
+    brighter = EDIT * torch.linspace(0.5, 0.9, 5)[:, None, None, None]
+    report = json.loads(TemporalConsistency.execute(brighter, SOURCE).args[0])
+    for name, clip in (("clip", brighter), ("reference", SOURCE)):
+        for measure, (value, *interval) in drifts(look(clip)).items():
+            told = report[name]["drift"][measure]
+            assert told["per_100_frames"] == pytest.approx(value)
+            assert told["interval"] == pytest.approx(interval)
+    lightness = report["clip"]["look"]["lightness"]
+    rise = PER * (lightness[-1] - lightness[0]) / 4
+    assert report["clip"]["drift"]["lightness"]["per_100_frames"] == pytest.approx(rise, rel=0.2)
+
+
+def test_the_jump_at_a_seam_stands_beside_the_other_steps() -> None:
+    joined = torch.cat([SOURCE, EDIT])
+    text, chart = TemporalConsistency.execute(joined, seams="5").args
+    report = json.loads(text)["clip"]
+    jump = report["seams"]["5"]["flicker"]
+    assert jump["jump"] == pytest.approx(report["flicker"][4])
+    assert jump["ratio"] > 2
+    plain_text, plain_chart = TemporalConsistency.execute(joined).args
+    del report["seams"]
+    assert json.loads(plain_text)["clip"] == report
+    assert not torch.equal(plain_chart, chart)
+
+
+@pytest.mark.parametrize("seams", ["5", "0", "-1", "2, x", "1.5"])
+def test_seams_that_are_no_frames_of_the_clip_are_refused(seams: str) -> None:
+    with pytest.raises(InputError, match=r"^seams holds .* expected frame numbers from 1 to 4"):
+        TemporalConsistency.execute(EDIT, seams=seams)
