@@ -16,7 +16,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy.samplers import Sampler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..attention.keys import HOLD, OVERRIDE
@@ -79,7 +79,10 @@ def _with_own_weights(model: ModelPatcher) -> ModelPatcher:
         return model.clone(force_deepcopy=True)
     management.unload_model_and_clones(model)  # else patches would be copied with the weights, and patched in again
     config = model.model.model_config  # answers None to whatever it lacks, __deepcopy__ too; nobody writes into it
-    copied = copy.deepcopy(model.model, {id(config): config})
+    # quantised weights wrap others and own no memory that deepcopy could copy
+    wrapped = (weight for weight in model.model.parameters() if type(weight) is not nn.Parameter)
+    known: dict[int, Any] = {id(weight): nn.Parameter(weight.detach().clone(), False) for weight in wrapped}
+    copied = copy.deepcopy(model.model, {id(config): config} | known)
     fresh = type(model)(copied, model.load_device, model.offload_device)
     return model.clone(model_override=fresh.get_clone_model_override())
 

@@ -361,8 +361,12 @@ def reason(error: Exception) -> str:
 
 
 def column(name: str, tiny_models: TinyModels) -> dict[str, Cell]:
-    """Every node on one family, which must be as it was afterwards, bit by bit."""
-    s = subject(name, tiny_models)
+    """Every node on one family."""
+    return column_of(subject(name, tiny_models))
+
+
+def column_of(s: Subject) -> dict[str, Cell]:
+    """Every node on a model, which must be as it was afterwards, bit by bit."""
     before = s.plain
     cells = {node: tried(s, trial) for node, trial in TRIALS.items()}
     if not torch.equal(s.drawn(s.model), before):

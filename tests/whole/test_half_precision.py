@@ -1,4 +1,4 @@
-"""ComfyUI started with a flag that keeps a UNet's weights in fp16, bf16 or fp8: nodes work as in full precision."""
+"""Weights in fp16, bf16 or fp8, by a startup flag or as a file has them: nodes work as in full precision."""
 
 import re
 from dataclasses import replace
@@ -6,13 +6,19 @@ from functools import cache
 
 import pytest
 import torch
+from adapter_runs import QUICK, clips
 from coherence.attention.inflation import inflations_of
 from coherence.demo.model import load_model
 from coherence.hosting.provision import PACK
-from family_table import SUBJECTS, TRIALS, column, subject
+from coherence.samplers.lora_steps import with_lora
+from coherence.training.ge_adapter_training import train_adapter
+from comfy.quant_ops import QuantizedTensor
+from family_table import SUBJECTS, TRIALS, Subject, column, column_of, subject
 from inflation_runs import put, random_weights, run
 from startup_flags import FLAGS, started_with
-from tuning_runs import FORMS, tuned
+from tiny_models import FAMILIES
+from tiny_models.quantised import FILES, quantise_unet
+from tuning_runs import EI2, FORMS, tuned
 from watching import difference
 
 BY_FLAG = pytest.mark.parametrize("flag", FLAGS)
@@ -48,9 +54,44 @@ def test_every_node_works_on_the_families_on_which_it_works_in_full_precision(ti
     with started_with(flag):
         assert subject(SUBJECTS[family], tiny_models).model.model_dtype() == FLAGS[flag]
         cells = column(SUBJECTS[family], tiny_models)
+    require_published(cells, family)
+
+
+def require_published(cells, family):
     assert cells.keys() == TRIALS.keys()
     assert not {node: cell.wrong for node, cell in cells.items() if cell.wrong}
     assert {node: cell.refused for node, cell in cells.items()} == published()[family]
+
+
+def is_quantised(model):
+    return QuantizedTensor in map(type, model.model.diffusion_model.parameters())
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_node_works_on_a_quantised_file_as_on_its_family(tiny_models, file):
+    model = tiny_models.load_quantised(file)
+    assert is_quantised(model)
+    require_published(column_of(Subject(model, FAMILIES["wan21"])), "Wan 2.1")
+
+
+def test_a_quantised_unet_gets_weights_and_learns_as_one_of_the_same_weights_in_full():
+    """Its loader does not say how to load it again, as other packs' do not: weights that wrap others are copied."""
+    model, same = quantise_unet(load_model()), load_model()
+    assert is_quantised(model)
+    weights = model.model.diffusion_model.named_parameters()
+    full = {name: x.dequantize() if isinstance(x, QuantizedTensor) else x for name, x in weights}
+    same.model.diffusion_model.load_state_dict(full)
+    assert torch.equal(plain := run(model, steps=1), run(same, steps=1))
+    learned = {}
+    for each in (model, same):
+        each.cached_patcher_init = None
+        stam = tuned(put(each, EI2, layers="middle")).weights
+        lora = train_adapter(each, clips(), QUICK).adapter.lora
+        both = run(with_lora(put(each, EI2, stam, layers="middle"), lora, 1.0, 0.0, 1.0, "test"), steps=1)
+        learned[each] = {**stam.tensors, **lora, "sampled": both}
+    assert all(torch.equal(learned[model][name], x) for name, x in learned[same].items())
+    assert difference(learned[model]["sampled"], plain) > 1e-4
+    assert torch.equal(run(model, steps=1), plain)
 
 
 def demo(flag):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import adapters, dits, pictures, stand_ins
+from . import adapters, dits, pictures, quantised, stand_ins
 from .families import FAMILIES, Conditioning, Family
 from .relatives import RELATIVES
 
@@ -59,6 +59,12 @@ class TinyModels:
 
             return load_checkpoint_guess_config(str(self.path(name)), output_vae=False, output_clip=False)[0]
         return self._nodes.UNETLoader().load_unet(self.path(name).name, "default")[0]
+
+    def load_quantised(self, name: str) -> ModelPatcher:
+        """Wan 2.1 of a quantised file, one of ``quantised.FILES``, as a node loads it: in inference mode."""
+        path = self._written("diffusion_models", f"tiny_wan21 {name}.safetensors", quantised.FILES[name])
+        with torch.inference_mode():
+            return self._nodes.UNETLoader().load_unet(path.name, "default")[0]
 
     def load_checkpoint(self, name: str) -> tuple[ModelPatcher, CLIP | None, VAE]:
         """MODEL, CLIP (only ``sd15`` has one) and VAE of family ``name``."""
