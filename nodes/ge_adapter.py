@@ -12,6 +12,7 @@ from ..files import ge_adapter_file
 from ..files.saved import SavedFiles
 from ..samplers.lora_steps import with_lora
 from ..training.ge_adapter import GEAdapter
+from ..training.low_rank import require_image_unet
 from ..training.token_conditioning import with_tokens
 from .inputs import TUNING, Adapter, adapter_input
 from .node import Node
@@ -78,7 +79,9 @@ class GEAdapterApply(Node):
         start_percent: float,
         end_percent: float,
     ) -> io.NodeOutput:
-        clone = with_lora(model, adapter.lora, strength, start_percent, end_percent, cls.node_name)
+        require_image_unet(model.model)
+        trained_on = adapter.training.base
+        clone = with_lora(model, adapter.lora, strength, start_percent, end_percent, cls.node_name, trained_on)
         count = len(adapter.lora) // 3
         logging.info("%s: %d projections, %d parameters", cls.node_name, count, adapter.parameters()["lora"])
         return io.NodeOutput(clone)

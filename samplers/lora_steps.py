@@ -79,14 +79,16 @@ def with_lora(
     start_percent: float,
     end_percent: float,
     asked_by: str,
+    trained_on: str = "",
 ) -> ModelPatcher:
     """A clone of ``model`` with ``lora``, named as in LoRA files, on the steps between the two percentages.
+    ``trained_on``: the class of its model, for messages.
 
     ValueError if layers of the LoRA are missing in the model or have other shapes, or the percentages are not 0 ≤ start
     ≤ end ≤ 1.
     """
     require_percents(start_percent, end_percent, asked_by)
-    adapters = _adapters_for(model, lora, asked_by)
+    adapters = _adapters_for(model, lora, asked_by, trained_on)
     clone = model.clone()
     options = clone.model_options["transformer_options"]
     step_lora = StepLora(adapters, strength, start_percent, end_percent, asked_by)
@@ -96,7 +98,9 @@ def with_lora(
     return clone
 
 
-def _adapters_for(model: ModelPatcher, lora: Mapping[str, Tensor], asked_by: str) -> dict[str, LoRAAdapter]:
+def _adapters_for(
+    model: ModelPatcher, lora: Mapping[str, Tensor], asked_by: str, trained_on: str
+) -> dict[str, LoRAAdapter]:
     names = comfy.lora.model_lora_keys_unet(model.model, {})
     found = comfy.lora.load_lora(dict(lora), names, log_missing=False)
     # sorted: ComfyUI's order is another in every process, and a message names the first that does not fit
@@ -105,10 +109,11 @@ def _adapters_for(model: ModelPatcher, lora: Mapping[str, Tensor], asked_by: str
     missing = sorted({name.partition(".")[0] for name in lora} - {name.partition(".")[0] for name in loaded})
     kind = type(model.model).__name__
     if missing or not adapters:
+        total = len({name.partition(".")[0] for name in lora})
         raise ValueError(
-            f"{asked_by}: the adapter's layers are not those of this model ({kind}): "
-            f"{len(missing)} are missing, such as {', '.join(missing[:3]) or 'all'}. "
-            "Use a model of the kind that the adapter was trained on."
+            f"{asked_by}: expected a model with the adapter's {total} layers, but {kind} has "
+            f"{total - len(missing) if adapters else 'none'} of them (missing: {', '.join(missing[:3])}). "
+            f"Use a model of the class that the adapter was trained on{f', {trained_on}' if trained_on else ''}."
         )
     for key, adapter in adapters.items():
         up, down = adapter.weights[:2]

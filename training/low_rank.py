@@ -42,17 +42,7 @@ def attention_projections(base_model: Any, layers: Layers) -> list[Projection]:
 
     ``layers``: of the down blocks, or of all; in the order they run. ValueError for models but UNets of pictures.
     """
-    unet = getattr(base_model.diffusion_model, "_orig_mod", base_model.diffusion_model)
-    if not isinstance(unet, UNetModel):
-        raise ValueError(
-            f"GE-Adapter adapts the down blocks of a UNet (SD1.5, SD2, SDXL), got {type(unet).__name__}. "
-            "Use a model with a UNet."
-        )
-    if any(site.kind == "temporal" for site in list_sites(unet, motion_models=())):
-        raise ValueError(
-            f"GE-Adapter adapts an image UNet (SD1.5, SD2, SDXL), got {type(base_model.model_config).__name__}, which "
-            "already attends across frames. Use an image model."
-        )
+    unet = require_image_unet(base_model)
     paths = {module: path for path, module in unet.named_modules()}
     names = _names(base_model)
     found = []
@@ -64,6 +54,22 @@ def attention_projections(base_model: Any, layers: Layers) -> list[Projection]:
             key = f"diffusion_model.{paths[site.module]}.{projection}.weight"
             found.append(Projection(names[key], key, linear.in_features, linear.out_features))
     return found
+
+
+def require_image_unet(base_model: Any) -> UNetModel:
+    """The network of ``base_model``; ValueError for models but UNets of pictures."""
+    unet = getattr(base_model.diffusion_model, "_orig_mod", base_model.diffusion_model)
+    if not isinstance(unet, UNetModel):
+        raise ValueError(
+            f"GE-Adapter adapts the down blocks of a UNet (SD1.5, SD2, SDXL), got {type(unet).__name__}. "
+            "Use a model with a UNet."
+        )
+    if any(site.kind == "temporal" for site in list_sites(unet, motion_models=())):
+        raise ValueError(
+            f"GE-Adapter adapts an image UNet (SD1.5, SD2, SDXL), got {type(base_model.model_config).__name__}, which "
+            "already attends across frames. Use an image model."
+        )
+    return unet
 
 
 def _names(base_model: Any) -> dict[str, str]:

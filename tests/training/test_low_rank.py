@@ -10,8 +10,10 @@ import torch
 from coherence.attention.forms import TUNE_A_VIDEO
 from coherence.attention.steps import NoStepError
 from coherence.demo.model import load_model
+from coherence.nodes.ge_adapter import GEAdapterApply
 from coherence.samplers.inversion import Inversion, invert_latent
 from coherence.samplers.lora_steps import with_lora
+from coherence.training.ge_adapter import GEAdapter, Training
 from coherence.training.low_rank import attention_projections, initial_lora, pairs_of, parameter_count
 from comfy.samplers import calculate_sigmas
 from comfy_api.torch_helpers import set_torch_compile_wrapper
@@ -151,13 +153,31 @@ def test_a_compiled_model_is_adapted_alike(unet, plain):
         assert difference(sample(model, DEMO), picture) < 1e-5
 
 
+def parts_of_one(unet):
+    """A, B and alpha of one projection, by the ends of their names."""
+    lora = lora_for(unet, "down")
+    first = min(lora).partition(".")[0]
+    return {name.partition(".")[2]: x for name, x in lora.items() if name.startswith(f"{first}.")}
+
+
+def test_applying_an_adapter_says_as_training_it_does_which_models_it_takes(unet, tiny_models):
+    adapter = GEAdapter(lora_for(unet, "down"), torch.zeros(0, 8), None, Training("BaseModel", "down", 3, 1))
+    wan = tiny_models.load("wan21")
+    with pytest.raises(ValueError, match=r"UNet \(SD1\.5, SD2, SDXL\), got WanModel\. Use a model with a UNet\."):
+        GEAdapterApply.execute(wan, adapter, 1.0, 0.0, 1.0)
+
+
 def test_a_model_of_another_kind_is_refused(unet, tiny_models):
     other = tiny_models.load("sd15")
     with pytest.raises(ValueError, match="is 320 × 320 in this model, the adapter is for 64 × 64"):
         with_lora(other, lora_for(unet, "down"), 1.0, *ALL_STEPS, "test")
     wan = tiny_models.load("wan21")
-    with pytest.raises(ValueError, match=r"not those of this model \(WAN21\): 16 are missing, such as lora_unet_down"):
-        with_lora(wan, lora_for(unet, "down"), 1.0, *ALL_STEPS, "test")
+    with pytest.raises(ValueError, match=r"adapter's 16 layers, but WAN21 has none of them .* trained on, SDXL\."):
+        with_lora(wan, lora_for(unet, "down"), 1.0, *ALL_STEPS, "test", "SDXL")
+    less = with_lora(unet, lora_for(unet, "down"), 1.0, *ALL_STEPS, "test")
+    lora = {**lora_for(unet, "down"), **{f"lora_unet_other.{n}": x for n, x in parts_of_one(unet).items()}}
+    with pytest.raises(ValueError, match=r"adapter's 17 layers, but \w+ has 16 of them \(missing: lora_unet_other\)"):
+        with_lora(less, lora, 1.0, *ALL_STEPS, "test")
     with pytest.raises(ValueError, match="UNet"):
         attention_projections(wan.model, "down")
     with pytest.raises(ValueError, match=r"start_percent is 0\.4 and end_percent 0\.2"):
