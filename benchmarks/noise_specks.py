@@ -4,9 +4,9 @@
         [--out FOLDER]
 
 The search of ZS² (best of 10) makes outliers that grow from frame to frame. Clips of the demo model, one random prompt
-and seed each, are drawn with both noises, without any attention of the pack, and one late frame is looked at. A clip has a
-speck if more than 12 joined pixels, apart from the thing and away from its outline, are off in colour by more than
-0.25: the limits of the gate that the pictures of the world's models are held to. Intervals: 95%, Wilson.
+and seed each, are drawn with both noises, without any attention of the pack, and one late frame is looked at. A clip
+has a speck if more than 12 joined pixels, apart from the thing and away from its outline, are off in colour by more
+than 0.25: the limits of the gate that the pictures of the world's models are held to. Intervals: 95%, Wilson.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -86,9 +87,8 @@ def matched_latents(
     _require_fit(mask, clips.shape[1])
     result = samples.clone()
     for clip, out in zip(clips, _clips("latent", result), strict=True):
-        moved = _matched(
-            lambda clip=clip: map(_precise, clip), map(_precise, references.flatten(0, 1)), match, mask, progress
-        )
+        precise = partial(map, _precise, clip)
+        moved = _matched(precise, map(_precise, references.flatten(0, 1)), match, mask, progress)
         for x, y, place in zip(clip, moved, out, strict=True):
             place.copy_(torch.lerp(_precise(x), y, match.strength))
     return result

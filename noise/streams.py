@@ -148,8 +148,8 @@ def _frames(
         if min(wanted) <= start:
             raise ValueError(
                 f"latent_image's batch_index names frame {min(wanted)}, but previous ends at frame {start}. "
-                f"batch_index counts frames of the whole clip: take frames from {start + 1} on with LatentFromBatch, or an empty "
-                "latent that holds only the new frames."
+                f"batch_index counts frames of the whole clip: take frames from {start + 1} on with LatentFromBatch, "
+                "or an empty latent that holds only the new frames."
             )
 
     def draw(frame: int, count: int) -> Tensor:

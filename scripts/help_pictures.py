@@ -13,8 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from help_scenes import Link, Scene, Server, chart, start, strips
-from help_scenes import COLUMNS, Scene, Server, chart, start, strips
+from help_scenes import COLUMNS, Link, Scene, Server, chart, start, strips
 
 STAR = "a yellow star on a blue background"  # size and place are left to the noise
 ANY_COLOURS = "a large star in the centre"
