@@ -273,10 +273,27 @@ def _writing(note: dict[str, Any], near: Callable[[nn.Module, Iterable[str], dic
 
 @contextmanager
 def _replaced(module: nn.Module, name: str, instead: Callable) -> Iterator[None]:
-    """``module.name`` calls ``instead(original, …)`` meanwhile."""
-    original = getattr(module, name)
-    setattr(module, name, partial(instead, original))
+    """``module.name`` calls ``instead(original, …)`` meanwhile, in this thread. Calls of several threads may end in any
+    order."""
+    mine = _Instead(instead, getattr(module, name))
+    setattr(module, name, mine)
     try:
         yield
     finally:
-        setattr(module, name, original)
+        outer = getattr(module, name)
+        if outer is mine:
+            setattr(module, name, mine.original)
+        while outer is not mine and isinstance(outer, _Instead):
+            if outer.original is mine:
+                outer.original = mine.original
+            outer = outer.original
+
+
+class _Instead:
+    def __init__(self, instead: Callable, original: Callable) -> None:
+        self._instead, self.original, self._thread = instead, original, threading.get_ident()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._thread != threading.get_ident():
+            return self.original(*args, **kwargs)
+        return self._instead(self.original, *args, **kwargs)

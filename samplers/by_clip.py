@@ -37,7 +37,7 @@ class ByClip:
 
     def options(self, options: dict[str, Any], rows: int) -> dict[str, Any]:
         """Transformer options of a model call with ``rows`` rows, whose patches take one clip at a time."""
-        if len(clips_of(branches_of(options))) < 2:
+        if not clips_of(branches_of(options)):
             return options
         patches = {
             name: several if name == MODULE_HANDLERS else [self._by_clip(each, rows) for each in several]
@@ -69,8 +69,12 @@ class ByClip:
         clips = clips_of(branches_of(options)) if options else {}
         holders = list(holders_of(patch))
         together = any(id(each) in self._together for each in (patch, *holders))
-        if options is None or len(clips) < 2 or together:
+        if options is None or not clips or together:
             return patch(*args, **kwargs)
+        if len(clips) == 1:
+            (clip,) = clips
+            with self.state.of(clip, holders):
+                return patch(*args, **kwargs)
         usual, sizes = options.get(_FURTHER, (0, ()))
         further = found == sum(sizes)
         if not further and found not in _layouts(rows, options):

@@ -3,7 +3,8 @@
 Both start from the same latent and take the same steps of the same sampler. (The paper's line 9 mixes DDPM with DDIM
 and never updates the source; it is not followed.) The model gets the branches of both in one call, for which the two
 clips lie side by side in the channels: ComfyUI cuts areas and context windows out of both alike, and every branch is
-given its own clip when the model is called.
+given its own clip when the model is called. Where it does not put them into one, as when prompts differ in length, they
+are calls that go through the model in step.
 
 All other code sees a positive and a negative branch for each clip, as in plain sampling. Only the branch's uuid says
 which clip it belongs to.
@@ -33,7 +34,7 @@ from ..attention.sites import UnknownModelError, family_of
 from ..attention.tap import tap
 from ..noise.streams import frames_axis
 from ..techniques.branches import OfClip, branches_of
-from ..techniques.replacement import Replacement, UnpairedBranchError
+from ..techniques.replacement import UNPAIRED, Replacement, UnpairedBranchError
 from .animatediff import AnimateDiff
 from .branches import StepBranches
 from .by_clip import ByClip
@@ -41,6 +42,7 @@ from .clip_guidance import Clip, ClipGuidance
 from .controls import SeenControls, alike, with_controls
 from .finite import require_finite_prediction, step_at
 from .latents import input_scale, noise_for, require_falling, require_levels, samples_for
+from .lockstep import Lockstep, NothingToTakeError
 from .pairing import PairSampler
 from .told import Conds, in_told_order, meanwhile, told
 from .unfit import explain_unfit_inputs
@@ -93,7 +95,7 @@ def sample_edit(
 
     Raises:
         ValueError: ``sampler`` cannot take the same steps with both, or an input does not fit the others.
-        UnpairedBranchError: ComfyUI cannot put the branches of source and target into one call.
+        UnpairedBranchError: the branches of source and target cannot go through the model in step.
         UnknownModelError, NoSuchSiteError: as in :mod:`..attention`.
     """
     require_falling(sigmas)
@@ -137,7 +139,8 @@ class EditGuider(CFGGuider):
     def __init__(self, model: ModelPatcher, prompts: Prompts, edit: Edit, shape: Sequence[int], asked_by: str) -> None:
         cross = edit.replace == "cross_map"
         layers = "*" if cross else edit.layers
-        self._replacement = Replacement("map" if edit.replace == "cross_map" else edit.replace, {})
+        self._lockstep = Lockstep()
+        self._replacement = Replacement("map" if edit.replace == "cross_map" else edit.replace, {}, self._lockstep)
         if layers:
             model, _ = tap(
                 model,
@@ -158,7 +161,7 @@ class EditGuider(CFGGuider):
 
     def pair_branches(self, sampler: Sampler, options: Mapping[str, Any]) -> None:
         """Before the first step: the branches of both clips, from the conditionings that ComfyUI made ready."""
-        self._in_one_call = True
+        self._in_one_call = self._in_pairs = True
         self._scales_input = isinstance(sampler, KSAMPLER)
         self._by_clip = ByClip()
         self._guide = ClipGuidance(self._by_clip.state, options)
@@ -229,15 +232,35 @@ class EditGuider(CFGGuider):
     def _denoised(
         self, groups: list[tuple[str, ...]], x: Tensor, timestep: Tensor, options: dict[str, Any]
     ) -> dict[str, Tensor]:
-        """Every branch of ``groups``: all in one call or, where ComfyUI splits that, a call for each group."""
+        """Every branch of ``groups``: all in one call or, where ComfyUI splits that, a call for each group or, where it
+        splits these, too, two calls in step."""
         self._replacement.source_of.update(uuids for pair in groups if len(pair) == 2 for uuids in self._paired(*pair))
-        if self._in_one_call:
-            every = tuple(dict.fromkeys(name for group in groups for name in group))
+        call = partial(self._call, x=x, timestep=timestep, options=options)
+        call_model = partial(self._call_model, told(options.get("model_function_wrapper")))
+        on_one_gpu = {"multigpu_clones": None}  # on several the branches would part
+        with meanwhile(options, model_function_wrapper=call_model, **on_one_gpu):
+            if self._in_one_call:
+                try:
+                    return call(tuple(dict.fromkeys(name for group in groups for name in group)))
+                except UnpairedBranchError:
+                    self._in_one_call = False
+            return {name: out for group in groups for name, out in self._of_pair(group, call).items()}
+
+    def _of_pair(
+        self, group: tuple[str, ...], call: Callable[[tuple[str, ...]], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        if self._in_pairs or len(group) == 1:
             try:
-                return self._call(every, x, timestep, options)
+                return call(group)
             except UnpairedBranchError:
-                self._in_one_call = False
-        return {name: out for group in groups for name, out in self._call(group, x, timestep, options).items()}
+                self._in_pairs = False
+        if len({id(each.get("hooks")) for name in group for each in self._branches[name]}) > 1:
+            raise UnpairedBranchError(UNPAIRED)  # the model's weights would change between them
+        try:
+            of_source, of_target = self._lockstep.run(*(partial(call, (name,)) for name in group))
+        except NothingToTakeError:
+            raise UnpairedBranchError(UNPAIRED) from None
+        return {**of_source, **of_target}
 
     def _paired(self, source: str, target: str) -> list[tuple[OfClip, OfClip]]:
         sources, targets = self._branches[source], self._branches[target]
@@ -255,16 +278,13 @@ class EditGuider(CFGGuider):
         if self._scales_input:
             x = x * input_scale(self.inner_model.model_sampling, sigma[0])
         conds = [self._branches[name] for name in names]
-        call_model = partial(self._call_model, told(options.get("model_function_wrapper")))
-        on_one_gpu = {"multigpu_clones": None}  # on several the branches would part
-        with meanwhile(options, model_function_wrapper=call_model, **on_one_gpu):
-            out = calc_cond_batch(self.inner_model, conds, torch.cat(x.chunk(2), dim=1), sigma, options)
+        out = calc_cond_batch(self.inner_model, conds, torch.cat(x.chunk(2), dim=1), sigma, options)
         return {name: each.chunk(2, dim=1)[0] for name, each in zip(names, out, strict=True)}
 
     def _call_model(self, call: Callable, apply_model: Callable, args: dict[str, Any]) -> Tensor:
         """ComfyUI's ``model_function_wrapper``: around another pack's, which sees nothing unusual."""
         options = args["c"]["transformer_options"]
-        if self._replaces:
+        if self._replaces and not self._lockstep.is_running:
             self._replacement.donors(branches_of(options))
         x = _own_clip(args["input"], options)
         c = {**args["c"], "transformer_options": self._by_clip.options(options, len(x))}

@@ -8,20 +8,31 @@ exchanged for the source's before the layer attends.
     value       softmax(Q_t K_tᵀ / √c) V_s
 
 No map is ever computed on its own, and nothing outlives the layer.
+
+Prompts that differ in length are in calls of their own, which go through the layers in step. Where text and picture
+attend together, only the picture's part can then be exchanged; the target's text stays. In ``map`` a picture's query
+scores the picture's keys as the source's does, and the text's keys by itself, in one softmax:
+
+    softmax([Q_t K_tᵀ(text), Q_s K_sᵀ(picture)] / √c) V_t
 """
 
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from .branches import Branch, rows_of
 from .technique import AttentionCall, Proceed, Stage, Technique
 
 Taken = Literal["map", "key_value", "value"]
+UNPAIRED = (
+    "Source and target cannot be paired at every layer. Give source, target and negative the same areas, step ranges "
+    "and hooks (LoRA schedules, attention couple), and combine the same number of conditionings in each."
+)
 _FROM_SOURCE: dict[Taken, tuple[bool, bool, bool]] = {
     "map": (True, True, False),
     "key_value": (False, True, True),
@@ -31,19 +42,36 @@ _FROM_SOURCE: dict[Taken, tuple[bool, bool, bool]] = {
 
 
 class UnpairedBranchError(RuntimeError):
-    """A target's branch is in a model call without the source's branch."""
+    """A target's branch has no branch of the source to take from."""
+
+
+class Partner(Protocol):
+    """What hands the source's layers to the target, where these are calls that go through the model in step."""
+
+    is_running: bool
+
+    def give(self, value: AttentionCall) -> None: ...
+
+    def take(self) -> AttentionCall: ...
 
 
 @dataclass(frozen=True)
 class Replacement(Technique):
-    """The technique: every branch whose uuid is in ``source_of`` takes from the branch with the uuid found there."""
+    """The technique: every branch whose uuid is in ``source_of`` takes from the branch with the uuid found there: one
+    of the same call or, while ``partner`` runs, of the source's."""
 
     taken: Taken
     source_of: MutableMapping[Any, Any]
+    partner: Partner | None = None
     stage = Stage.MAPS
     supports_chunks = True
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
+        if self.partner is not None and self.partner.is_running:
+            if not any(tag in self.source_of for _, tag in call.branches):
+                self.partner.give(call)
+                return proceed(call.q, call.k, call.v)
+            return self._from_partner(call, self._donor_of(call, self.partner.take()), proceed)
         branches, donors = len(call.branches), self.donors(call.branches)
         if donors == list(range(branches)):
             return proceed(call.q, call.k, call.v)
@@ -67,10 +95,68 @@ class Replacement(Technique):
         try:
             return [n if source is None else place[source] for n, source in enumerate(sources)]
         except KeyError:
+            raise UnpairedBranchError(UNPAIRED) from None
+
+    def _donor_of(self, call: AttentionCall, source: AttentionCall) -> AttentionCall:
+        """The rows of ``source`` that the branches of ``call`` take from."""
+        place = {tag: position for position, (_, tag) in enumerate(source.branches)}
+        donors = [place.get(self.source_of[tag]) for _, tag in call.branches]
+        if source.site.name != call.site.name or None in donors:
+            raise UnpairedBranchError(UNPAIRED)
+        return source.only([donor for donor in donors if donor is not None])
+
+    def _from_partner(self, call: AttentionCall, source: AttentionCall, proceed: Proceed) -> Tensor:
+        if _are_alike(call, source):
+            query, key, value = _FROM_SOURCE[self.taken]
+            return proceed(source.q if query else call.q, source.k if key else call.k, source.v if value else call.v)
+        k, v = (source.of_frame(x) for x in (source.k, source.v))
+        if call.site.kind == "cross" or call.q.shape[-2] != call.k.shape[-2] or call.of_frame(call.k).shape != k.shape:
             raise UnpairedBranchError(
-                "Source and target must be in the same model call, but ComfyUI put them into different ones. Give "
-                "source, target and negative the same number of tokens, areas, step ranges, hooks (LoRA schedules, "
-                "attention couple) and ControlNets, and no GLIGEN boxes. Two Apply ControlNet nodes must have equal "
-                "settings; use one node for both prompts if it is another pack's. If all of that matches, memory is "
-                "too low: use fewer frames or a smaller size."
-            ) from None
+                f"In attention layer {call.site.name} source and target differ in their tokens: {source.k.shape[-2]} "
+                f"and {call.k.shape[-2]}. cross_map needs prompts with the same number of tokens. Otherwise give both "
+                "clips the same areas, step ranges and reference pictures, or leave that layer out."
+            )
+        if self.taken == "key_value":
+            return proceed(call.q, call.with_frame(call.k, k), call.with_frame(call.v, v))
+        if self.taken == "value":
+            return proceed(call.q, call.k, call.with_frame(call.v, v))
+        return _with_pictures_map(call, source, proceed)
+
+
+def _are_alike(call: AttentionCall, source: AttentionCall) -> bool:
+    """Whether whole rows can be exchanged: the same tokens, and the same of them seen."""
+    if (call.q.shape, call.k.shape, call.leading_tokens) != (source.q.shape, source.k.shape, source.leading_tokens):
+        return False
+    if call.mask is None or source.mask is None:
+        return call.mask is source.mask
+    return call.mask.shape == source.mask.shape and torch.equal(call.mask, source.mask)
+
+
+def _with_pictures_map(call: AttentionCall, source: AttentionCall, proceed: Proceed) -> Tensor:
+    """``map`` of the picture alone, in one attention with twice the channels: a query [Q_s, Q_t] scores the picture's
+    keys [K_s, 0] and the text's [0, K_t]."""
+    channels = call.q.shape[-1] // call.heads if call.q.ndim == 3 else call.q.shape[-1]
+
+    def doubled(one: Tensor, other: Tensor) -> Tensor:
+        if one.ndim == 4:
+            return torch.cat([one, other], dim=-1)
+        return torch.cat([x.unflatten(-1, (-1, channels)) for x in (one, other)], dim=-1).flatten(-2)
+
+    def queries(x: Tensor) -> Tensor:
+        return x if call.mask is not None else call.of_frame(x)  # a mask may have a row for each
+
+    picture = source.of_frame(source.k)
+    q = doubled(queries(call.with_frame(torch.zeros_like(call.q), source.of_frame(source.q))), queries(call.q))
+    if call.scale is None:
+        q = q * 2**0.5  # of twice the channels the host takes the root
+    k = doubled(call.with_frame(torch.zeros_like(call.k), picture), call.with_frame(call.k, torch.zeros_like(picture)))
+    out = proceed(q, k, doubled(call.v, torch.zeros_like(call.v)))
+    out = out[..., :channels] if out.ndim == 4 else out.unflatten(-1, (call.heads, -1))[..., :channels].flatten(-2)
+    if call.mask is not None:
+        return call.with_frame(proceed(call.q, call.k, call.v), call.of_frame(out))
+    lead, trail = call.leading_tokens or 0, call.trailing_tokens
+    if not lead and not trail:
+        return out
+    end = call.q.shape[-2] - trail
+    text = proceed(torch.cat([call.q[..., :lead, :], call.q[..., end:, :]], dim=-2), call.k, call.v)
+    return torch.cat([text[..., :lead, :], out, text[..., lead:, :]], dim=-2)

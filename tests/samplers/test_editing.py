@@ -6,16 +6,15 @@ from itertools import pairwise
 
 import pytest
 import torch
-from coherence.attention.tap import tap
 from coherence.demo.model import load_model
 from coherence.samplers.editing import REPLACES, Edit, EditGuider, Prompts
 from coherence.samplers.pairing import PairSampler
 from coherence.techniques.replacement import Replacement
 from coherence.techniques.technique import Stage, Technique
-from comfy.samplers import KSAMPLER, CFGGuider, calc_cond_batch
+from comfy.samplers import KSAMPLER
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
-from editing_runs import demo_run, tiny_run
+from editing_runs import demo_run, stepwise, tiny_run
 from watching import difference, watched
 
 EPS, V, FLOW, COGVIDEOX = "eps", "v", "wan21", "cogvideox"
@@ -106,54 +105,12 @@ class Algorithm1(Technique):
         return out.to(call.v)
 
 
-def algorithm_1(run, layers, cfg, source_cfg):
-    """Target and source, each branch in a model call of its own; CFG where it is not 1."""
-    technique = Algorithm1()
-    model, _ = tap(run.model, technique, layers=layers, kinds=["spatial", "temporal", "joint"], asked_by="test")
-    guider = CFGGuider(model)
-    guider.inner_set_conds({"source": run.source, "positive": run.target, "negative": run.negative})
-
-    def walk(model_wrap, x, sigmas, extra_args, callback, disable):
-        denoise = model_wrap.inner_model  # the guider, with the run's conditionings
-        source = target = x
-        scale_in = (lambda sigma: (sigma**2 + 1).rsqrt()) if "CogVideoX" in type(model.model).__name__ else None
-
-        def branch(name, x, sigma, keeping):
-            technique.keeping = keeping
-            x = x * scale_in(sigma) if scale_in else x
-            conds = [denoise.conds[name]]
-            return calc_cond_batch(denoise.inner_model, conds, x, sigma.expand(len(x)), extra_args["model_options"])[0]
-
-        for sigma, following in pairwise(sigmas):
-            source_clean = branch("source", source, sigma, keeping=True)
-            positive = branch("positive", target, sigma, keeping=False)
-            if source_cfg != 1:
-                unguided = branch("negative", source, sigma, keeping=True)
-                source_clean = unguided + (source_clean - unguided) * source_cfg
-            negative = branch("negative", target, sigma, keeping=False)
-            target_clean = negative + (positive - negative) * cfg
-            source, target = (
-                x + (x - clean) * ((following - sigma) / sigma)
-                for x, clean in ((source, source_clean), (target, target_clean))
-            )
-        both.append(model_wrap.inner_model.inner_model.process_latent_out(target))
-        return source
-
-    both = []
-    samples = run.latents["samples"]
-    with torch.inference_mode():
-        source = guider.sample(
-            Noise_RandomNoise(3).generate_noise(run.latents), samples, KSAMPLER(walk), run.sigmas, disable_pbar=True
-        )
-    return both[0], source
-
-
 @every_prediction
 @pytest.mark.parametrize("source_cfg", [4.0, 1.0])
 def test_the_edit_is_algorithm_1_with_its_maps_in_memory(run_of, name, source_cfg):
     run = run_of(name)
     target, source = run.edit(source_cfg=source_cfg)
-    expected_target, expected_source = algorithm_1(run, "*", 4.0, source_cfg)
+    expected_target, expected_source = stepwise(run, Algorithm1(), "*", 4.0, source_cfg)
     effect = difference(run.edit(layers="", source_cfg=source_cfg)[0], expected_target)
     assert difference(source, expected_source) < 1e-3
     assert difference(target, expected_target) < max(1e-3, effect / 100)

@@ -331,11 +331,10 @@ def test_several_apply_nodes_with_equal_settings_are_one_controlnet(run, source_
     assert difference(edited[1], free[1]) < 1e-4
 
 
-def test_apply_nodes_that_differ_are_refused_with_what_to_do(run):
-    with pytest.raises(UnpairedBranchError, match="Two Apply ControlNet nodes must have equal settings; use one"):
-        applied(run, 0.7, 0.6, 0.7).edit()
-    with pytest.raises(UnpairedBranchError, match="use one node for both prompts if it is another pack's"):
-        with_control(run, TellingControl(), TellingControl(), TellingControl()).edit()
+def test_apply_nodes_may_differ_from_clip_to_clip(run):
+    controlled = applied(run, 0.7, 0.2, 0.7)
+    is_plain(controlled, source_cfg=3.0, tolerance=1e-3)
+    assert difference(controlled.edit(source_cfg=3.0)[0], applied(run, 0.7, 0.7, 0.7).edit(source_cfg=3.0)[0]) > 0.01
 
 
 # Conditionings with hooks --------------------------------------------------------------------------------------

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
+from coherence.attention.tap import tap
 from coherence.samplers.editing import Edit, Prompts, sample_edit
-from comfy.samplers import CFGGuider, Sampler, calculate_sigmas, sampler_object
+from comfy.samplers import KSAMPLER, CFGGuider, Sampler, calc_cond_batch, calculate_sigmas, sampler_object
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 from tiny_models import FAMILIES
 from watching import DEMO
@@ -77,3 +79,47 @@ def tiny_run(tiny_models: Any, name: str, **settings: Any) -> Run:
     source, negative = family.conditioning(seed=1)
     target = [[family.conditioning(seed=2)[0][0][0], source[0][1]]]
     return Run(tiny_models.load(name), source, target, negative, **{"shape": family.latent_shape} | settings)
+
+
+def stepwise(run: Run, technique: Any, layers: str, cfg: float, source_cfg: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Target and source by Euler steps, each branch in a model call of its own; CFG where it is not 1.
+
+    ``technique`` keeps what it must of the source's call, while its ``keeping`` is set, for the target's after it.
+    """
+    model, _ = tap(run.model, technique, layers=layers, kinds=["spatial", "temporal", "joint"], asked_by="test")
+    guider = CFGGuider(model)
+    guider.inner_set_conds({"source": run.source, "positive": run.target, "negative": run.negative})
+
+    def walk(model_wrap, x, sigmas, extra_args, callback, disable):
+        denoise = model_wrap.inner_model  # the guider, with the run's conditionings
+        source = target = x
+        scale_in = (lambda sigma: (sigma**2 + 1).rsqrt()) if "CogVideoX" in type(model.model).__name__ else None
+
+        def branch(name, x, sigma, keeping):
+            technique.keeping = keeping
+            x = x * scale_in(sigma) if scale_in else x
+            conds = [denoise.conds[name]]
+            return calc_cond_batch(denoise.inner_model, conds, x, sigma.expand(len(x)), extra_args["model_options"])[0]
+
+        for sigma, following in pairwise(sigmas):
+            source_clean = branch("source", source, sigma, keeping=True)
+            positive = branch("positive", target, sigma, keeping=False)
+            if source_cfg != 1:
+                unguided = branch("negative", source, sigma, keeping=True)
+                source_clean = unguided + (source_clean - unguided) * source_cfg
+            negative = branch("negative", target, sigma, keeping=False)
+            target_clean = negative + (positive - negative) * cfg
+            source, target = (
+                x + (x - clean) * ((following - sigma) / sigma)
+                for x, clean in ((source, source_clean), (target, target_clean))
+            )
+        both.append(model_wrap.inner_model.inner_model.process_latent_out(target))
+        return source
+
+    both = []
+    samples = run.latents["samples"]
+    with torch.inference_mode():
+        source = guider.sample(
+            Noise_RandomNoise(3).generate_noise(run.latents), samples, KSAMPLER(walk), run.sigmas, disable_pbar=True
+        )
+    return both[0], source

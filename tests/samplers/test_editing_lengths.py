@@ -1,0 +1,210 @@
+"""Editing with prompts that ComfyUI cannot put into one model call: they go through the model in step."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from coherence.demo.model import load_model
+from coherence.samplers.lockstep import Lockstep, NothingToTakeError
+from coherence.techniques.replacement import Replacement, UnpairedBranchError
+from coherence.techniques.technique import Stage, Technique
+from comfy.model_management import InterruptProcessingException
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from editing_runs import demo_run, halves, stepwise, tiny_run
+from watching import difference
+
+PICTURES = ["flux", "sd3", "qwen_image", "z_image", "krea2"]
+VIDEOS = ["wan21", "cogvideox", "ltxv", "hunyuan_video"]
+FURTHER = 3  # tokens of the target's prompt
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return load_model()
+
+
+def longer(prompt: list, tokens: int = FURTHER) -> list:
+    """The prompt with further tokens."""
+    [[text, rest]] = prompt
+    rest = dict(rest)
+    if "attention_mask" in rest:
+        rest["attention_mask"] = torch.nn.functional.pad(rest["attention_mask"], (0, tokens), value=1)
+    generator = torch.Generator().manual_seed(7)
+    return [[torch.cat([text, torch.randn(1, tokens, text.shape[-1], generator=generator)], dim=1), rest]]
+
+
+@pytest.fixture
+def run_of(tiny_models, unet):
+    """Source and target differ in length, and so do they and the negative."""
+
+    def run_of(name, **settings):
+        run = demo_run(unet, **settings) if name == "eps" else tiny_run(tiny_models, name, **settings)
+        return replace(run, target=longer(run.target), negative=longer(run.negative, 1))
+
+    return run_of
+
+
+class ScoresInMemory(Technique):
+    """What is documented, in float64: all scores of the source are kept, then handed to the target."""
+
+    stage = Stage.MAPS
+
+    def __init__(self):
+        self.kept, self.keeping = {}, False
+
+    def attend(self, call, proceed):
+        q, k, v = (x.double() for x in call.per_head())
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        if call.mask is not None:
+            mask = call.mask.reshape(len(call.mask), *[1] * (4 - call.mask.ndim), *call.mask.shape[1:])
+            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        end = scores.shape[-1] - call.trailing_tokens
+        if self.keeping:
+            self.kept[call.site.name] = scores, slice(call.leading_tokens or 0, end)
+            return proceed(call.q, call.k, call.v)
+        kept, there = self.kept[call.site.name]
+        here = slice(call.leading_tokens or 0, end)
+        if kept.shape == scores.shape:
+            scores = kept
+        else:
+            scores[..., here, here] = kept[..., there, there]
+        out = torch.softmax(scores, dim=-1) @ v
+        return (out.transpose(1, 2).flatten(2) if call.heads_joined else out).to(call.v)
+
+
+@pytest.mark.parametrize("name", ["eps", *VIDEOS, *PICTURES])
+def test_prompts_of_other_lengths_edit_as_with_all_maps_in_memory(run_of, name):
+    run = run_of(name)
+    target, source = run.edit()
+    expected, plain = stepwise(run, ScoresInMemory(), "*", 4.0, 4.0)
+    effect = difference(run.edit(layers="")[0], expected)
+    assert effect > 1e-3
+    assert difference(source, plain) < 1e-3
+    assert difference(target, expected) < max(1e-3, effect / 100)
+
+
+@pytest.mark.parametrize("what", ["key_value", "value"])
+@pytest.mark.parametrize("name", ["wan21", "flux"])
+def test_what_else_is_taken_is_taken_from_the_picture(run_of, name, what):
+    run = run_of(name)
+    target, source = run.edit(replace=what)
+    assert difference(target, run.edit(layers="")[0]) > 1e-3
+    assert difference(source, run.plain(run.source)) < 1e-3
+
+
+def test_in_step_is_as_in_one_call(run_of, monkeypatch):
+    """Equal lengths, in calls of their own all the same."""
+    run = run_of("flux")
+    run = replace(run, source=longer(run.source), negative=longer(run.negative, FURTHER - 1))
+    together = run.edit()
+    usual = Replacement.donors
+
+    def never_in_one_call(self, branches):
+        if len(branches) > 1:
+            raise UnpairedBranchError("kept apart")
+        return usual(self, branches)
+
+    monkeypatch.setattr(Replacement, "donors", never_in_one_call)
+    for apart, one in zip(run.edit(), together, strict=True):
+        assert difference(apart, one) < 1e-3
+
+
+def test_a_cross_map_of_other_lengths_is_refused_with_the_numbers(run_of):
+    with pytest.raises(UnpairedBranchError, match=r"32 and 35.*same number of tokens"):
+        run_of("eps").edit(replace="cross_map")
+
+
+def test_areas_of_one_clip_alone_are_refused(run_of):
+    """ComfyUI gives the other clip each of these areas, too."""
+    run = run_of("eps")
+    with pytest.raises(ValueError, match="source combines 3 conditionings and target 2"):
+        replace(run, target=halves(run.target)).edit()
+
+
+def test_context_windows_cut_both_clips_alike(run_of):
+    run = run_of("wan21")
+    windowed = ContextWindowsManualNode.execute(
+        run.model, 2, 1, "standard_static", 1, False, "pyramid", 2, False, [], causal_window_fix=False
+    ).result[0]
+    run = replace(run, model=windowed)
+    target, source = run.edit()
+    assert difference(source, run.plain(run.source)) < 1e-3
+    assert difference(target, run.edit(layers="")[0]) > 1e-3
+
+
+@pytest.mark.parametrize("error", [RuntimeError("stopped"), InterruptProcessingException()])
+@pytest.mark.parametrize("call", range(1, 5))
+def test_after_an_error_in_either_clip_nothing_is_left(run_of, error, call):
+    """Whichever call of a step it is in."""
+    run, seen, threads = run_of("eps"), [], threading.active_count()
+
+    def fails(apply_model, args):
+        seen.append(args)
+        if len(seen) == call:
+            raise error
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    model = run.model.clone()
+    model.set_model_unet_function_wrapper(fails)
+    with pytest.raises(type(error)):
+        replace(run, model=model).edit()
+    assert len(seen) == call
+    assert threading.active_count() == threads
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.model.modules())
+    assert model.model_options["model_function_wrapper"] is fails
+
+
+def test_lockstep_hands_over_one_thing_at_a_time_in_order():
+    lockstep, seen = Lockstep(), []
+
+    def source():
+        for n in range(3):
+            seen.append(f"made {n}")
+            lockstep.give(n)
+        seen.append("source ends")
+        return "source"
+
+    def target():
+        for _ in range(2):
+            seen.append(f"took {lockstep.take()}")
+        return "target"
+
+    assert lockstep.run(source, target) == ("source", "target")
+    assert seen == ["made 0", "took 0", "made 1", "took 1", "made 2", "source ends"]
+    assert not lockstep.is_running
+
+
+def test_a_target_that_takes_nothing_runs_before_the_source():
+    seen = []
+    Lockstep().run(lambda: seen.append("source"), lambda: seen.append("target"))
+    assert seen == ["target", "source"]
+
+
+def test_taking_what_nobody_gives_is_an_error():
+    lockstep = Lockstep()
+    with pytest.raises(NothingToTakeError):
+        lockstep.run(lambda: None, lockstep.take)
+
+
+def test_an_error_of_the_source_is_the_targets_and_of_the_source_after_it():
+    lockstep = Lockstep()
+
+    def fails():
+        raise KeyError("source")
+
+    with pytest.raises(KeyError):
+        lockstep.run(fails, lockstep.take)
+    with pytest.raises(KeyError):
+        lockstep.run(fails, lambda: None)
+
+
+def test_modes_of_autograd_are_the_same_in_both():
+    lockstep = Lockstep()
+    for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):
+        with mode():
+            here = (torch.is_inference_mode_enabled(), torch.is_grad_enabled())
+            there, _ = lockstep.run(lambda: (torch.is_inference_mode_enabled(), torch.is_grad_enabled()), lambda: None)
+        assert there == here
