@@ -34,7 +34,15 @@ from torch import Tensor
 NAME = "drift_study"
 FRAMES = 4
 """Of a run."""
-SETTINGS = {"steps": 20, "cfg": 5.0, "sampler": "dpmpp_2m", "scheduler": "karras", "denoise": 0.6, "kl": 0.1, "mu": 0.98}
+SETTINGS: dict[str, Any] = {
+    "steps": 20,
+    "cfg": 5.0,
+    "sampler": "dpmpp_2m",
+    "scheduler": "karras",
+    "denoise": 0.6,
+    "kl": 0.1,
+    "mu": 0.98,
+}
 WAYS = ("plain", "carried noise", "momentum", "matched", "matched latents")
 LOOKS = ("lightness", "contrast", "saturation", "sharpness")
 UNITS = {"lightness": ".2f", "contrast": ".2f", "saturation": ".2f", "sharpness": ".3f"}
@@ -151,7 +159,8 @@ def known(frames: int = 24) -> dict[str, Json]:
             errors = [(each - clip.frames).abs().mean().item() for each in (matched, drifted)]
             moved = (flow(matched[:1], matched[1:2]) - still).norm(dim=-1).mean() / still.norm(dim=-1).mean()
             values["error"].append(errors[0] / errors[1])
-            values["motion"].append(moved.item() if still.norm(dim=-1).mean() > 1e-3 else float("nan"))  # a circle turns
+            moves = still.norm(dim=-1).mean() > 1e-3  # a circle turns unseen
+            values["motion"].append(moved.item() if moves else float("nan"))
     return found
 
 
