@@ -77,7 +77,8 @@ def _with_own_weights(model: ModelPatcher) -> ModelPatcher:
     """A clone whose weights are its own: loaded anew where its loader said how, copied where it did not."""
     if model.cached_patcher_init is not None:
         return model.clone(force_deepcopy=True)
-    management.unload_model_and_clones(model)  # else patches would be copied with the weights, and patched in again
+    with torch.inference_mode():  # as where it is loaded: quantised weights that move outside cannot be loaded again
+        management.unload_model_and_clones(model)  # else patches would be copied with the weights, and patched in again
     config = model.model.model_config  # answers None to whatever it lacks, __deepcopy__ too; nobody writes into it
     # quantised weights wrap others and own no memory that deepcopy could copy
     wrapped = (weight for weight in model.model.parameters() if type(weight) is not nn.Parameter)
@@ -246,6 +247,8 @@ def train_in_run(
             f"latent_image has shape {tuple(samples.shape)}, expected a clip of two frames or more, (frames, channels, "
             "height, width). Load a video, and encode its frames with VAEEncode."
         )
+    with torch.inference_mode():  # the others' memory is needed, but their weights must not move outside of it
+        management.free_memory(1e20, model.load_device)
     management.load_models_gpu([model], memory_required=1e20, force_full_load=True)
     guider = UnguidedGuider(model, asked_by)
     names = ("positive", *(f"positive {number}" for number in range(1, len(prompts))))

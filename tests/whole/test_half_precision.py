@@ -17,7 +17,7 @@ from family_table import SUBJECTS, TRIALS, Subject, column, column_of, subject
 from inflation_runs import put, random_weights, run
 from startup_flags import FLAGS, started_with
 from tiny_models import FAMILIES
-from tiny_models.quantised import FILES, quantise_unet
+from tiny_models.quantised import FILES, quantised_demo
 from tuning_runs import EI2, FORMS, tuned
 from watching import difference
 
@@ -76,7 +76,7 @@ def test_every_node_works_on_a_quantised_file_as_on_its_family(tiny_models, file
 
 def test_a_quantised_unet_gets_weights_and_learns_as_one_of_the_same_weights_in_full():
     """Its loader does not say how to load it again, as other packs' do not: weights that wrap others are copied."""
-    model, same = quantise_unet(load_model()), load_model()
+    model, same = quantised_demo(), load_model()
     assert is_quantised(model)
     weights = model.model.diffusion_model.named_parameters()
     full = {name: x.dequantize() if isinstance(x, QuantizedTensor) else x for name, x in weights}
@@ -86,7 +86,8 @@ def test_a_quantised_unet_gets_weights_and_learns_as_one_of_the_same_weights_in_
     for each in (model, same):
         each.cached_patcher_init = None
         stam = tuned(put(each, EI2, layers="middle")).weights
-        lora = train_adapter(each, clips(), QUICK).adapter.lora
+        with torch.inference_mode():
+            lora = train_adapter(each, clips(), QUICK).adapter.lora
         both = run(with_lora(put(each, EI2, stam, layers="middle"), lora, 1.0, 0.0, 1.0, "test"), steps=1)
         learned[each] = {**stam.tensors, **lora, "sampled": both}
     assert all(torch.equal(learned[model][name], x) for name, x in learned[same].items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Callable
@@ -61,18 +60,16 @@ FILES: dict[str, Callable[[Path], None]] = {
 """How Wan 2.1's blocks are quantised → what writes the file."""
 
 
-def quantise_unet(model: ModelPatcher) -> ModelPatcher:
-    """``model``, a UNet, with its transformers' matrices in fp8; its loader does not say how to load it again.
+def quantised_demo() -> ModelPatcher:
+    """The demo model with its transformers' matrices in fp8; it does not say how to load it again.
 
     ComfyUI's loaders know UNets of full width only, so this makes the module as they do. In inference mode, as nodes
     are: outside of it ComfyUI cannot wrap the weights again that a node's run then meets.
     """
     import comfy.ops
+    from coherence.demo.model import load_model, patcher_of, unet_module
 
-    weights = quantised(model.model.diffusion_model.state_dict(), r".*transformer_blocks.*\.weight", FP8)
-    config = copy.copy(model.model.model_config)
-    config.custom_operations = comfy.ops.mixed_precision_ops({"mixed_ops": True}, torch.float32, disabled={FP8})
+    weights = quantised(load_model().model.diffusion_model.state_dict(), r".*transformer_blocks.*\.weight", FP8)
+    operations = comfy.ops.mixed_precision_ops({"mixed_ops": True}, torch.float32, disabled={FP8})
     with torch.inference_mode():
-        base = type(model.model)(config, device="cpu")
-        base.diffusion_model.load_state_dict(weights)
-    return type(model)(base, model.load_device, model.offload_device)
+        return patcher_of(unet_module(torch.float32, "cpu", operations), weights)
