@@ -234,7 +234,9 @@ class EditGuider(CFGGuider):
     ) -> dict[str, Tensor]:
         """Every branch of ``groups``: all in one call or, where ComfyUI splits that, a call for each group or, where it
         splits these, too, two calls in step."""
-        self._replacement.source_of.update(uuids for pair in groups if len(pair) == 2 for uuids in self._paired(*pair))
+        if self._replaces:
+            pairs = (pair for pair in groups if len(pair) == 2)
+            self._replacement.source_of.update(uuids for pair in pairs for uuids in self._paired(*pair))
         call = partial(self._call, x=x, timestep=timestep, options=options)
         call_model = partial(self._call_model, told(options.get("model_function_wrapper")))
         on_one_gpu = {"multigpu_clones": None}  # on several the branches would part

@@ -10,11 +10,10 @@ from coherence.demo.model import load_model
 from coherence.samplers.editing import REPLACES, Edit, EditGuider, Prompts
 from coherence.samplers.pairing import PairSampler
 from coherence.techniques.replacement import Replacement
-from coherence.techniques.technique import Stage, Technique
 from comfy.samplers import KSAMPLER
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
-from editing_runs import demo_run, stepwise, tiny_run
+from editing_runs import StoredMaps, demo_run, stepwise, tiny_run
 from watching import difference, watched
 
 EPS, V, FLOW, COGVIDEOX = "eps", "v", "wan21", "cogvideox"
@@ -88,21 +87,6 @@ def test_without_layers_both_clips_are_plain_generation(run_of, name, source_cfg
     assert difference(source, plain.plain(run.source, source_cfg)) < 1e-3
 
 
-class Algorithm1(Technique):
-    """The paper's: keep the source's maps, then hand them to the target, with every map in memory."""
-
-    stage = Stage.MAPS
-
-    def __init__(self):
-        self.maps, self.keeping = {}, False
-
-    def attend(self, call, proceed):
-        q, k, v = (x.double() for x in call.per_head())
-        if self.keeping:
-            self.maps[call.site.name] = torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, dim=-1)
-            return proceed(call.q, call.k, call.v)
-        out = (self.maps[call.site.name] @ v).transpose(1, 2).flatten(2)
-        return out.to(call.v)
 
 
 @every_prediction
@@ -110,7 +94,7 @@ class Algorithm1(Technique):
 def test_the_edit_is_algorithm_1_with_its_maps_in_memory(run_of, name, source_cfg):
     run = run_of(name)
     target, source = run.edit(source_cfg=source_cfg)
-    expected_target, expected_source = stepwise(run, Algorithm1(), "*", 4.0, source_cfg)
+    expected_target, expected_source = stepwise(run, StoredMaps(), "*", 4.0, source_cfg)
     effect = difference(run.edit(layers="", source_cfg=source_cfg)[0], expected_target)
     assert difference(source, expected_source) < 1e-3
     assert difference(target, expected_target) < max(1e-3, effect / 100)

@@ -22,6 +22,8 @@ def given(kind: str, **what: Any) -> Node:
 
 SOURCES: Prompt = {
     "demo": node("CoherenceDemoModel", kind="image"),
+    "flow": node("ModelSamplingSD3", model=["demo", 0], shift=3.0),
+    "flow sigmas": node("BasicScheduler", model=["flow", 0], scheduler="simple", steps=3, denoise=1.0),
     "text": node("CLIPTextEncode", clip=["demo", 1], text="a red star"),
     "latent": given("LATENT", shape=[FRAMES, 4, SIDE, SIDE]),
     "noise": node("RandomNoise", noise_seed=1),
@@ -125,6 +127,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "adapter": None,
         "clip_vision_output": None,
     },
+    "FlowEdit": {"model": ["flow", 0], "sigmas": ["flow sigmas", 0], "skip_steps": 0, "registry": ["layers", 0]},
     "STAMInflate": {"weights": None, "layers": "middle"},
     "TuneAVideoInflate": {"weights": None, "layers": "middle"},
     "GEAdapterTokens": {"clip_vision_output": None},

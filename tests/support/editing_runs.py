@@ -9,12 +9,30 @@ from typing import Any
 import torch
 from coherence.attention.tap import tap
 from coherence.samplers.editing import Edit, Prompts, sample_edit
+from coherence.techniques.technique import Stage, Technique
 from comfy.samplers import KSAMPLER, CFGGuider, Sampler, calc_cond_batch, calculate_sigmas, sampler_object
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 from tiny_models import FAMILIES
 from watching import DEMO
 
 from nodes import ConditioningSetArea
+
+
+class StoredMaps(Technique):
+    """As IE-Adapt's Algorithm 1 has it: keep the source's maps in memory, then hand them to the target."""
+
+    stage = Stage.MAPS
+
+    def __init__(self):
+        self.maps, self.keeping = {}, False
+
+    def attend(self, call, proceed):
+        q, k, v = (x.double() for x in call.per_head())
+        if self.keeping:
+            self.maps[call.site.name] = torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, dim=-1)
+            return proceed(call.q, call.k, call.v)
+        out = (self.maps[call.site.name] @ v).transpose(1, 2).flatten(2)
+        return out.to(call.v)
 
 
 @dataclass(frozen=True)

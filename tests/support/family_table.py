@@ -18,6 +18,7 @@ from coherence.demo.model import load_model
 from coherence.nodes.cross_frame import CrossFrameAttention
 from coherence.nodes.editing import EntropyGuidedEdit
 from coherence.nodes.entropy_register import EntropyRegister, SelectAttentionLayers
+from coherence.nodes.flow_edit import FlowEdit
 from coherence.nodes.ge_adapter import GEAdapterApply
 from coherence.nodes.ge_adapter_train import GEAdapterTrain
 from coherence.nodes.guidance import IEGuidanceCFG, IEGuider
@@ -34,7 +35,7 @@ from coherence.samplers.noises import clip_of
 from coherence.samplers.unfit import UnfitError
 from coherence.training.ge_adapter import GEAdapter, Training
 from comfy.samplers import CFGGuider, calculate_sigmas, sampler_object
-from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
+from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise, Noise_RandomNoise
 from random_lora import lora_for
 from tiny_models import FAMILIES, Family, TinyModels
 from watching import DEMO, difference
@@ -231,17 +232,8 @@ def invert(s: Subject) -> tuple[Any, float]:
 
 def invert_by_sampler(s: Subject) -> tuple[Any, float]:
     walk = SamplerBilateralDDIMInvert.execute("latent_spatial", *FILTER)[0]
-    out = s.drawn(s.model, latent=s.latent, noise=Zero(), sampler=walk, sigmas=s.sigmas().flip(0))
+    out = s.drawn(s.model, latent=s.latent, noise=Noise_EmptyNoise(), sampler=walk, sigmas=s.sigmas().flip(0))
     return out, difference(out, s.latent["samples"])
-
-
-class Zero:
-    """ComfyUI's DisableNoise."""
-
-    seed = 0
-
-    def generate_noise(self, latent: dict) -> torch.Tensor:
-        return torch.zeros_like(latent["samples"])
 
 
 def noise_from_latent(s: Subject) -> tuple[Any, float]:
@@ -258,6 +250,13 @@ def edit(s: Subject) -> tuple[Any, float]:
     how = (s.registry, Noise_RandomNoise(3), sampler_object("euler"), s.late, s.empty, 1.0, 1.0, "map")
     edited, _ = EntropyGuidedEdit.execute(s.model, source, target, negative, *how).result
     return edited["samples"], difference(edited["samples"], s.drawn(s.model, positive=target))
+
+
+def flow_edit(s: Subject) -> tuple[Any, float]:
+    source, negative = s.conditioning
+    prompts = (source, [[-text, extras] for text, extras in source], negative)
+    edited = FlowEdit.execute(s.model, *prompts, s.latent, s.late, 1.0, 1.0, 0, 1, 0, s.registry)[0]["samples"]
+    return edited, difference(edited, s.latent["samples"])
 
 
 def motion_field(s: Subject) -> tuple[Any, float]:
@@ -322,6 +321,7 @@ TRIALS: dict[str, Trial] = {
     "SamplerBilateralDDIMInvert": invert_by_sampler,
     "NoiseFromLatent": noise_from_latent,
     "EntropyGuidedEdit": edit,
+    "FlowEdit": flow_edit,
     "STAMInflate": patched(
         lambda s: STAMInflate.execute(s.model, "before_cross", "fine_coarse", 2, "spectral", 1.0, "*")
     ),

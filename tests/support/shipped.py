@@ -12,17 +12,21 @@ FOR_CHECKPOINTS = [
     path
     for path in WORKFLOWS
     for text in [path.read_text("utf-8")]
-    if ('"CheckpointLoaderSimple"' in text or '"UNETLoader"' in text) and '"CoherenceDemoModel"' not in text
+    if any(f'"{loader}"' in text for loader in ("CheckpointLoaderSimple", "UNETLoader"))
+    and '"CoherenceDemoModel"' not in text
 ]
 """For models that everybody has and nobody ships: they run small, on random models under the same names."""
 AS_SHIPPED = [path for path in WORKFLOWS if path not in FOR_CHECKPOINTS]
 CLIPS = [path for path in AS_SHIPPED if '"SaveAnimatedWEBP"' in path.read_text("utf-8")]
 TAKING_VIDEOS = [path for path in WORKFLOWS if '"LoadVideo"' in path.read_text("utf-8")]
 ZS2 = PACK / "workflows" / "zs2_text_to_video.json"
-SMALL = {"width": 64, "height": 64, "size": 64, "batch_size": 2, "frames": 2, "steps": 2, "lossless": True, "length": 5}
-"""Inputs of a workflow on small random models; ``length`` is a video model's, in pictures."""
+SMALL = {"width": 64, "height": 64, "size": 64, "batch_size": 2, "frames": 2, "steps": 2, "lossless": True}
+SMALL |= {"length": 2, "skip_steps": 0, "refine_iterations": 0}
+"""Inputs of a workflow on small random models."""
 SHORTER = {"ei2_tune": {"steps": 20}, "zs2_long_clip": {"steps": 4}}
 """Of the workflows that run for a minute and more: inputs that make them shorter and nothing else."""
+FRAMES = {"edit_flow": 5, "ie_guidance_video_transformer": 5}
+"""Of clips for models that do not take any number: 4k + 1."""
 MODEL_FILES = {
     "ckpt_name": "checkpoints",
     "control_net_name": "controlnet",
@@ -32,6 +36,12 @@ MODEL_FILES = {
     "vae_name": "vae",
 }
 """Inputs that name a model → its folder."""
+
+
+def small(path: Path) -> dict:
+    """SMALL, with as many frames as the workflow's model takes."""
+    frames = FRAMES.get(path.stem, SMALL["frames"])
+    return SMALL | {"frames": frames, "length": frames}
 
 
 def frames_of(server, entry: dict, folder: Path) -> np.ndarray:

@@ -46,6 +46,8 @@ PROMISED = {
     "EntropyGuidedEdit": "model source target negative registry noise sampler sigmas latent_image cfg source_cfg "
     "replace start_percent end_percent mask → LATENT LATENT",
     "FrameReferences": "conditioning images latents vae → CONDITIONING",
+    "FlowEdit": "model source target negative latent_image sigmas source_cfg target_cfg skip_steps averages seed "
+    "registry → LATENT",
     "STAMInflate": "model position frame_attention pool norm weights strength layers → MODEL",
     "TuneAVideoInflate": "model weights layers → MODEL",
     "OneShotTune": "model positive latent_image steps learning_rate batch_frames gradient_checkpointing precision seed "

@@ -16,7 +16,7 @@ from coherence.hosting.provision import PACK
 from coherence.metrics.similarity import psnr, ssim
 from pages import BLANK, IN_VIEW, SET, open_template, press_run, require_no_complaint, require_nodes_apart
 from PIL import Image
-from shipped import AS_SHIPPED, CLIPS, FOR_CHECKPOINTS, SHORTER, SMALL, WORKFLOWS, ZS2, frames_of, inputs_of
+from shipped import AS_SHIPPED, CLIPS, FOR_CHECKPOINTS, SHORTER, WORKFLOWS, ZS2, frames_of, inputs_of, small
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +58,7 @@ def test_a_workflow_opens_runs_by_the_button_and_shows_what_it_made(blank_page, 
     assert page.evaluate("app.canvas.ds.scale") > 0.572, "at a smaller scale the canvas draws no text"
     assert page.evaluate(IN_VIEW)
     if path in FOR_CHECKPOINTS:
-        page.evaluate(SET, SMALL)
+        page.evaluate(SET, small(path))
     page.evaluate(SET, SHORTER.get(path.stem, {}))
     prompt_id = press_run(page)
     try:

@@ -17,7 +17,7 @@ from coherence.hosting.provision import PACK, PACK_NAME
 from coherence.nodes.cross_frame import CrossFrameAttention
 from coherence.nodes.momentum import TemporalMomentumAttention
 from PIL import Image
-from shipped import FOR_CHECKPOINTS, MODEL_FILES, SMALL, TAKING_VIDEOS, WORKFLOWS, ZS2, frames_of, inputs_of
+from shipped import FOR_CHECKPOINTS, FRAMES, MODEL_FILES, TAKING_VIDEOS, WORKFLOWS, ZS2, frames_of, inputs_of, small
 from tiny_models import FAMILIES, sample
 from tiny_models.stand_ins import STAND_INS
 
@@ -56,10 +56,15 @@ WITHOUT = {
     "zs2_flux": ("TemporalMomentumAttention", {"mu": 0.0}),
     "edit_video_with_image_editor": ("CoherenceDemoClip", {"colour": "green"}),
     "ie_guidance_video_transformer": ("IEGuidanceCFG", {"scale": 0.0}),
+    "edit_flow": ("FlowEdit", {"target_cfg": 1.0}),
 }
 """How each is run without what it adds to its checkpoint, or on another video: a node's class, and its inputs."""
 SHOWING = {"zs2_flux": [1], "ie_guidance_video_transformer": [0]}
 """Frames that must differ, where not all do: momentum keeps the first, and a small random VAE of videos saturates."""
+
+
+TELLING = ("TemporalMomentumAttention", "FlowEdit")
+"""The nodes whose help pages say which models these workflows load."""
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +73,10 @@ def drawn_small(server, to_api, stand_ins, tmp_path_factory):
     for the size, or with these inputs of that node."""
 
     def draw(name: str, class_type: str = "", inputs: dict | None = None) -> np.ndarray:
-        prompt = to_api(PACK / "workflows" / f"{name}.json")
+        path = PACK / "workflows" / f"{name}.json"
+        prompt = to_api(path)
         for node in prompt.values():
-            node["inputs"] |= {key: value for key, value in SMALL.items() if key in node["inputs"]}
+            node["inputs"] |= {key: value for key, value in small(path).items() if key in node["inputs"]}
         if inputs:
             inputs_of(prompt, class_type).update(inputs)
         return frames_of(server, server.queue(prompt), tmp_path_factory.mktemp(name))
@@ -81,8 +87,7 @@ def drawn_small(server, to_api, stand_ins, tmp_path_factory):
 @pytest.mark.parametrize("name", [path.stem for path in FOR_CHECKPOINTS])
 def test_what_a_workflow_adds_to_its_checkpoint_shows_in_the_clip(drawn_small, name):
     ours, other = (drawn_small(name, *change)[:, :, -64:].astype(int) for change in ((), WITHOUT[name]))
-    assert ours.shape[1:] == (64, 64, 3)
-    assert len(ours) >= 2
+    assert ours.shape == (FRAMES.get(name, 2), 64, 64, 3)
     assert ours.std() > 10
     changed = abs(ours - other).mean(axis=(1, 2, 3))[SHOWING.get(name, slice(None))]
     assert (changed > 1).all(), "every frame is drawn under it"
@@ -97,8 +102,8 @@ def test_the_models_that_workflows_load_are_told_on_a_help_page_and_stood_in_for
         if key in MODEL_FILES
     }
     assert loaded == STAND_INS.keys()
-    page = (PACK / "web" / "docs" / "TemporalMomentumAttention.md").read_text("utf-8")
-    assert not [name for name in loaded if f"`{name.split('/')[1]}` ({name.split('/')[0]})" not in page]
+    pages = "".join((PACK / "web" / "docs" / f"{node}.md").read_text("utf-8") for node in TELLING)
+    assert not [name for name in loaded if f"`{name.split('/')[1]}` ({name.split('/')[0]})" not in pages]
 
 
 # Videos of the user ---------------------------------------------------------------------------------------------
@@ -138,15 +143,14 @@ def test_a_users_video_takes_the_demo_clips_place_as_the_note_says(server, tmp_p
     workflow = with_own_video(json.loads(path.read_text("utf-8")), name)
     prompt = to_prompt(workflow, server.object_info())
     for node in prompt.values():
-        limits = SMALL | {"length": 2, "refine_iterations": 0}
-        node["inputs"] |= {key: value for key, value in limits.items() if key in node["inputs"]}
+        node["inputs"] |= {key: value for key, value in small(path).items() if key in node["inputs"]}
     entry = server.queue(prompt)
     assert entry["status"]["status_str"] == "success"
     videos = [file for file in outputs(entry) if file["filename"].endswith(".mp4")]
     assert len(videos) == ("SaveVideo" in {node["class_type"] for node in prompt.values()})
     for video in videos:
         with av.open(io.BytesIO(server.download(video))) as container:
-            assert len(list(container.decode(video=0))) == 2
+            assert len(list(container.decode(video=0))) == small(path)["length"]
 
 
 # Stock nodes ---------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import CLIP, VAE
 
-KINDS = ("checkpoints", "diffusion_models", "controlnet", "loras", "text_encoders")
+KINDS = ("checkpoints", "diffusion_models", "controlnet", "loras", "text_encoders", "vae")
 
 
 @dataclass(frozen=True)

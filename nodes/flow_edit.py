@@ -1,0 +1,118 @@
+"""FlowEdit: edits a clip by a flow model's prompts alone, without an inversion (arXiv 2412.08629)."""
+
+from __future__ import annotations
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..attention.registry import AttentionRegistry, require_model
+from ..samplers.editing import Prompts
+from ..samplers.flow_edit import FlowEdit as Settings
+from ..samplers.flow_edit import edit_flow
+from ..samplers.latents import with_samples
+from .inputs import Registry, cfg_input
+from .node import Node
+
+
+class FlowEdit(Node):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlowEdit",
+            display_name="Flow Edit",
+            category="coherence/editing",
+            description="Edits a real picture or clip with a prompt, on a flow model (Flux, SD3.5, Qwen-Image, Wan, "
+            "LTXV, HunyuanVideo). It needs no inversion: in every step the latent moves by the difference between "
+            "what the two prompts predict.",
+            search_aliases=["flowedit", "rectified flow", "inversion-free editing", "video editing", "rf-edit"],
+            inputs=[
+                io.Model.Input("model", tooltip="A flow model, with its LoRAs. It is not changed."),
+                io.Conditioning.Input("source", tooltip="A prompt that describes the picture or clip as it is."),
+                io.Conditioning.Input(
+                    "target",
+                    tooltip="Prompt for the edited one: the source prompt with some words changed. It may be longer or "
+                    "shorter.",
+                ),
+                io.Conditioning.Input("negative", tooltip="The negative prompt of both. A side with cfg 1 ignores it."),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip="The picture or clip to edit, from VAE Encode. With a noise mask, only what is white "
+                    "changes.",
+                ),
+                io.Sigmas.Input(
+                    "sigmas",
+                    tooltip="The noise levels, from a scheduler of this model with denoise 1. 28 to 50 steps.",
+                ),
+                cfg_input(
+                    1.5,
+                    "How strongly the source prompt is followed. Keep it well below target_cfg. Use 1 with Flux.1 dev, "
+                    "whose guidance comes from FluxGuidance.",
+                    name="source_cfg",
+                ),
+                cfg_input(
+                    5.5,
+                    "How strongly the target prompt is followed. Raise it if the edit does not show; lower it if "
+                    "colours burn out. Use 1 with Flux.1 dev, whose guidance comes from FluxGuidance.",
+                    name="target_cfg",
+                ),
+                io.Int.Input(
+                    "skip_steps",
+                    default=4,
+                    min=0,
+                    max=10000,
+                    tooltip="Number of steps left out at the noisy end, from 0 to the scheduler's steps minus 1. Raise "
+                    "it to keep more of the source's layout; lower it for larger changes.",
+                ),
+                io.Int.Input(
+                    "averages",
+                    default=1,
+                    min=1,
+                    max=100,
+                    tooltip="Number of noises that each step averages over, 1 to 100. More makes the edit smoother, "
+                    "and takes that many times as long. 1 is the authors' choice.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Seed of the noise. The same seed gives the same edit. Change it for another variant.",
+                ),
+                Registry.Input(
+                    "registry",
+                    optional=True,
+                    tooltip="Layers in which the target attends as the source does, as in EntropyGuidedEdit. Connect "
+                    "it to keep more of layout and motion. Both prompts must have the same number of tokens then.",
+                ),
+            ],
+            outputs=[io.Latent.Output("latent", tooltip="The edited picture or clip.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        source: list,
+        target: list,
+        negative: list,
+        latent_image: dict,
+        sigmas: Tensor,
+        source_cfg: float,
+        target_cfg: float,
+        skip_steps: int,
+        averages: int,
+        seed: int,
+        registry: AttentionRegistry | None = None,
+    ) -> io.NodeOutput:
+        if registry is not None:
+            require_model(registry, model, cls.node_name)
+        layers = "" if registry is None else registry.selector
+        edit = Settings(source_cfg, target_cfg, skip_steps, averages, seed)
+        prompts = Prompts(source, target, negative)
+        samples = edit_flow(model, prompts, edit, sigmas, latent_image, layers, cls.node_name)
+        return io.NodeOutput(with_samples(latent_image, samples))
+
+
+NODES = [FlowEdit]
