@@ -87,8 +87,6 @@ def test_without_layers_both_clips_are_plain_generation(run_of, name, source_cfg
     assert difference(source, plain.plain(run.source, source_cfg)) < 1e-3
 
 
-
-
 @every_prediction
 @pytest.mark.parametrize("source_cfg", [4.0, 1.0])
 def test_the_edit_is_algorithm_1_with_its_maps_in_memory(run_of, name, source_cfg):
