@@ -41,7 +41,7 @@ class DependencyNoise(Node):
             category=NOISE,
             description="Noise for a clip in which each frame differs from the previous one by a chosen amount. A "
             "small kl keeps the picture steady; a large one lets it change. Connect it to SamplerCustomAdvanced.",
-            search_aliases=["correlated noise", "video noise", "temporal noise", "zero-shot video", "seamless loop"],
+            search_aliases=["correlated noise", "video noise", "zs2", "zero-shot video", "seamless loop"],
             inputs=[
                 seed_input(),
                 io.Float.Input(
