@@ -26,7 +26,7 @@ EDITS = {
     "a red square,\nskip_steps 6": ("a red square on a white background", 6),
     "a red circle on\ngreen, skip_steps 2": ("a red circle on a green background", 2),
 }
-STEPS, SHOWN = 12, "a red square,\nskip_steps 2"
+STEPS, SHOWN = 12, "a red circle on\ngreen, skip_steps 2"
 
 
 def enter_comfyui(folder: Path) -> None:
