@@ -22,20 +22,20 @@ class CoherentSampler(Node):
             node_id="CoherentSampler",
             display_name="Coherent Sampler",
             category=NOISE,
-            description="Makes a sampler that adds noise within its steps (lcm, ancestral, SDE) add noise that fits "
-            "the clip: of the noise node's model, with a seed for each step. Distilled models and stochastic sampling "
-            "then stay coherent.",
+            description="For samplers that add noise at each step (lcm, ancestral, SDE): the added noise follows the "
+            "same model as the clip's noise, with a new seed for each step. Distilled models and stochastic samplers "
+            "then stay coherent too.",
             search_aliases=["lcm", "ancestral", "sde", "noise sampler", "turbo", "coherent noise"],
             inputs=[
                 io.Sampler.Input(
                     "sampler",
                     tooltip="From KSamplerSelect or a sampler node: lcm, euler_ancestral, dpmpp_2m_sde, dpmpp_sde and "
-                    "others that add noise. One that adds none is passed on, and the log says so.",
+                    "others that add noise. A sampler that adds none passes through unchanged, and the log says so.",
                 ),
                 io.Noise.Input(
                     "noise",
                     tooltip="The noise that goes into the sampler, from DependencyNoise or VideoNoisePrior. Each step "
-                    "draws from its model with a seed of its own.",
+                    "draws new noise from the same model, with its own seed.",
                 ),
             ],
             outputs=[io.Sampler.Output(tooltip="For the sampler input of SamplerCustomAdvanced.")],

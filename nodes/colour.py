@@ -28,7 +28,7 @@ def _settings(methods: Iterable[str], explained: str) -> list[io.Input]:
             max=1.0,
             step=0.01,
             tooltip="How many neighbouring frames are measured together, so that nothing flickers. 0: each frame "
-            "alone. 0.9: about 20 frames. 1: one steady correction along the whole clip. Lower it if the colours "
+            "alone. 0.9: about 20 frames. 1: one steady correction for the whole clip. Lower it if the clip's colours "
             "change from frame to frame; raise it if the result flickers when something moves.",
         ),
         io.Float.Input(
@@ -43,8 +43,9 @@ def _settings(methods: Iterable[str], explained: str) -> list[io.Input]:
         io.Mask.Input(
             "mask",
             optional=True,
-            tooltip="What may be measured, one mask for all frames or one each; the whole picture is corrected. Leave "
-            "out what changes its size or enters the picture, as it would be taken for a change of colour.",
+            tooltip="The area to measure, in white: one mask for all frames or one for each. The whole picture is "
+            "still corrected. Leave out anything that changes size or enters the picture; it would count as a change "
+            "of colour.",
         ),
     ]
 
@@ -56,9 +57,9 @@ class MatchClipColour(Node):
             node_id="MatchClipColour",
             display_name="Match Clip Colour",
             category=COLOUR,
-            description="Holds a clip to the colours of reference frames, such as its own first frame or the clip "
-            "before it. It removes the drift of brightness, contrast and saturation that builds up when clips are made "
-            "one after another, and it does not flicker.",
+            description="Matches a clip's colours to reference frames, such as its own first frame or the clip before "
+            "it. It removes the drift of brightness, contrast and saturation that builds up when clips continue each "
+            "other, without adding flicker.",
             search_aliases=[
                 "color match",
                 "colour transfer",
@@ -71,14 +72,14 @@ class MatchClipColour(Node):
                 io.Image.Input("images", tooltip="The clip to correct. Transparency is kept."),
                 io.Image.Input(
                     "reference",
-                    tooltip="The frames to hold to: the clip's first frame, or the last frames of the clip before. All "
-                    "of them together are one look. Any size and number.",
+                    tooltip="The frames to match: the clip's first frame, or the last frames of the clip before. They "
+                    "are measured together, as one look. Any size and number.",
                 ),
                 *_settings(
                     METHODS,
                     "mean_std: mean and spread of each channel in CIELAB; the safest. covariance: also how the "
-                    "channels go together, for a colour cast that depends on the colour. histogram: the whole tone "
-                    "curve, for clipped or bent contrast; it can band plain areas.",
+                    "channels vary together, for a cast that differs from colour to colour. histogram: the whole tone "
+                    "curve, for clipped or distorted contrast; it can cause banding in plain areas.",
                 ),
             ],
             outputs=[io.Image.Output(tooltip="The corrected clip, with values from 0 to 1.")],
@@ -107,28 +108,30 @@ class MatchLatentColour(Node):
             node_id="MatchLatentColour",
             display_name="Match Latent Colour",
             category=COLOUR,
-            description="Holds the latents of a clip to the statistics of reference latents, channel by channel. Use "
-            "it between two runs that continue each other, without decoding, so that colour and contrast do not drift.",
+            description="Matches a clip's latents to the statistics of reference latents, channel by channel. Use it "
+            "between two runs that continue each other, without decoding, so that colour and contrast do not drift.",
             search_aliases=["latent color match", "latent adain", "color drift", "normalize latent", "extend video"],
             inputs=[
                 io.Latent.Input(
                     "latent",
-                    tooltip="The clip to correct, as a sampler returns it: pictures or a video. Of a video with sound, "
-                    "the sound stays as it is.",
+                    tooltip="The clip to correct, as a sampler returns it: pictures or a video. In a video with sound, "
+                    "the sound is not changed.",
                 ),
                 io.Latent.Input(
                     "reference",
-                    tooltip="The latents to hold to, of the same model: the first run, or a picture through VAE "
-                    "Encode. All frames together are one look. Any size and number.",
+                    tooltip="The latents to match, from the same model: the first run, or a picture from VAE Encode. "
+                    "All frames are measured together, as one look. Any size and number.",
                 ),
                 *_settings(
                     [method for method in METHODS if method != "histogram"],
                     "mean_std: mean and spread of each latent channel; the safest. covariance: also how the channels "
-                    "go together, as a cast of colour lies across several of them.",
+                    "vary together, because a colour cast spreads over several of them.",
                 ),
             ],
             outputs=[
-                io.Latent.Output(tooltip="The corrected latents, with the noise mask and all else that came with them.")
+                io.Latent.Output(
+                    tooltip="The corrected latents, with their noise mask and everything else that came with them."
+                )
             ],
         )
 

@@ -41,9 +41,9 @@ class TemporalConsistency(Node):
             node_id="TemporalConsistency",
             display_name="Temporal Consistency",
             category="coherence/metrics",
-            description="Measures how steady a clip is from frame to frame: SSIM, PSNR, flow-warped error, flicker "
-            "and motion, as a chart and as JSON; and how fast brightness, contrast, saturation and sharpness drift. "
-            "With a reference, such as the clip before an edit, it compares the two.",
+            description="Measures how steady a clip is from frame to frame: SSIM, PSNR, flow-warped error, flicker and "
+            "motion, and how fast brightness, contrast, saturation and sharpness drift, as a chart and as JSON. With a "
+            "reference, such as the clip before an edit, it compares the two.",
             search_aliases=[
                 "ssim",
                 "psnr",
@@ -67,8 +67,9 @@ class TemporalConsistency(Node):
                     default="",
                     optional=True,
                     placeholder="8, 16",
-                    tooltip="The first frame of every further run of a clip made in several, counted from 0: 8, 16 for "
-                    "runs of 8 frames. The report then holds the jump to each, beside the other steps. Empty: none.",
+                    tooltip="For a clip made in several runs: the first frame of each run after the first, counted "
+                    "from 0, such as 8, 16 for runs of 8 frames. The report then lists the jumps at these seams beside "
+                    "the other steps. Leave it empty if the clip has none.",
                 ),
             ],
             outputs=[

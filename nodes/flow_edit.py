@@ -23,26 +23,29 @@ class FlowEdit(Node):
             display_name="Flow Edit",
             category="coherence/editing",
             description="Edits a real picture or clip with a prompt, on a flow model (Flux, SD3.5, Qwen-Image, Wan, "
-            "LTXV, HunyuanVideo). It needs no inversion: in every step the latent moves by the difference between "
-            "what the two prompts predict.",
+            "LTXV, HunyuanVideo). It needs no inversion: each step moves the latent by the difference between the two "
+            "prompts' predictions.",
             search_aliases=["flowedit", "rectified flow", "inversion-free editing", "video editing", "rf-edit"],
             inputs=[
                 io.Model.Input("model", tooltip="A flow model, with its LoRAs. It is not changed."),
                 io.Conditioning.Input("source", tooltip="A prompt that describes the picture or clip as it is."),
                 io.Conditioning.Input(
                     "target",
-                    tooltip="Prompt for the edited one: the source prompt with some words changed. It may be longer or "
-                    "shorter.",
+                    tooltip="Prompt for the edited picture or clip: the source prompt with some words changed. It may "
+                    "be longer or shorter.",
                 ),
-                io.Conditioning.Input("negative", tooltip="The negative prompt of both. A side with cfg 1 ignores it."),
+                io.Conditioning.Input(
+                    "negative", tooltip="The negative prompt for both source and target. One whose cfg is 1 ignores it."
+                ),
                 io.Latent.Input(
                     "latent_image",
-                    tooltip="The picture or clip to edit, from VAE Encode. With a noise mask, only what is white "
+                    tooltip="The picture or clip to edit, from VAE Encode. With a noise mask, only the white area "
                     "changes.",
                 ),
                 io.Sigmas.Input(
                     "sigmas",
-                    tooltip="The noise levels, from a scheduler of this model with denoise 1. 28 to 50 steps.",
+                    tooltip="The noise levels, from a scheduler node for this model, with denoise 1. 28 to 50 steps "
+                    "are usual.",
                 ),
                 cfg_input(
                     1.5,
@@ -69,8 +72,8 @@ class FlowEdit(Node):
                     default=1,
                     min=1,
                     max=100,
-                    tooltip="Number of noises that each step averages over, 1 to 100. More makes the edit smoother, "
-                    "and takes that many times as long. 1 is the authors' choice.",
+                    tooltip="Number of noises that each step averages over, 1 to 100. More make the edit smoother, but "
+                    "it takes that many times as long. 1 is the authors' choice.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -84,7 +87,7 @@ class FlowEdit(Node):
                     "registry",
                     optional=True,
                     tooltip="Layers in which the target attends as the source does, as in EntropyGuidedEdit. Connect "
-                    "it to keep more of layout and motion. Both prompts must have the same number of tokens then.",
+                    "it to keep more of the layout and motion. Both prompts must then have the same number of tokens.",
                 ),
             ],
             outputs=[io.Latent.Output("latent", tooltip="The edited picture or clip.")],

@@ -23,26 +23,26 @@ class FrameReferences(Node):
             node_id="FrameReferences",
             display_name="Frame References",
             category=CATEGORY,
-            description="Gives every frame of a clip its own reference picture, so that a picture editor (Flux "
-            "Kontext, Flux.2, Qwen-Image-Edit, Krea 2) edits a video. Dependency Noise and Temporal Momentum Attention "
-            "tie the frames together.",
+            description="Gives every frame of a clip its own reference picture, so that an image editing model (Flux "
+            "Kontext, Flux.2, Qwen-Image-Edit, Krea 2) can edit a video. Add Dependency Noise and Temporal Momentum "
+            "Attention to keep the frames consistent.",
             search_aliases=["reference latent", "video editing", "kontext", "qwen edit", "instruct pix2pix", "edit"],
             inputs=[
                 io.Conditioning.Input(
                     "conditioning",
-                    tooltip="The prompt, which says what to change. References that it has already are kept.",
+                    tooltip="The prompt, which says what to change. References it already has are kept.",
                 ),
                 io.Image.Input(
                     "images",
                     optional=True,
                     tooltip="The video to edit, one picture for each frame of the latent's batch. Needs vae. Scale it "
-                    "to what the model was trained on, about one megapixel as a rule.",
+                    "to the size the model was trained on, usually about one megapixel.",
                 ),
                 io.Latent.Input(
                     "latents",
                     optional=True,
                     tooltip="In place of images: one latent for each frame, as a batch. A video VAE's latent of "
-                    "several frames does not fit; connect images and vae.",
+                    "several frames does not fit; connect images and vae instead.",
                 ),
                 io.Vae.Input(
                     "vae",

@@ -69,17 +69,17 @@ class TemporalMomentumAttention(Node):
                 MomentumType.Input(
                     "previous",
                     optional=True,
-                    tooltip="Momentum of the run before, from Momentum of Run or LoadMomentum: this clip goes on from "
-                    "its last frame, and mu_schedule counts on. Model, layers, size, steps and prompts must be alike. "
-                    "Continue the noise too, with previous of DependencyNoise.",
+                    tooltip="Momentum of an earlier run, from Momentum of Run or LoadMomentum. This clip continues "
+                    "after its last frame, and mu_schedule goes on counting. Model, layers, size, steps and prompts "
+                    "must be the same. Continue the noise too, with previous of DependencyNoise.",
                 ),
                 io.Boolean.Input(
                     "keep",
                     default=False,
                     optional=True,
                     tooltip="Keeps the averages of the last frame in RAM for the next clip; Momentum of Run gets them. "
-                    "At 20 steps with cfg in half precision: 1.7 GiB for SD1.5 at 512 × 512, 16 GiB for SDXL at "
-                    "1024 × 1024. The log tells the size after the first step. Fewer layers or steps take less.",
+                    "With 20 steps, cfg and half precision: 1.7 GiB for SD1.5 at 512 × 512, 16 GiB for SDXL at 1024 × "
+                    "1024. The log gives the size after the first step. Fewer layers or steps need less.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, with momentum attention.")],

@@ -26,24 +26,28 @@ class MomentumOfRun(Node):
             node_id="MomentumOfRun",
             display_name="Momentum of Run",
             category=ATTENTION,
-            description="Gets what Temporal Momentum Attention kept of a run: the averages of keys and values at the "
-            "last frame. Connect it to previous of a second Temporal Momentum Attention, whose clip then goes on "
+            description="Gets what Temporal Momentum Attention kept from a run: the averages of keys and values at the "
+            "last frame. Connect it to previous of a second Temporal Momentum Attention, whose clip then continues "
             "without a seam.",
             search_aliases=["continue clip", "extend video", "long clip", "seamless", "momentum state"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model that sampled, with Temporal Momentum Attention and keep turned on: the one that "
-                    "the sampler's guider has.",
+                    tooltip="The model that was sampled, with Temporal Momentum Attention and keep turned on: the one "
+                    "that the sampler's guider has.",
                 ),
                 io.Latent.Input(
                     "latent",
-                    tooltip="The output of that sampler, unchanged. It tells which run is meant, and that the run has "
-                    "ended.",
+                    tooltip="The output of that sampler, unchanged. It identifies the run, and makes this node wait "
+                    "until the run has ended.",
                 ),
             ],
             outputs=[
-                MomentumType.Output("momentum", tooltip="For previous of the next clip, or for SaveMomentum."),
+                MomentumType.Output(
+                    "momentum",
+                    tooltip="For the previous input of the next clip's Temporal Momentum "
+                    "Attention, or for SaveMomentum.",
+                ),
             ],
         )
 
@@ -73,13 +77,13 @@ class SaveMomentum(SavingNode):
             node_id="SaveMomentum",
             display_name="Save Momentum",
             category=ATTENTION,
-            description="Saves the momentum of a run as a safetensors file in the output folder, so that a clip can go "
-            "on later, or on another machine. Save the noise beside it: the latent of Noise Frames.",
+            description="Saves the momentum of a run as a safetensors file in the output folder, so that a clip can be "
+            "continued later, or on another machine. Save the noise too: the latent from Noise Frames.",
             search_aliases=["export momentum", "write momentum", "continue clip later", "momentum state"],
             is_output_node=True,
             inputs=[
                 MomentumType.Input("momentum", tooltip="The momentum of a run, from Momentum of Run."),
-                cls.prefix_input("momentum/clip", "Name it after the clip; the file may have several GiB."),
+                cls.prefix_input("momentum/clip", "Name it after the clip. The file may take several GiB."),
             ],
             outputs=[],
         )
@@ -98,11 +102,11 @@ class LoadMomentum(LoadingNode):
             node_id="LoadMomentum",
             display_name="Load Momentum",
             category=ATTENTION,
-            description="Loads momentum that SaveMomentum wrote, for previous of Temporal Momentum Attention: the clip "
-            "goes on from its last frame.",
+            description="Loads momentum that SaveMomentum wrote. Connect it to previous of Temporal Momentum "
+            "Attention; the new clip then continues from the last frame of the saved run.",
             search_aliases=["import momentum", "read momentum", "continue clip", "momentum state"],
             inputs=[cls.file_input()],
-            outputs=[MomentumType.Output("momentum", tooltip="For previous of Temporal Momentum Attention.")],
+            outputs=[MomentumType.Output("momentum", tooltip="For the previous input of Temporal Momentum Attention.")],
         )
 
     @classmethod

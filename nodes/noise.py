@@ -84,7 +84,8 @@ class DependencyNoise(Node):
                     min=1,
                     max=64,
                     tooltip="Number of new noises drawn per frame, 1 to 64, if orthogonal is off. The one whose "
-                    "divergence is nearest to kl is blended in. The paper uses 10, which adds outliers frame by frame.",
+                    "divergence is nearest to kl is blended in. The paper uses 10, which adds outliers with each "
+                    "frame.",
                     advanced=True,
                 ),
                 io.Int.Input(
@@ -93,7 +94,8 @@ class DependencyNoise(Node):
                     min=1,
                     max=MOST_ITERATIONS,
                     tooltip="Steps of the line_search solver, 1 to 100; other solvers ignore it. The paper's 15 are "
-                    "enough for kl 0.01, but not for most values near it. 30 bring it within 0.0001.",
+                    "enough for kl 0.01, but not for most values near it. With 30 the divergence is within 0.0001 of "
+                    "kl.",
                     advanced=True,
                 ),
                 io.Latent.Input(
@@ -115,7 +117,7 @@ class DependencyNoise(Node):
                     default=False,
                     optional=True,
                     tooltip="Makes the last frame a neighbour of the first, for a clip that repeats without a jump. kl "
-                    "is met on average, whatever the solver. Not together with previous.",
+                    "is met on average, whatever the solver. Cannot be combined with previous.",
                     advanced=True,
                 ),
             ],
