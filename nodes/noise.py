@@ -108,8 +108,8 @@ class DependencyNoise(Node):
                     "orthogonal",
                     default=True,
                     optional=True,
-                    tooltip="Makes each frame's new noise orthogonal to the previous frame, so that clips of any "
-                    "length stay normally distributed and free of specks. Turn it off only to reproduce the paper.",
+                    tooltip="Makes each frame's new noise orthogonal to the previous frame, so that the noise of clips "
+                    "of any length stays normally distributed. Turn it off only to reproduce the paper.",
                     advanced=True,
                 ),
                 io.Boolean.Input(
