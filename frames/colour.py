@@ -51,7 +51,7 @@ def matched_pictures(
     Raises:
         ValueError: for a mask of another number of frames than 1 or the clip's, or with a frame of zeros.
     """
-    _require_fit(mask, len(images))
+    _require_fit(mask, "images", len(images))
     if match.strength == 0:
         return images.clone()
     result = images.clone()
@@ -84,7 +84,7 @@ def matched_latents(
             f"reference has {references.shape[2]} channels and latent {clips.shape[2]}, expected the same. Encode both "
             "with the VAE of the same model."
         )
-    _require_fit(mask, clips.shape[1])
+    _require_fit(mask, "latent", clips.shape[1])
     result = samples.clone()
     for clip, out in zip(clips, _clips("latent", result), strict=True):
         precise = partial(map, _precise, clip)
@@ -124,12 +124,12 @@ def _weights(mask: Tensor | None, number: int, like: Tensor) -> Tensor:
     return chosen if chosen.shape == size else F.interpolate(chosen[None, None], size, mode="area")[0, 0]
 
 
-def _require_fit(mask: Tensor | None, frames: int) -> None:
+def _require_fit(mask: Tensor | None, name: str, frames: int) -> None:
     if mask is None:
         return
     masks = mask[None] if mask.ndim == 2 else mask
     if len(masks) not in (1, frames):
-        raise ValueError(f"mask has {len(masks)} frames and the clip {frames}, expected 1 or as many as the clip.")
+        raise ValueError(f"mask has {len(masks)} frames and {name} {frames}, expected 1 or as many as {name}.")
     if empty := [number for number, each in enumerate(masks) if not (each > 0).any()]:
         raise ValueError(
             f"mask selects nothing in frame {empty[0]}, expected a part of every frame that may be measured. Mask more "

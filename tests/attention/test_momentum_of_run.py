@@ -219,7 +219,7 @@ def carried(unet):
     ("change", "words"),
     [
         ({"levels": [4.0, 2.0, 1.0, 0.0]}, r"its steps were 2 \(4, 1.5, 0\), in this run 3 \(4, 2, 1, 0\)"),
-        ({"latent": {"samples": torch.zeros(2, 4, 16, 24)}, "noise": "any"}, "the size 4×16×16, in this run 4×16×24"),
+        ({"latent": {"samples": torch.zeros(2, 4, 8, 16)}, "noise": "any"}, "the size 4×8×8, in this run 4×8×16"),
         ({"layers": "middle"}, "its layers were .*, in this run middle"),
         ({"conds": "two"}, "its conditionings were positive, negative, in this run positive, positive.2, negative"),
         ({"sampler": "heun"}, r"previous has 2 model calls of the conditioning \d\.\w+ at .* needs call 3"),

@@ -234,7 +234,7 @@ def test_a_mask_of_another_size_and_one_for_each_frame_count_as_the_same():
 
 
 def test_masks_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"mask has 2 frames and the clip 3, expected 1 or"):
+    with pytest.raises(ValueError, match=r"mask has 2 frames and images 3, expected 1 or"):
         matched_pictures(texture(3), texture(), Match(), torch.ones(2, 24, 30))
     nothing = torch.ones(3, 24, 30)
     nothing[1] = 0

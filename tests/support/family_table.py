@@ -15,6 +15,7 @@ from animatediff_layout import animate
 from clear_errors import unclear
 from coherence.attention.sites import sites_of
 from coherence.demo.model import load_model
+from coherence.nodes.coherent_sampler import CoherentSampler
 from coherence.nodes.cross_frame import CrossFrameAttention
 from coherence.nodes.editing import EntropyGuidedEdit
 from coherence.nodes.entropy_register import EntropyRegister, SelectAttentionLayers
@@ -26,11 +27,13 @@ from coherence.nodes.inflation import STAMInflate, TuneAVideoInflate
 from coherence.nodes.inversion import BilateralDDIMInvert, NoiseFromLatent, SamplerBilateralDDIMInvert
 from coherence.nodes.map_preview import AttentionMapPreview
 from coherence.nodes.momentum import TemporalMomentumAttention
+from coherence.nodes.momentum_of_run import MomentumOfRun
 from coherence.nodes.motion_field import MotionFieldNoise
 from coherence.nodes.noise import DependencyNoise, KeyframeNoise, NoiseFrames, VideoNoisePrior
 from coherence.nodes.noise_chart import NoiseCorrelation
 from coherence.nodes.one_shot import OneShotTune
 from coherence.nodes.perturbation import PerturbAttention
+from coherence.noise.streams import frames_axis
 from coherence.samplers.noises import clip_of
 from coherence.samplers.unfit import UnfitError
 from coherence.training.ge_adapter import GEAdapter, Training
@@ -180,12 +183,25 @@ def noise_frames(s: Subject) -> tuple[Any, float]:
 
 def keyframe_noise(s: Subject) -> tuple[Any, float]:
     key = NoiseFrames.execute(Noise_RandomNoise(4), s.empty)[0] | {"batch_index": None}
-    key["samples"] = key["samples"][:1] if s.family.frames_axis == 0 else key["samples"][:, :, :1]
+    axis = frames_axis(s.family.latent_shape)
+    key["samples"] = key["samples"].narrow(axis, 0, 1)
     noise = KeyframeNoise.execute(dependency()[0], key, "-1")[0]
     made = clip_of(noise.generate_noise(s.empty))
-    assert torch.equal(made.select(s.family.frames_axis, -1), key["samples"].select(s.family.frames_axis, 0))
+    assert torch.equal(made.select(axis, -1), key["samples"].select(axis, 0))
     out = s.drawn(s.model, noise=noise)
     return out, difference(out, s.plain)
+
+
+def coherent_sampler(s: Subject) -> tuple[Any, float]:
+    usual, sigmas = sampler_object("euler_ancestral"), s.sigmas()
+    out = s.drawn(s.model, sampler=CoherentSampler.execute(usual, dependency()[0])[0], sigmas=sigmas)
+    return out, difference(out, s.drawn(s.model, sampler=usual, sigmas=sigmas))
+
+
+def momentum_of_run(s: Subject) -> tuple[Any, float]:
+    model = TemporalMomentumAttention.execute(s.model, 0.9, keep=True)[0]
+    kept = [*MomentumOfRun.execute(model, {"samples": s.drawn(model)})[0].tensors.values()]
+    return kept, float(kept[0].std())
 
 
 def noise_correlation(s: Subject) -> tuple[Any, float]:
@@ -309,7 +325,9 @@ TRIALS: dict[str, Trial] = {
     "KeyframeNoise": keyframe_noise,
     "NoiseCorrelation": noise_correlation,
     "MotionFieldNoise": motion_field,
+    "CoherentSampler": coherent_sampler,
     "TemporalMomentumAttention": patched(lambda s: TemporalMomentumAttention.execute(s.model, 0.9)),
+    "MomentumOfRun": momentum_of_run,
     "CrossFrameAttention": patched(lambda s: CrossFrameAttention.execute(s.model, "first")),
     "EntropyRegister": entropy_register,
     "SelectAttentionLayers": select,

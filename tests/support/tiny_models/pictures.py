@@ -167,7 +167,7 @@ ANIMA = {"image_model": "anima", **_COSMOS}
 COSMOS = {"image_model": "cosmos_predict2", **_COSMOS}
 
 
-FLUX2: dict[str, Any] = {
+FLUX2_KLEIN: dict[str, Any] = {
     "in_channels": 128,
     "out_channels": 128,
     "vec_in_dim": None,
@@ -209,7 +209,7 @@ def write_flux2(path: Path) -> None:
     from safetensors.torch import save_file
 
     operations = comfy.ops.disable_weight_init
-    shapes = named_shapes(lambda: Flux(dtype=torch.float32, operations=operations, **FLUX2))
+    shapes = named_shapes(lambda: Flux(dtype=torch.float32, operations=operations, **FLUX2_KLEIN))
     save_file(draw(shapes, {r".*(query|key)_norm\.weight": 2.0}, seed=20), path)
 
 
