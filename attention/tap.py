@@ -157,13 +157,13 @@ def _tapped_call(executor, inputs: tuple, kwargs: dict, options: dict, chunk: Ch
     active = [each for each in options.get(TECHNIQUES, ()) if each.is_active(sigma, base_model.model_sampling)]
     if chunk is None and not active:
         return executor(*inputs, options, **kwargs)
-    if active:
-        require_fit(base_model.diffusion_model, kwargs, [each.asked_by for each in active])
     # newer versions of ComfyUI tell the parts of packed latents by the model, too
     shapes = kwargs.get("latent_shapes") or getattr(base_model, "latent_shapes", None) or [x.shape]
     shape = x.shape if x.ndim > 3 else (len(x), *shapes[0][1:])
     text_tokens = c_crossattn.shape[1] if isinstance(c_crossattn, Tensor) else 0
     opened = OpenTap(active, base_model.diffusion_model, options, shape, text_tokens, sigma, chunk)
+    if active:
+        require_fit(base_model.diffusion_model, kwargs, [each.asked_by for each in active])
     with undone_after(options) as stack:
         opened.on_modules(stack)
         result = executor(*inputs, opened.options, **kwargs)

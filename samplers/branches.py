@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 from comfy.hooks import EnumHookType
 from torch import Tensor
 
-from ..attention.sites import family_of
 from ..techniques.branches import Copy
 from .controls import SeenControls, with_controls
 from .told import Conds, in_told_order
@@ -47,17 +46,23 @@ class StepBranches:
 
     ``conds``: the guider's conditionings by side. ``positive``: what the guider gets for its positive conditioning;
     where neither this nor ``wanted`` has the conditioning as it is, that is not evaluated. ``handler``: the context
-    handler that the step has. ``outputs``: what came of the branches.
+    handler that the step has. ``one_row``: the model takes one conditioning a call.
+    ``outputs``: what came of the branches.
     """
 
     def __init__(
-        self, wanted: Iterable[Variant], positive: Combination, conds: Mapping[str, Conds], handler: Any
+        self,
+        wanted: Iterable[Variant],
+        positive: Combination,
+        conds: Mapping[str, Conds],
+        handler: Any,
+        one_row: bool = False,
     ) -> None:
         self.outputs: dict[Variant, Tensor] = {}
         self._wanted = list(dict.fromkeys([*positive, *wanted]))
         self._positive = positive
         self._sides = conds
-        self._handler = handler
+        self._handler, self._one_row = handler, one_row
 
     @property
     def missing(self) -> set[Variant]:
@@ -86,7 +91,6 @@ class StepBranches:
         controls = SeenControls(in_told_order)
         originals, at = [with_controls(each, controls) for each in conds], dict[Variant, int]()
         asked, alone = list(originals), dict[Variant, Conds]()
-        one_row = family_of(model.diffusion_model).one_row
         for branch in missing:
             side, role, owner = branch
             place = places[side]
@@ -96,7 +100,7 @@ class StepBranches:
             copies = [{**each, "uuid": Copy(each["uuid"], place, owner, role)} for each in originals[place] or ()]
             if side == "positive" and Variant(side) not in self._wanted and place not in at.values():
                 at[branch], asked[place] = place, copies
-            elif one_row or any(map(_has_code, copies)) or _may_give_rows(options):
+            elif self._one_row or any(map(_has_code, copies)) or _may_give_rows(options):
                 alone[branch] = copies
             else:
                 at[branch] = len(asked)

@@ -28,6 +28,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..attention.registry import SELECTABLE, AttentionRegistry, selector_for
+from ..attention.sites import family_of
 from ..attention.steps import is_between
 from ..attention.tap import tap
 from ..attention.wrappers import put_wrappers
@@ -204,6 +205,7 @@ class _Together:
             together(each.formula.positive for each in acting),
             guider.conds,
             model_options.get("context_handler"),
+            family_of(guider.inner_model.diffusion_model).one_row,
         )
         ours = {"context_handler": step, "model_function_wrapper": told(model_options.get("model_function_wrapper"))}
         with meanwhile(model_options, **ours):

@@ -75,7 +75,7 @@ def main() -> None:
     found = rows()
     strips("FlowEdit", found)
     clip, *_ = found.values()
-    thumbnail(found[SHOWN], clip).save(FOLDER / "edit_flow.jpg", quality=85, optimize=True)
+    thumbnail(found[SHOWN], clip).save(FOLDER / "edit_flow.jpg", quality=70, optimize=True, progressive=True)
 
 
 if __name__ == "__main__":

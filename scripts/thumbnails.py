@@ -148,7 +148,7 @@ def main() -> None:
             beside = []
             if path.stem in STAND_INS:
                 beside = [Image.open(io.BytesIO(server.download(file))) for file in outputs(entry, "temp")]
-            thumbnail(frames, beside).save(path.with_suffix(".jpg"), quality=85, optimize=True)
+            thumbnail(frames, beside).save(path.with_suffix(".jpg"), quality=70, optimize=True, progressive=True)
             print(path.with_suffix(".jpg"))
 
 

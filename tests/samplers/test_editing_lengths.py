@@ -53,7 +53,7 @@ class ScoresInMemory(Technique):
     stage = Stage.MAPS
 
     def __init__(self):
-        self.kept, self.keeping = {}, False
+        self.scores, self.keeping = {}, False
 
     def attend(self, call, proceed):
         q, k, v = (x.double() for x in call.per_head())
@@ -63,9 +63,9 @@ class ScoresInMemory(Technique):
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
         end = scores.shape[-1] - call.trailing_tokens
         if self.keeping:
-            self.kept[call.site.name] = scores, slice(call.leading_tokens or 0, end)
+            self.scores[call.site.name] = scores, slice(call.leading_tokens or 0, end)
             return proceed(call.q, call.k, call.v)
-        kept, there = self.kept[call.site.name]
+        kept, there = self.scores[call.site.name]
         here = slice(call.leading_tokens or 0, end)
         if kept.shape == scores.shape:
             scores = kept

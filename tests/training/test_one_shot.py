@@ -275,7 +275,10 @@ def test_what_cannot_be_tuned_is_refused(model, made, latent, settings, complain
 
 def test_a_step_that_does_not_fit_is_refused_with_what_would_help(model, monkeypatch):
     needed = tuned(put(model, EI2), latent=clip(6), steps=1).needed
-    monkeypatch.setattr(management, "get_free_memory", lambda *_, **__: needed - 1)
+    free = needed - 1
+    monkeypatch.setattr(
+        management, "get_free_memory", lambda *_, torch_free_too=False: (free, free) if torch_free_too else free
+    )
     with pytest.raises(TrainingError, match=r"6 frames.*GiB.*batch_frames to 3.*gradient_checkpointing on.*fewer"):
         tuned(put(model, EI2), latent=clip(6), steps=1)
     tuned(put(model, EI2), latent=clip(6), steps=1, gradient_checkpointing=True)

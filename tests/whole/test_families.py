@@ -6,7 +6,8 @@ from functools import cache
 import pytest
 from coherence.hosting.provision import PACK
 from coherence.nodes import CoherenceExtension
-from family_table import SUBJECTS, TRIALS, column, markdown
+from family_page import markdown
+from family_table import SUBJECTS, TRIALS, column
 
 pytestmark = pytest.mark.slow
 

@@ -87,7 +87,8 @@ def drawn_small(server, to_api, stand_ins, tmp_path_factory):
 @pytest.mark.parametrize("name", [path.stem for path in FOR_CHECKPOINTS])
 def test_what_a_workflow_adds_to_its_checkpoint_shows_in_the_clip(drawn_small, name):
     ours, other = (drawn_small(name, *change)[:, :, -64:].astype(int) for change in ((), WITHOUT[name]))
-    assert ours.shape == (FRAMES.get(name, 2), 64, 64, 3)
+    assert ours.shape[1:] == (64, 64, 3)
+    assert len(ours) % FRAMES.get(name, 2) == 0, "one clip, or two beside each other"
     assert ours.std() > 10
     changed = abs(ours - other).mean(axis=(1, 2, 3))[SHOWING.get(name, slice(None))]
     assert (changed > 1).all(), "every frame is drawn under it"

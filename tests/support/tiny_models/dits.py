@@ -53,7 +53,8 @@ def write_wan_vae(path: Path) -> None:
     from comfy.ldm.wan.vae import WanVAE
     from safetensors.torch import save_file
 
-    save_file(draw(named_shapes(lambda: WanVAE(dim=8, z_dim=16)), {}, seed=25), path)
+    shapes = named_shapes(lambda: WanVAE(dim=8, z_dim=16, temperal_downsample=[False, True, True]))
+    save_file(draw(shapes, {}, seed=25), path)
 
 
 def write_wan21_i2v(path: Path) -> None:

@@ -50,7 +50,8 @@ def _write_wan21(path: Path, change: Callable[[Weights, str], Weights]) -> None:
     from safetensors.torch import load_file, save_file
 
     dits.write_wan21(path)
-    save_file(change(load_file(path), r"blocks\..*\.weight"), path)
+    weights = change(load_file(path), r"blocks\..*\.weight")
+    save_file({name: weight.clone() for name, weight in weights.items()}, path)  # none may share memory
 
 
 FILES: dict[str, Callable[[Path], None]] = {
