@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 from .errors import ComfyError, ServerGone
@@ -21,10 +20,15 @@ raise SystemExit(not any(backend is not None and backend.is_available() for back
 """
 
 
-@cache
+_has_gpu: dict[Path, bool] = {}  # no functools.cache: Ray cannot send it where the pack is not installed
+
+
 def has_gpu(python: Path) -> bool:
     """Whether the torch of this interpreter finds a GPU. To import torch takes seconds: asked once."""
-    return subprocess.run([python, "-c", _HAS_GPU], capture_output=True, check=False).returncode == 0
+    if python not in _has_gpu:
+        asked = subprocess.run([python, "-c", _HAS_GPU], capture_output=True, check=False)
+        _has_gpu[python] = asked.returncode == 0
+    return _has_gpu[python]
 
 
 def free_port() -> int:
