@@ -53,6 +53,9 @@ NO_BROWSER = os.environ.get("COHERENCE_BROWSER") == "none"
 def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a polite kill stops the server, too
     settings.register_profile("fuzz", max_examples=10_000, deadline=10_000, print_blob=True)
+    settings.register_profile("untimed", deadline=None)  # a busy machine breaks any deadline
+    if settings.get_current_profile_name() == "default":
+        settings.load_profile("untimed")
     config.addinivalue_line("markers", "slow: takes long (left out by `host.py test --quick`)")
     config.addinivalue_line("markers", "browser: drives a browser (left out by `host.py test --no-browser`)")
 
