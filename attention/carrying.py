@@ -212,11 +212,9 @@ def carry_on(run: Run, techniques: Sequence[Tapped], guider: Any, noise: Tensor,
         return
     model, labels = guider.model_patcher, labels_of(guider.conds)
     sampling = model.get_model_object("model_sampling")
-    levels = tuple(float(sigma) for sigma in sigmas)
+    levels, of_model = tuple(float(sigma) for sigma in sigmas), model_facts(model)
     for each in carried:
-        facts = RunFacts(
-            model_facts(model), tuple(noise.shape[1:]), levels, tuple(labels.values()), tuple(sorted(each.sites))
-        )
+        facts = RunFacts(of_model, tuple(noise.shape[1:]), levels, tuple(labels.values()), tuple(sorted(each.sites)))
         steps = sum(each.is_active(sigma, sampling) for sigma in levels[:-1])
         technique = each.technique
         keeps = technique.kept is not None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,10 +17,7 @@ from ..techniques.technique import FurtherKeysError, rows_of_mask
 def outside_graphs() -> AbstractContextManager:
     """What is allocated inside may be kept: newer versions of ComfyUI record the allocations of each block of a model,
     and expect them to be gone when it ends."""
-    try:
-        pause = getattr(import_module("comfy.model_prefetch"), "pause_malloc_graph", None)
-    except ImportError:  # older versions of ComfyUI
-        pause = None
+    pause = getattr(sys.modules.get("comfy.model_prefetch"), "pause_malloc_graph", None)  # imported where it is used
     return nullcontext() if pause is None else pause()
 
 

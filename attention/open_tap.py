@@ -24,7 +24,7 @@ from ..techniques.technique import AttentionCall
 from .carrying import Carrying
 from .chunks import Chunk, require_frame_by_frame
 from .frames import Clip
-from .host_attention import HostAttention, outside_graphs, preferred_attention
+from .host_attention import HostAttention, outside_graphs
 from .keys import INSERTED, OPEN_TAP, OVERRIDE, REPLACED, RUN, SITES, THEIRS
 from .prefix import is_patched, shared
 from .run import Run, Tapped
@@ -142,7 +142,7 @@ class OpenTap:
         if theirs is not None:
             func = partial(theirs, func)
         elif pending:
-            func = preferred_attention(self._sites[pending[0]].module) or func
+            func = self._anatomy.preferred(pending[0]) or func
         mask_at = 1 if args else "mask"
         here = branches_of(options)
         host = HostAttention(func, (heads, *args), kwargs, len(q), here, mask_at, options_at="transformer_options")

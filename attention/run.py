@@ -6,13 +6,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from torch import nn
 
 from ..techniques.technique import Technique
 from .carrying import Carrying
+from .host_attention import preferred_attention
 from .keys import HOLD
 from .prefix import layers_before
 from .sites import Inserts, NoSuchSiteError, Site, layers_of, sites_in_run
@@ -55,6 +56,8 @@ class Anatomy:
     sites: dict[str, Site]
     before: Callable[[frozenset[str]], list[nn.Module]]
     """The layers that end before the first of these sites."""
+    preferred: Callable[[str], Callable | None]
+    """The attention that a checkpoint asks for at a site."""
 
     @classmethod
     def of(cls, diffusion_model: nn.Module, inserted: Iterable[Inserts], patched: Mapping[str, str]) -> Anatomy:
@@ -64,7 +67,11 @@ class Anatomy:
         def before(names: frozenset[str]) -> list[nn.Module]:
             return layers_before(layers_of(diffusion_model), {sites[name].module for name in names if name in sites})
 
-        return cls(sites, before)
+        @cache
+        def preferred(name: str) -> Callable | None:
+            return preferred_attention(sites[name].module)
+
+        return cls(sites, before, preferred)
 
 
 @dataclass

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..demo.clips import MOTIONS, render_clip
 from ..demo.shapes import COLOURS, SHAPES, SIZE
+from .inputs import seed_input
 from .node import Node
 
 
@@ -101,14 +102,10 @@ class CoherenceDemoClip(Node):
                     tooltip="Height and width in pixels, 64 to 2048. Use 128 for the demo model; otherwise your "
                     "model's usual size, such as 512 for SD1.5.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
-                    tooltip="Sets the shape's start, direction and size. The same seed gives the same path. Change it "
+                seed_input(
+                    "Sets the shape's start, direction and size. The same seed gives the same path. Change it "
                     "for another path.",
+                    control_after_generate=False,
                 ),
             ],
             outputs=[

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..attention.registry import AttentionRegistry, require_model
 from ..samplers.editing import REPLACES, Edit, Prompts, Replace, sample_edit
 from ..samplers.latents import with_samples
-from .inputs import Registry, cfg_input, percent_inputs
+from .inputs import EDITING, Registry, cfg_input, percent_inputs
 from .node import Node
 
 
@@ -20,7 +20,7 @@ class EntropyGuidedEdit(Node):
         return io.Schema(
             node_id="EntropyGuidedEdit",
             display_name="Entropy-Guided Edit (IE-Adapt)",
-            category="coherence/editing",
+            category=EDITING,
             description="Edits a clip with a prompt. It samples source and target together, and in the registry's "
             "layers the target attends as the source does, so layout and motion stay. Works on generated clips, and "
             "on real ones after inversion.",

@@ -11,7 +11,7 @@ from ..samplers.editing import Prompts
 from ..samplers.flow_edit import FlowEdit as Settings
 from ..samplers.flow_edit import edit_flow
 from ..samplers.latents import with_samples
-from .inputs import Registry, cfg_input
+from .inputs import EDITING, Registry, cfg_input, seed_input
 from .node import Node
 
 
@@ -21,7 +21,7 @@ class FlowEdit(Node):
         return io.Schema(
             node_id="FlowEdit",
             display_name="Flow Edit",
-            category="coherence/editing",
+            category=EDITING,
             description="Edits a real picture or clip with a prompt, on a flow model (Flux, SD3.5, Qwen-Image, Wan, "
             "LTXV, HunyuanVideo). It needs no inversion: each step moves the latent by the difference between the two "
             "prompts' predictions.",
@@ -75,13 +75,9 @@ class FlowEdit(Node):
                     tooltip="Number of noises that each step averages over, 1 to 100. More make the edit smoother, but "
                     "it takes that many times as long. 1 is the authors' choice.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
+                seed_input(
+                    "Seed of the noise. The same seed gives the same edit. Change it for another variant.",
                     control_after_generate=True,
-                    tooltip="Seed of the noise. The same seed gives the same edit. Change it for another variant.",
                 ),
                 Registry.Input(
                     "registry",

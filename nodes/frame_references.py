@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ..attention.references import with_references
 from .checks import InputError
+from .inputs import EDITING
 from .node import Node
-
-CATEGORY = "coherence/editing"
 
 
 class FrameReferences(Node):
@@ -22,7 +21,7 @@ class FrameReferences(Node):
         return io.Schema(
             node_id="FrameReferences",
             display_name="Frame References",
-            category=CATEGORY,
+            category=EDITING,
             description="Gives every frame of a clip its own reference picture, so that an image editing model (Flux "
             "Kontext, Flux.2, Qwen-Image-Edit, Krea 2) can edit a video. Add Dependency Noise and Temporal Momentum "
             "Attention to keep the frames consistent.",

@@ -13,7 +13,7 @@ from ..training.low_rank import LAYERS, Layers
 from ..training.memory import gibibytes
 from ..training.temporal_loss import MIN_FRAMES
 from .charts import drawn
-from .inputs import TUNING, Adapter
+from .inputs import TUNING, Adapter, seed_input
 from .node import Node
 from .training import Progress, draw_losses, time_text
 
@@ -206,14 +206,10 @@ def _inputs() -> list[io.Input]:
             tooltip="Number of clips per optimiser step, 1 to 1024, each at its own noise level. More clips give "
             "smoother gradients and take longer, in the same memory.",
         ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=0xFFFFFFFFFFFFFFFF,
-            control_after_generate=False,
-            tooltip="Seeds the choice of clips, the noise, noise levels and initial weights. The same seed gives the "
+        seed_input(
+            "Seeds the choice of clips, the noise, noise levels and initial weights. The same seed gives the "
             "same adapter.",
+            control_after_generate=False,
         ),
         Adapter.Input(
             "adapter",

@@ -15,6 +15,7 @@ from .checks import InputError
 
 NOISE = "coherence/noise"
 ATTENTION = "coherence/attention"
+EDITING = "coherence/editing"
 TUNING = "coherence/tuning"
 
 Registry = io.Custom("ATTENTION_REGISTRY")
@@ -25,15 +26,17 @@ Floats = io.Custom("FLOATS")
 """A list of numbers, as core's and other packs' keyframe nodes take; many others call the same FLOAT."""
 
 
-def seed_input() -> io.Int.Input:
-    return io.Int.Input(
+def seed_input(tooltip: str, name: str = "seed", **options: Any) -> io.Int.Input:
+    """Any whole number of 64 bits."""
+    return io.Int.Input(name, default=0, min=0, max=0xFFFFFFFFFFFFFFFF, tooltip=tooltip, **options)
+
+
+def noise_seed_input() -> io.Int.Input:
+    return seed_input(
+        "The same seed gives the same noise on every machine. The first frame equals RandomNoise's for this seed. "
+        "Change it for another clip.",
         "noise_seed",
-        default=0,
-        min=0,
-        max=0xFFFFFFFFFFFFFFFF,
         control_after_generate=True,
-        tooltip="The same seed gives the same noise on every machine. The first frame equals RandomNoise's for this"
-        " seed. Change it for another clip.",
     )
 
 

@@ -12,7 +12,7 @@ from ..samplers.inversion import MODES, Inversion, InversionSampler, Mode, inver
 from ..samplers.latents import with_samples
 from ..samplers.noises import GivenNoise
 from .checks import InputError
-from .inputs import cfg_input
+from .inputs import cfg_input, seed_input
 from .node import Node
 from .reports import to_json
 
@@ -122,13 +122,9 @@ class BilateralDDIMInvert(Node):
                     "This node runs them in reverse. More steps reproduce the clip more faithfully.",
                 ),
                 *filter_inputs(MODES),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
+                seed_input(
+                    "Seed of the noise that mode 'literal' adds. The other modes use no noise.",
                     advanced=True,
-                    tooltip="Seed of the noise that mode 'literal' adds. The other modes use no noise.",
                 ),
             ],
             outputs=[

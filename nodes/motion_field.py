@@ -10,7 +10,7 @@ from ..samplers.latents import with_samples
 from ..samplers.motion_field import MotionField, motion_latents
 from ..training.token_conditioning import frames_with_tokens
 from .checks import InputError
-from .inputs import NOISE, cfg_input, seed_input
+from .inputs import NOISE, cfg_input, noise_seed_input
 from .node import Node
 
 
@@ -39,7 +39,7 @@ class MotionFieldNoise(Node):
                     "How closely the first frame follows the prompt, 0 to 100. Use the same value in the sampler that "
                     "follows.",
                 ),
-                seed_input(),
+                noise_seed_input(),
                 io.Latent.Input(
                     "latent_image",
                     tooltip="An empty latent; its batch size is the number of frames. Its content is ignored.",

@@ -22,7 +22,7 @@ from ..samplers.noises import (
     noise_latent,
 )
 from .checks import InputError
-from .inputs import NOISE, schedule_input, schedule_of, seed_input
+from .inputs import NOISE, noise_seed_input, schedule_input, schedule_of
 from .node import Node
 
 MAX_KL = 1.65
@@ -43,7 +43,7 @@ class DependencyNoise(Node):
             "small kl keeps the picture steady; a large one lets it change. Connect it to SamplerCustomAdvanced.",
             search_aliases=["correlated noise", "video noise", "zs2", "zero-shot video", "seamless loop"],
             inputs=[
-                seed_input(),
+                noise_seed_input(),
                 io.Float.Input(
                     "kl",
                     default=0.01,
@@ -176,7 +176,7 @@ class VideoNoisePrior(Node):
             "common noise, or frames that drift away from the first. Connect it to SamplerCustomAdvanced.",
             search_aliases=["mixed noise", "progressive noise", "pyoco", "shared noise", "correlated noise"],
             inputs=[
-                seed_input(),
+                noise_seed_input(),
                 io.Combo.Input(
                     "prior",
                     options=list(PRIORS),

@@ -12,7 +12,7 @@ from ..training.memory import gibibytes
 from ..training.one_shot import Settings, Tuned, tune
 from ..training.sampler import Precision
 from .charts import drawn
-from .inputs import TUNING, Weights
+from .inputs import TUNING, Weights, seed_input
 from .node import Node
 from .saved_files import LoadingNode, SavingNode
 from .training import Progress, draw_losses, time_text
@@ -77,13 +77,9 @@ class OneShotTune(Node):
                     tooltip="The dtype of the computation; the tuned weights are always fp32. auto: bf16 on GPUs that "
                     "support it, otherwise fp32. Use fp32 if the loss becomes NaN.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
+                seed_input(
+                    "Seeds the noise, noise levels and initial weights. The same seed gives the same weights.",
                     control_after_generate=False,
-                    tooltip="Seeds the noise, noise levels and initial weights. The same seed gives the same weights.",
                 ),
             ],
             outputs=[

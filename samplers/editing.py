@@ -41,7 +41,7 @@ from .by_clip import ByClip
 from .clip_guidance import Clip, ClipGuidance
 from .controls import SeenControls, alike, with_controls
 from .finite import require_finite_prediction, step_at
-from .latents import input_scale, noise_for, require_falling, require_levels, samples_for
+from .latents import input_scale, noise_for, require_clip_alone, require_falling, require_levels, samples_for
 from .lockstep import Lockstep, NothingToTakeError
 from .pairing import PairSampler
 from .told import Conds, in_told_order, meanwhile, told
@@ -100,8 +100,7 @@ def sample_edit(
     """
     require_falling(sigmas)
     _require_rows(model, asked_by)
-    if latent["samples"].is_nested:
-        raise ValueError("latent_image holds a clip and something else, such as sound; expected a clip alone.")
+    require_clip_alone(latent)
     require_levels(model, sigmas)
     samples = samples_for(model, latent)
     guider = EditGuider(model, prompts, edit, samples.shape, asked_by)

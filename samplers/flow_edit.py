@@ -35,7 +35,7 @@ from torch import Tensor
 
 from ..noise.streams import Indices, generator, plain_noise
 from .editing import Edit, EditGuider, Prompts
-from .latents import require_falling, require_levels, samples_for
+from .latents import require_clip_alone, require_falling, require_levels, samples_for
 from .unfit import explain_unfit_inputs
 
 Draw = Callable[[int, int], Tensor]
@@ -186,8 +186,7 @@ def _levels_left(model: ModelPatcher, sigmas: Tensor, skipped: int) -> Tensor:
 
 
 def _clip(model: ModelPatcher, latent: Mapping[str, Any]) -> Tensor:
-    if latent["samples"].is_nested:
-        raise ValueError("latent_image holds a clip and something else, such as sound; expected a clip alone.")
+    require_clip_alone(latent)
     if not latent["samples"].any():
         raise ValueError(
             "latent_image is empty (all zeros), but FlowEdit changes a picture or clip that is there. Connect VAE "

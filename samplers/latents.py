@@ -19,6 +19,12 @@ def samples_for(model: ModelPatcher, latent: Mapping[str, Any]) -> Tensor:
     return comfy.sample.fix_empty_latent_channels(model, latent["samples"], *map(latent.get, RATIOS))
 
 
+def require_clip_alone(latent: Mapping[str, Any]) -> None:
+    """ValueError for a LATENT of several modalities."""
+    if latent["samples"].is_nested:
+        raise ValueError("latent_image holds a clip and something else, such as sound; expected a clip alone.")
+
+
 def noise_for(noise: Any, latent: Mapping[str, Any]) -> Any:
     """The noise that a NOISE makes for ``latent``. ValueError if its shape differs, or it contains NaN or infinity."""
     made = noise.generate_noise(latent)

@@ -43,7 +43,7 @@ class Lockstep:
         try:
             of_target = target()
             self._target = "has ended"
-        except BaseException:
+        except BaseException:  # a cancel too: the source must end with it
             self._target = "has failed"
             raise
         finally:
@@ -80,7 +80,7 @@ class Lockstep:
             self._wait()
             with torch.inference_mode(inference), torch.set_grad_enabled(grad):
                 self._result = source()
-        except BaseException as error:
+        except BaseException as error:  # raised in the target's thread
             self._error = error
         finally:
             self._answered.release()
