@@ -157,7 +157,7 @@ def _chart(
         axes.set_xlim(-0.5, frames - 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
     handles = [axes.plot([], [], **LINES[name][1], label=LINES[name][0])[0] for name in figures]
-    corner = figure.add_axes((0.705, 0.09, 0.265, 0.25))
+    corner = figure.add_axes((0.705, 0.04, 0.265, 0.30))
     corner.axis("off")
     corner.legend(handles=handles, loc="upper left", frameon=False, fontsize=10, labelcolor=INK)
     told = [f"Drift of the clip in {PER} frames, and its 95% interval", *_drift_lines(looks["clip"])]
