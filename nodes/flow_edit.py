@@ -83,7 +83,7 @@ class FlowEdit(Node):
                     "registry",
                     optional=True,
                     tooltip="Layers in which the target attends as the source does, as in EntropyGuidedEdit. Connect "
-                    "it to keep more of the layout and motion. Both prompts must then have the same number of tokens.",
+                    "it to keep more of the layout and motion.",
                 ),
             ],
             outputs=[io.Latent.Output("latent", tooltip="The edited picture or clip.")],

@@ -124,8 +124,8 @@ def _require_rows(model: ModelPatcher, asked_by: str) -> None:
     network = model.get_model_object("diffusion_model")
     if (family := family_of(network)).one_row:
         raise UnknownModelError(
-            f"{asked_by}: {family.name} takes one clip with one conditioning in a model call, but an edit needs source "
-            "and target in the same call. Use a model of another family."
+            f"{asked_by}: {family.name} takes one clip with one conditioning in a model call, which edits do not "
+            "support. Use a model of another family."
         )
 
 
@@ -187,8 +187,8 @@ class EditGuider(CFGGuider):
         options = {} if model_options is None else model_options
         if "sampler_calc_cond_batch_function" in options or isinstance(options.get("context_handler"), StepBranches):
             raise ValueError(
-                "A guidance node on this model calls it in its own way, but an edit needs source and target in one "
-                "call. Remove that node."
+                "A guidance node on this model calls it in its own way, but an edit must call it for source and "
+                "target itself. Remove that node."
             )
         with AnimateDiff.step(self.inner_model, x.chunk(2)[SOURCE], timestep.chunk(2)[SOURCE], options) as animatediff:
             return self._predicted(x, timestep, options, animatediff)

@@ -113,8 +113,8 @@ class Replacement(Technique):
         if call.site.kind == "cross" or call.q.shape[-2] != call.k.shape[-2] or call.of_frame(call.k).shape != k.shape:
             raise UnpairedBranchError(
                 f"In attention layer {call.site.name} source and target differ in their tokens: {source.k.shape[-2]} "
-                f"and {call.k.shape[-2]}. cross_map needs prompts with the same number of tokens. Otherwise give both "
-                "clips the same areas, step ranges and reference pictures, or leave that layer out."
+                f"and {call.k.shape[-2]}. cross_map needs prompts with the same number of tokens. With another "
+                "choice, give both clips the same areas, step ranges and reference pictures, or leave that layer out."
             )
         if self.taken == "key_value":
             return proceed(call.q, call.with_frame(call.k, k), call.with_frame(call.v, v))
