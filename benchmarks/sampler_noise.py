@@ -3,7 +3,8 @@
     python benchmarks/sampler_noise.py --comfyui DIR [--out FOLDER]
 
 The correlation of neighbouring frames at the demo model's input, at its 1st, 2nd and 4th call: dependency noise of kl
-0.01, 8 frames of 128 × 128 pixels, 20 steps of ``normal``, cfg 1. Samplers that draw noise of their own undo it.
+0.01, 8 frames of 128 × 128 pixels, 20 steps of ``normal``, cfg 1. Samplers that draw noise of their own undo it. The
+last two columns are with Coherent Sampler.
 """
 
 from __future__ import annotations
@@ -63,10 +64,15 @@ def main() -> None:
     enter(arguments)
     demo = Demo()
     with torch.inference_mode():
-        figures = {name: correlations(demo, make()) for name, make in samplers().items()}
+        coherent = partial(pack("nodes.coherent_sampler").CoherentSampler.execute, noise=dependency_noise(0, KL))
+        figures = {
+            name: correlations(demo, make()) + correlations(demo, coherent(make())[0])[1:]
+            for name, make in samplers().items()
+        }
     save(arguments.out, figures)
     rows = [[name, *(f"{x:.3f}" for x in each)] for name, each in figures.items()]
-    print(table(["sampler", *(f"call {call}" for call in CALLS)], rows))
+    columns = [f"call {call}" for call in CALLS]
+    print(table(["sampler", *columns, *(f"{column}, coherent" for column in columns[1:])], rows))
 
 
 if __name__ == "__main__":

@@ -56,13 +56,15 @@ class MomentumOfRun(Node):
         samples = latent["samples"]
         runs = kept_runs(model)
         if len(runs) != 1:
-            found = "none does" if not runs else f"{len(runs)} do"
             raise InputError(
-                f"model: expected one TemporalMomentumAttention on it that keeps its momentum, {found}. Turn keep on "
-                "at one, and connect the model that the guider of the sampler has."
+                f"model: expected exactly one TemporalMomentumAttention with keep turned on, got {len(runs)}. Turn keep "
+                "on in one, and connect the model that the sampler's guider uses."
             )
         if samples.is_nested:
-            raise InputError("latent has several modalities, expected a clip of pictures, whose frames are its batch.")
+            raise InputError(
+                "latent holds video and sound, expected a batch of pictures. Connect the output of a sampler that ran "
+                "an image model."
+            )
         momentum = runs[0].of(samples)
         logging.info("%s: %s", cls.node_name, momentum.said())
         return io.NodeOutput(momentum)

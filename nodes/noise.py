@@ -141,7 +141,7 @@ class DependencyNoise(Node):
         schedule = schedule_of("kl_schedule", kl_schedule, 0.0, MAX_KL)
         if loop and previous is not None:
             raise InputError(
-                "loop is on, but previous is connected: a clip that goes on from an earlier one does not end where it "
+                "loop is on, but previous is connected: a clip that continues an earlier one does not end where it "
                 "began. Turn loop off, or disconnect previous."
             )
         if solver == "line_search" and not schedule and not loop:
@@ -276,8 +276,8 @@ class KeyframeNoise(Node):
     def execute(cls, noise, keyframes: dict, frames: str) -> io.NodeOutput:
         if not isinstance(noise, ChainNoise):
             raise InputError(
-                f"noise is {type(noise).__name__}, whose frames do not depend on their neighbours alone, so key frames "
-                "cannot be put in. Connect Dependency Noise, or Video Noise Prior set to progressive."
+                f"noise is {type(noise).__name__}, expected noise in which a frame depends on its neighbours alone. "
+                "Connect Dependency Noise, or Video Noise Prior set to progressive."
             )
         if noise.keys is not None:
             raise InputError(

@@ -180,15 +180,15 @@ def require_leadable(sampler: Any) -> None:
     else:
         cure = "use euler_ancestral, dpmpp_2m_sde, lcm or another of KSamplerSelect's samplers"
     raise NoNoiseSamplerError(
-        f"sampler ({name_of(sampler)}) draws noise in a way that cannot be led, or it cannot be told whether it draws: "
-        f"its code takes no noise_sampler. For coherent noise within the steps {cure}."
+        f"sampler ({name_of(sampler)}) draws noise in a way that this node cannot replace, or its code does not show "
+        f"whether it draws: expected one that takes a noise_sampler. For coherent noise within the steps {cure}."
     )
 
 
 def tell_of_nothing(sampler: Any) -> None:
     logging.warning(
-        "CoherentSampler: the sampler %s draws no noise within its steps, so it samples as without this node; the "
-        "noise that it starts from stays coherent by itself.",
+        "CoherentSampler: the sampler %s draws no noise within its steps, so this node has no effect on it. The clip "
+        "keeps the coherence of the noise that it starts from.",
         name_of(sampler),
     )
 

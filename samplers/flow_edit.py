@@ -162,7 +162,7 @@ def _require_flow(model: ModelPatcher) -> None:
     if not isinstance(sampling, CONST | COSMOS_RFLOW) or isinstance(sampling, IMG_TO_IMG_FLOW):
         raise ValueError(
             f"model: FlowEdit needs a flow model, such as Flux, SD3.5, Qwen-Image, Wan, LTXV or HunyuanVideo, but "
-            f"this one ({type(model.model.model_config).__name__}) predicts otherwise. Use EntropyGuidedEdit, for a "
+            f"this one ({type(model.model.model_config).__name__}) is not one. Use EntropyGuidedEdit instead, for a "
             "real clip with BilateralDDIMInvert before it."
         )
 

@@ -22,7 +22,7 @@ def samples_for(model: ModelPatcher, latent: Mapping[str, Any]) -> Tensor:
 def require_clip_alone(latent: Mapping[str, Any]) -> None:
     """ValueError for a LATENT of several modalities."""
     if latent["samples"].is_nested:
-        raise ValueError("latent_image holds a clip and something else, such as sound; expected a clip alone.")
+        raise ValueError("latent_image holds a clip and sound, expected a clip alone. Use a model without sound.")
 
 
 def noise_for(noise: Any, latent: Mapping[str, Any]) -> Any:

@@ -139,15 +139,15 @@ class KeptRuns:
         if not runs:
             raise MomentumError(
                 "This model has kept no momentum: none of its runs has ended since it was patched, or the sampler ran "
-                "with another model. Connect the model that the guider of this latent's sampler has. If the sampler's "
+                "with another model. Connect the model that the guider of this latent's sampler uses. If the sampler's "
                 "result came from ComfyUI's cache, change its seed or free the cache, and queue again."
             )
         for output, momentum in reversed(runs):
             if output.shape == latent.shape and _is_alike(output, latent):
                 return momentum
         raise MomentumError(
-            f"latent is the output of none of the {len(runs)} latest runs of this model, so it cannot be told whose "
-            "momentum is wanted. Connect the sampler's output directly, before any node that changes it; if the same "
+            f"latent is the output of none of the {len(runs)} latest runs of this model, so the run that it "
+            "came from is unknown. Connect the sampler's output directly, before any node that changes it; if the same "
             "sampler has run again since, queue again."
         )
 

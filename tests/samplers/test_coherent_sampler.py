@@ -186,8 +186,8 @@ class OtherSampler(Sampler):
     [
         (churning, "its s_churn is 5: set it to 0"),
         (lambda: SamplerLCMUpscale.execute(2.0, 2, "bislerp")[0], r"sample_lcm_upscale\) draws noise in a way"),
-        (lambda: KSAMPLER(drawing_by_itself), r"drawing_by_itself\) draws noise in a way that cannot be led"),
-        (lambda: KSAMPLER(taking_anything), "it cannot be told whether it draws"),
+        (lambda: KSAMPLER(drawing_by_itself), r"drawing_by_itself\) draws noise in a way that this node cannot"),
+        (lambda: KSAMPLER(taking_anything), "its code does not show whether it draws"),
         (OtherSampler, r"sampler \(OtherSampler\) draws"),
     ],
 )
