@@ -1,4 +1,4 @@
-"""CoherentSampler: what a sampler draws within its steps is a clip's noise, too."""
+"""CoherentSampler: a sampler draws the noise of its steps from the clip's noise model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MatchClipColour and MatchLatentColour: a clip held to the colours of other frames."""
+"""MatchClipColour and MatchLatentColour: match a clip's colours to other frames."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class MatchLatentColour(Node):
 
 
 def _parts(latent: dict) -> tuple[list[Tensor], int]:
-    """What the samples consist of, and the place of the pictures: of several modalities, the one with five axes."""
+    """The parts of the samples, and the index of the pictures: the one with five axes if there are several."""
     samples = latent["samples"]
     if not samples.is_nested:
         return [samples], 0

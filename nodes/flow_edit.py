@@ -1,4 +1,4 @@
-"""FlowEdit: edits a clip by a flow model's prompts alone, without an inversion (arXiv 2412.08629)."""
+"""FlowEdit: edits a clip with a flow model and two prompts, without an inversion (arXiv 2412.08629)."""
 
 from __future__ import annotations
 

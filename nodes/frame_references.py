@@ -1,4 +1,4 @@
-"""FrameReferences: a picture editor gets each frame of a video, and edits the video frame by frame."""
+"""FrameReferences: an image editing model gets each frame of a video as its reference, and edits the video."""
 
 from __future__ import annotations
 

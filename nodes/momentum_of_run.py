@@ -1,4 +1,4 @@
-"""MomentumOfRun, SaveMomentum and LoadMomentum: what momentum attention keeps of one run, for the next."""
+"""MomentumOfRun, SaveMomentum and LoadMomentum: pass momentum from one run to the next."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class MomentumOfRun(Node):
         runs = kept_runs(model)
         if len(runs) != 1:
             raise InputError(
-                f"model: expected exactly one TemporalMomentumAttention with keep turned on, got {len(runs)}. Turn keep "
-                "on in one, and connect the model that the sampler's guider uses."
+                f"model: expected exactly one TemporalMomentumAttention with keep turned on, got {len(runs)}. Turn "
+                "keep on in one, and connect the model that the sampler's guider uses."
             )
         if samples.is_nested:
             raise InputError(
