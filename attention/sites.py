@@ -24,6 +24,7 @@ __all__ = [
     "Site",
     "UnknownModelError",
     "family_of",
+    "known_family",
     "layers_of",
     "list_sites",
     "network_of",
@@ -115,12 +116,17 @@ def layers_of(diffusion_model: nn.Module) -> list[nn.Module]:
     return list(family_of(model).layers(model))
 
 
+def known_family(diffusion_model: nn.Module) -> Family | None:
+    """The family of ``diffusion_model``, if the pack knows it."""
+    model = _uncompiled(diffusion_model)
+    return next((family for family in FAMILIES if family.owns(model)), None)
+
+
 def family_of(diffusion_model: nn.Module) -> Family:
     """The family of ``diffusion_model``; UnknownModelError for others."""
+    if (family := known_family(diffusion_model)) is not None:
+        return family
     model = _uncompiled(diffusion_model)
-    for family in FAMILIES:
-        if family.owns(model):
-            return family
     module = type(model).__module__
     if (name := type(model).__name__) in REFUSED:
         title, reason = REFUSED[name]

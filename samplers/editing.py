@@ -30,7 +30,7 @@ from latent_preview import prepare_callback
 from torch import Tensor
 
 from ..attention.registry import SELECTABLE
-from ..attention.sites import UnknownModelError, family_of
+from ..attention.sites import UnknownModelError, known_family
 from ..attention.tap import tap
 from ..noise.streams import frames_axis
 from ..techniques.branches import OfClip, branches_of
@@ -99,7 +99,6 @@ def sample_edit(
         UnknownModelError, NoSuchSiteError: as in :mod:`..attention`.
     """
     require_falling(sigmas)
-    _require_rows(model, asked_by)
     require_clip_alone(latent)
     require_levels(model, sigmas)
     samples = samples_for(model, latent)
@@ -121,8 +120,8 @@ def sample_edit(
 
 
 def _require_rows(model: ModelPatcher, asked_by: str) -> None:
-    network = model.get_model_object("diffusion_model")
-    if (family := family_of(network)).one_row:
+    family = known_family(model.get_model_object("diffusion_model"))
+    if family is not None and family.one_row:
         raise UnknownModelError(
             f"{asked_by}: {family.name} takes one clip with one conditioning in a model call, which edits do not "
             "support. Use a model of another family."
@@ -136,6 +135,7 @@ class EditGuider(CFGGuider):
     """
 
     def __init__(self, model: ModelPatcher, prompts: Prompts, edit: Edit, shape: Sequence[int], asked_by: str) -> None:
+        _require_rows(model, asked_by)
         cross = edit.replace == "cross_map"
         layers = "*" if cross else edit.layers
         self._lockstep = Lockstep()
