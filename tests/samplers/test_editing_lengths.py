@@ -10,10 +10,9 @@ import torch
 from coherence.demo.model import load_model
 from coherence.samplers.lockstep import Lockstep, NothingToTakeError
 from coherence.techniques.replacement import Replacement, UnpairedBranchError
-from coherence.techniques.technique import Stage, Technique
 from comfy.model_management import InterruptProcessingException
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
-from editing_runs import demo_run, halves, stepwise, tiny_run
+from editing_runs import StoredMaps, demo_run, halves, stepwise, tiny_run
 from watching import difference
 
 PICTURES = ["flux", "sd3", "qwen_image", "z_image", "krea2"]
@@ -47,39 +46,11 @@ def run_of(tiny_models, unet):
     return run_of
 
 
-class ScoresInMemory(Technique):
-    """What is documented, in float64: all scores of the source are kept, then handed to the target."""
-
-    stage = Stage.MAPS
-
-    def __init__(self):
-        self.scores, self.keeping = {}, False
-
-    def attend(self, call, proceed):
-        q, k, v = (x.double() for x in call.per_head())
-        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-        if call.mask is not None:
-            mask = call.mask.reshape(len(call.mask), *[1] * (4 - call.mask.ndim), *call.mask.shape[1:])
-            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        end = scores.shape[-1] - call.trailing_tokens
-        if self.keeping:
-            self.scores[call.site.name] = scores, slice(call.leading_tokens or 0, end)
-            return proceed(call.q, call.k, call.v)
-        kept, there = self.scores[call.site.name]
-        here = slice(call.leading_tokens or 0, end)
-        if kept.shape == scores.shape:
-            scores = kept
-        else:
-            scores[..., here, here] = kept[..., there, there]
-        out = torch.softmax(scores, dim=-1) @ v
-        return (out.transpose(1, 2).flatten(2) if call.heads_joined else out).to(call.v)
-
-
 @pytest.mark.parametrize("name", ["eps", *VIDEOS, *PICTURES])
 def test_prompts_of_other_lengths_edit_as_with_all_maps_in_memory(run_of, name):
     run = run_of(name)
     target, source = run.edit()
-    expected, plain = stepwise(run, ScoresInMemory(), "*", 4.0, 4.0)
+    expected, plain = stepwise(run, StoredMaps(), "*", 4.0, 4.0)
     effect = difference(run.edit(layers="")[0], expected)
     assert effect > 1e-3
     assert difference(source, plain) < 1e-3

@@ -19,20 +19,34 @@ from nodes import ConditioningSetArea
 
 
 class StoredMaps(Technique):
-    """As IE-Adapt's Algorithm 1 has it: keep the source's maps in memory, then hand them to the target."""
+    """As IE-Adapt's Algorithm 1 has it, in float64: keep the source's maps in memory, then hand them to the target.
+
+    Kept as scores: where the prompts differ in length, the picture's are handed over and the text's are the target's.
+    """
 
     stage = Stage.MAPS
 
     def __init__(self):
-        self.maps, self.keeping = {}, False
+        self.scores, self.keeping = {}, False
 
     def attend(self, call, proceed):
         q, k, v = (x.double() for x in call.per_head())
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        if call.mask is not None:
+            mask = call.mask.reshape(len(call.mask), *[1] * (4 - call.mask.ndim), *call.mask.shape[1:])
+            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        end = scores.shape[-1] - call.trailing_tokens
         if self.keeping:
-            self.maps[call.site.name] = torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, dim=-1)
+            self.scores[call.site.name] = scores, slice(call.leading_tokens or 0, end)
             return proceed(call.q, call.k, call.v)
-        out = (self.maps[call.site.name] @ v).transpose(1, 2).flatten(2)
-        return out.to(call.v)
+        kept, there = self.scores[call.site.name]
+        here = slice(call.leading_tokens or 0, end)
+        if kept.shape == scores.shape:
+            scores = kept
+        else:
+            scores[..., here, here] = kept[..., there, there]
+        out = torch.softmax(scores, dim=-1) @ v
+        return (out.transpose(1, 2).flatten(2) if call.heads_joined else out).to(call.v)
 
 
 @dataclass(frozen=True)
