@@ -166,26 +166,13 @@ KANDINSKY5: dict[str, Any] = {
 ANIMA = {"image_model": "anima", **_COSMOS}
 COSMOS = {"image_model": "cosmos_predict2", **_COSMOS}
 
-
-FLUX2_KLEIN: dict[str, Any] = {
-    "in_channels": 128,
-    "out_channels": 128,
-    "vec_in_dim": None,
+_FLUX2_KLEIN: dict[str, Any] = {
+    **FLUX2,
     "context_in_dim": 768,
     "hidden_size": 128,
-    "mlp_ratio": 3.0,
     "num_heads": 1,
-    "depth": 2,
-    "depth_single_blocks": 2,
     "axes_dim": [32, 32, 32, 32],
-    "theta": 2000,
-    "patch_size": 1,
-    "qkv_bias": False,
     "guidance_embed": False,
-    "txt_ids_dims": [3],
-    "global_modulation": True,
-    "mlp_silu_act": True,
-    "ops_bias": False,
 }
 _FLUX2_VAE: dict[str, Any] = {
     "double_z": True,
@@ -209,7 +196,7 @@ def write_flux2(path: Path) -> None:
     from safetensors.torch import save_file
 
     operations = comfy.ops.disable_weight_init
-    shapes = named_shapes(lambda: Flux(dtype=torch.float32, operations=operations, **FLUX2_KLEIN))
+    shapes = named_shapes(lambda: Flux(dtype=torch.float32, operations=operations, **_FLUX2_KLEIN))
     save_file(draw(shapes, {r".*(query|key)_norm\.weight": 2.0}, seed=20), path)
 
 
