@@ -27,13 +27,13 @@ from coherence.nodes.map_preview import AttentionMapPreview
 from coherence.nodes.momentum import TemporalMomentumAttention
 from coherence.nodes.perturbation import PerturbAttention
 from coherence.techniques.momentum import TemporalMomentum
-from coherence.techniques.technique import Stage
 from comfy.ldm.wan.model import WanModel
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import sampler_object
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 from guidance_runs import ONE_STEP, Calls, agree, guided, one_by_one
 from measured import figures_of
+from picture_runs import SAME, WatchAfter, momentum
 from register_runs import start_of
 from tiny_models import RELATIVES, sample
 from watching import ALL_KINDS, Watch, difference
@@ -60,15 +60,7 @@ LAYERS = {
     "HunyuanImage": "single.0",
     "MiniMax H3": "blocks.1",
 }
-SAME = 2e-4
-"""Of the largest value: one frame's arithmetic differs with the batch it is in."""
 PICTURES = [name for name in LAYERS if RELATIVES[name].frames_axis == 0]
-
-
-class WatchAfter(Watch):
-    """Sees what other techniques made of keys and values."""
-
-    stage = Stage.LOOK
 
 
 @pytest.fixture(scope="module", params=LAYERS)
@@ -134,8 +126,7 @@ def late(model):
 def draw(picture, noise, mu=None, frames_per_batch=0):
     model = picture.model
     if mu is not None:
-        technique = TemporalMomentum(mu, "", frames_per_batch)
-        model = tap(model, technique, layers="*", kinds=["spatial", "joint"], by_row=True, asked_by="test")[0]
+        model = momentum(model, mu, frames_per_batch)
     return sample(model, picture.family, noise=noise, empty=torch.zeros_like(noise), cfg=3.0, **late(model))
 
 
@@ -175,16 +166,15 @@ def test_momentum_leaves_the_keys_of_the_text_as_they_are(picture):
     assert beside >= (7 if site.kind == "joint" else 0)
 
 
-def test_frames_that_do_not_lie_together_are_refused(picture):
+def test_frames_that_do_not_lie_together_are_refused(tiny_models):
     """HiDream E1 lays the picture to edit beside the frame."""
-    network = picture.model.get_model_object("diffusion_model")
-    if not family_of(network).unfit:
-        return
-    positive, negative = picture.family.conditioning()
-    given = [[text, {**extras, "concat_latent_image": picture.noise[:1]}] for text, extras in positive]
-    tied = tap(picture.model, TemporalMomentum(0.8, ""), layers="*", kinds=["joint"], asked_by="Node")[0]
+    model, family = tiny_models.load("HiDream"), RELATIVES["HiDream"]
+    positive, negative = family.conditioning()
+    picture = torch.zeros(1, *family.latent_shape[1:])
+    given = [[text, {**extras, "concat_latent_image": picture}] for text, extras in positive]
+    tied = tap(model, TemporalMomentum(0.8, ""), layers="*", kinds=["joint"], asked_by="Node")[0]
     with pytest.raises(UnknownModelError, match=r"Node cannot tell where the frames lie.*beside the frame"):
-        sample(tied, picture.family, steps=1, conditioning=(given, negative))
+        sample(tied, family, steps=1, conditioning=(given, negative))
 
 
 def test_an_edit_of_a_model_that_takes_one_row_a_call_says_why_it_cannot(tiny_models):

@@ -6,19 +6,17 @@ import pytest
 import torch
 from coherence.attention.references import ReferencesError
 from coherence.attention.sites import sites_of
-from coherence.attention.tap import tap
 from coherence.nodes.frame_references import FrameReferences
-from coherence.techniques.momentum import TemporalMomentum
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_edit_model import ReferenceLatent
 from comfy_extras.nodes_flux import FluxKontextMultiReferenceLatentMethod as Method
 from editing_runs import Run
 from guidance_runs import Calls, agree, guided, one_by_one
+from picture_runs import SAME
+from picture_runs import momentum as with_momentum
 from tiny_models import FAMILIES, RELATIVES, sample
 from watching import difference
 
-SAME = 2e-4
-"""Of the largest value: one frame's arithmetic differs with the batch it is in."""
 EDITORS = {
     "flux": ("flux", ""),
     "qwen_image": ("qwen_image", ""),
@@ -62,8 +60,7 @@ class Editor:
         return sample(model or self.model, self.family, empty=torch.zeros_like(noise), noise=noise, **how)
 
     def with_momentum(self, frames_per_batch=0):
-        technique = TemporalMomentum(0.8, "", frames_per_batch)
-        return tap(self.model, technique, layers="*", kinds=["spatial", "joint"], by_row=True, asked_by="test")[0]
+        return with_momentum(self.model, frames_per_batch=frames_per_batch)
 
     def with_another(self, frame):
         changed = self.references.clone()

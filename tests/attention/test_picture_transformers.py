@@ -9,29 +9,13 @@ from coherence.attention.tap import tap
 from coherence.techniques.cross_frame import CrossFrame
 from coherence.techniques.fine_coarse import FineCoarse
 from coherence.techniques.momentum import TemporalMomentum
-from coherence.techniques.technique import Stage
+from picture_runs import SAME, WatchAfter, momentum, patched
 from tiny_models import FAMILIES, sample
-from watching import Watch, difference
+from watching import difference
 
 PICTURES = [name for name, family in FAMILIES.items() if family.unet_config and name != "anima"]
 """Anima attends as a UNet does: to the picture, then to the text."""
 MU = 0.8
-SAME = 2e-4
-"""Of the largest value: one frame's arithmetic differs with the batch it is in."""
-
-
-class WatchAfter(Watch):
-    """Sees what other techniques made of keys and values."""
-
-    stage = Stage.LOOK
-
-
-def patched(model, technique):
-    return tap(model, technique, layers="*", kinds=["spatial", "joint"], by_row=True, asked_by="test")[0]
-
-
-def momentum(model, mu=MU, frames_per_batch=0):
-    return patched(model, TemporalMomentum(mu, "", frames_per_batch))
 
 
 @pytest.fixture(scope="module", params=PICTURES)
