@@ -5,12 +5,13 @@ import torch
 from coherence.demo.model import load_model
 from coherence.nodes.momentum import TemporalMomentumAttention
 from coherence.nodes.momentum_of_run import MomentumOfRun
-from coherence.nodes.noise import DependencyNoise, NoiseFrames
+from coherence.nodes.noise import NoiseFrames
 from coherence.techniques.kept import MomentumError
 from comfy.patcher_extension import WrappersMP
 from comfy.samplers import CFGGuider, sampler_object
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
+from noise_clips import dependency_node
 from tiny_models import FAMILIES
 from watching import DEMO, difference
 
@@ -26,10 +27,7 @@ def patched(model, previous=None, keep=True, **settings):
 
 
 def noise_of(previous=None, seed=3):
-    return DependencyNoise.execute(
-        noise_seed=seed, kl=0.1, kl_schedule="", divergence="generalised", solver="bisection", random_candidates=1,
-        line_iterations=15, previous=previous,
-    )[0]  # fmt: skip
+    return dependency_node(0.1, seed=seed, previous=previous)
 
 
 def latent_of(family, frames):

@@ -13,6 +13,7 @@ from coherence.nodes.noise_chart import NoiseCorrelation
 from coherence.noise.divergence import DIVERGENCES
 from coherence.noise.measure import neighbour_kl
 from coherence.samplers.noises import ClipNoise
+from noise_clips import dependency_node
 from tiny_models import FAMILIES, TinyModels
 
 FACES = {
@@ -27,15 +28,8 @@ FACES = {
 }
 
 
-def dependency_noise(seed: int = 3, kl: float = 0.01, kl_schedule: str = "", **options):
-    options = {
-        "divergence": "generalised",
-        "solver": "bisection",
-        "random_candidates": 1,
-        "line_iterations": 15,
-        **options,
-    }
-    return DependencyNoise.execute(seed, kl, kl_schedule, **options)[0]
+def dependency_noise(kl: float = 0.01, kl_schedule: str = "", **inputs):
+    return dependency_node(kl, kl_schedule, **inputs)
 
 
 def latent(*shape: int, **entries) -> dict:

@@ -6,21 +6,17 @@ from math import e, prod, sqrt
 
 import pytest
 import torch
-from coherence.nodes.noise import DependencyNoise, KeyframeNoise, NoiseFrames, VideoNoisePrior
+from coherence.nodes.noise import KeyframeNoise, NoiseFrames, VideoNoisePrior
 from coherence.noise.measure import neighbour_kl
 from coherence.noise.streams import generator, plain_noise
 from comfy.nested_tensor import NestedTensor
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
+from noise_clips import dependency_node as dependency
 from torch import Tensor
 
 from nodes import LatentFromBatch
 
 SIZE = (9, 7)
-
-
-def dependency(kl: float = 0.1, schedule: str = "", *, solver: str = "bisection", seed: int = 3, **inputs):
-    divergence, candidates = inputs.pop("divergence", "generalised"), inputs.pop("candidates", 1)
-    return DependencyNoise.execute(seed, kl, schedule, divergence, solver, candidates, 15, **inputs)[0]
 
 
 def progressive(alpha: float = 0.5):
@@ -68,7 +64,7 @@ def test_256_frames_of_8_by_8_stay_standard_normal(kl: float) -> None:
 
 
 def test_the_papers_search_does_not_stay_standard_normal() -> None:
-    searched = dependency(orthogonal=False, candidates=10).generate_noise(pictures(65, (8, 8), batch_index=None))
+    searched = dependency(orthogonal=False, random_candidates=10).generate_noise(pictures(65, (8, 8), batch_index=None))
     last = searched[-1].flatten()
     assert last.abs().max() / last.std() > 4.5
 
@@ -83,7 +79,7 @@ def test_the_pointwise_closed_form_is_exact(kl: float, size: tuple[int, int]) ->
 @pytest.mark.parametrize("solver", ["bisection", "line_search", "closed_form"])
 def test_correlations_over_many_frames_are_those_of_the_schedule(solver: str) -> None:
     kl = [0.1, 0.02, 0.3, 0.06, 0.0, 0.15]
-    made = dependency(schedule=str(kl), solver=solver).generate_noise(pictures(6, (128, 128)))
+    made = dependency(kl_schedule=str(kl), solver=solver).generate_noise(pictures(6, (128, 128)))
     found, rho = torch.corrcoef(made.flatten(1)), correlations(kl)
     expected = torch.tensor([[prod(rho[min(i, j) + 1 : max(i, j) + 1]) for j in range(6)] for i in range(6)])
     assert (found - expected).abs().max() <= 3 / (4 * 128**2) ** 0.5 + (0.02 if solver == "line_search" else 0)
@@ -108,7 +104,9 @@ def test_the_last_frame_of_a_loop_is_a_neighbour_of_the_first(kl: float, latent:
 
 def test_a_loop_follows_a_schedule_whose_first_value_closes_it() -> None:
     kl = [0.05, 0.1, 0.2, 0.1, 0.05, 0.1]
-    found = torch.corrcoef(dependency(schedule=str(kl), loop=True).generate_noise(pictures(6, (128, 128))).flatten(1))
+    found = torch.corrcoef(
+        dependency(kl_schedule=str(kl), loop=True).generate_noise(pictures(6, (128, 128))).flatten(1)
+    )
     neighbours = torch.stack([found[i - 1, i] for i in range(6)])
     assert (neighbours - torch.tensor(correlations(kl))).abs().max() <= 0.005
 
@@ -137,7 +135,7 @@ def test_what_a_loop_cannot_do_is_refused() -> None:
     with pytest.raises(ValueError, match=r"loop is on, but previous is connected.*Turn loop off"):
         dependency(loop=True, previous=NoiseFrames.execute(dependency(), pictures(4))[0])
     with pytest.raises(ValueError, match="Spread the change over more frames"):
-        dependency(schedule="0:0.01, 3:0.01, 4:1.2, 5:0.01", loop=True).generate_noise(pictures(8))
+        dependency(kl_schedule="0:0.01, 3:0.01, 4:1.2, 5:0.01", loop=True).generate_noise(pictures(8))
 
 
 # Key frames --------------------------------------------------------------------------------------------------------
@@ -157,7 +155,7 @@ def test_key_frames_are_kept_bitwise(noise) -> None:
 
 
 def test_from_its_own_first_frame_the_noise_is_what_it_was() -> None:
-    for noise in (dependency(), dependency(schedule="0:0.3, 5:0.01", solver="closed_form"), progressive()):
+    for noise in (dependency(), dependency(kl_schedule="0:0.3, 5:0.01", solver="closed_form"), progressive()):
         plain = noise.generate_noise(pictures(8))
         assert torch.equal(through(noise, "0", plain[:1]).generate_noise(pictures(8)), plain)
 
@@ -174,7 +172,7 @@ def test_a_far_key_frame_leaves_the_chain_free() -> None:
 def test_frames_between_key_frames_have_the_conditional_covariance(known: list[int]) -> None:
     kl = [0.1, 0.1, 0.6, 0.05, 0.3, 0.2, 0.4]
     rho, size = correlations(kl), (100, 100)
-    noise = dependency(schedule=str(kl), solver="closed_form", orthogonal=False)
+    noise = dependency(kl_schedule=str(kl), solver="closed_form", orthogonal=False)
     given = keys(*known, size=size)
     made = through(noise, ", ".join(map(str, known)), given).generate_noise(pictures(7, size))
     joint = torch.tensor(
@@ -217,7 +215,7 @@ def test_a_continued_clip_passes_through_key_frames_by_their_number_in_the_whole
 def test_a_schedule_counts_from_the_clips_start_around_key_frames() -> None:
     """Frames 3 to 5 stand still, whichever frame is given."""
     for frames in ("0", "7", "1, 6"):
-        made = through(dependency(schedule="3:0.2, 4:0, 5:0, 6:0.2"), frames).generate_noise(pictures(8))
+        made = through(dependency(kl_schedule="3:0.2, 4:0, 5:0, 6:0.2"), frames).generate_noise(pictures(8))
         assert torch.allclose(made[4], made[3], atol=1e-6)
         assert torch.allclose(made[5], made[3], atol=1e-6)
         assert not torch.allclose(made[6], made[5], atol=0.1)

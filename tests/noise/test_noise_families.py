@@ -7,11 +7,12 @@ from itertools import product
 import comfy.samplers
 import pytest
 import torch
-from coherence.nodes.noise import DependencyNoise, VideoNoisePrior
+from coherence.nodes.noise import VideoNoisePrior
 from coherence.nodes.noise_chart import NoiseCorrelation
 from coherence.noise.measure import correlation
 from comfy.nested_tensor import NestedTensor
 from comfy_extras.nodes_custom_sampler import BasicGuider, Noise_RandomNoise, SamplerCustomAdvanced
+from noise_clips import dependency_node
 from tiny_models import FAMILIES, RELATIVES
 from tiny_models.pictures import COSMOS, build
 
@@ -19,17 +20,12 @@ VIDEO = ["cogvideox", "wan21", "wan22", "ltxv", "hunyuan_video"]
 FRAMES = 4
 
 
-def dependency(kl):
-    settings = {"divergence": "generalised", "solver": "bisection", "random_candidates": 1, "line_iterations": 15}
-    return DependencyNoise.execute(3, kl, "", **settings)[0]
-
-
 def prior(name, alpha):
     return VideoNoisePrior.execute(3, name, alpha)[0]
 
 
 ASKED = {
-    "dependency": (dependency(0.1), lambda distance: (1 - 0.1 / math.sqrt(math.e)) ** distance),
+    "dependency": (dependency_node(0.1), lambda distance: (1 - 0.1 / math.sqrt(math.e)) ** distance),
     "mixed": (prior("mixed", 0.6), lambda distance: 0.6 ** (distance > 0)),
     "progressive": (prior("progressive", 0.6), lambda distance: 0.6 ** (distance / 2)),
 }

@@ -8,7 +8,7 @@ import torch
 from coherence.demo.model import load_model
 from coherence.nodes.coherent_sampler import CoherentSampler
 from coherence.nodes.momentum import TemporalMomentumAttention
-from coherence.nodes.noise import DependencyNoise, NoiseFrames, VideoNoisePrior
+from coherence.nodes.noise import NoiseFrames, VideoNoisePrior
 from coherence.noise.brownian import BrownianPath
 from coherence.noise.measure import correlation
 from coherence.samplers.coherent import NoNoiseSamplerError, draws_of
@@ -18,6 +18,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy.samplers import KSAMPLER, SAMPLER_NAMES, CFGGuider, Sampler, sampler_object
 from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
 from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise, Noise_RandomNoise, SamplerCustomAdvanced
+from noise_clips import dependency_node
 from tiny_models import FAMILIES
 from watching import DEMO, difference
 
@@ -32,11 +33,8 @@ DETERMINISTIC = {
 }  # fmt: skip
 
 
-def noise_of(previous=None, seed=3, kl=0.01):
-    return DependencyNoise.execute(
-        noise_seed=seed, kl=kl, kl_schedule="", divergence="generalised", solver="bisection", random_candidates=1,
-        line_iterations=15, previous=previous,
-    )[0]  # fmt: skip
+def noise_of(previous=None, seed=3):
+    return dependency_node(0.01, seed=seed, previous=previous)
 
 
 def coherent(name, noise):
@@ -154,7 +152,7 @@ def test_draws_are_standard_normal_and_of_overlapping_intervals_what_they_share(
     for other in (first, step, following):
         assert abs(alike(again, other)) < 0.01
     assert abs(alike(step, following)) < 0.01
-    assert torch.equal(path.between(1.0, 1.0), path.between(1.0, 1.0)) is False
+    assert not torch.equal(path.between(1.0, 1.0), path.between(1.0, 1.0))
 
 
 def churning():

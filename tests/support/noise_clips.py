@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from coherence.nodes.noise import DependencyNoise
 from coherence.noise.dependency import dependency_noise
 from coherence.noise.priors import iid, mixed, progressive
 from coherence.noise.streams import NoiseModel, clip_noise, generator
@@ -18,6 +19,12 @@ def dependency(kl: float | Callable[[int], float] = 0.01, **options) -> NoiseMod
         return dependency_noise(first, draw, schedule, **options)
 
     return model
+
+
+def dependency_node(kl: float = 0.1, kl_schedule: str = "", *, seed: int = 3, **inputs):
+    """What the node DependencyNoise gives."""
+    settings = {"divergence": "generalised", "solver": "bisection", "random_candidates": 1, "line_iterations": 15}
+    return DependencyNoise.execute(seed, kl, kl_schedule, **settings | inputs)[0]
 
 
 MODELS = {
