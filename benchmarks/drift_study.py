@@ -6,9 +6,9 @@ The demo model draws clips in a row: each run of 4 frames begins with the last f
 of the steps, as clips are chained with models that begin with a picture. The ways:
 
 plain: every run has noise of its own. carried noise: that of one long clip (Dependency Noise, `previous`). momentum:
-with Temporal Momentum Attention, too, whose state goes from run to run where the pack can hand it on. matched: carried
-noise, and every run is held to the first one's colours (Match Clip Colour) before its last frame begins the next one.
-matched latents: the same by Match Latent Colour, without decoding.
+with Temporal Momentum Attention, too, whose state goes from run to run. matched: carried noise, and every run is held
+to the first one's colours (Match Clip Colour) before its last frame begins the next one. matched latents: the same by
+Match Latent Colour, without decoding.
 
 Measured: the drift per 100 frames of lightness, contrast, saturation and sharpness, as Temporal Consistency tells it;
 the jump at a seam, in steps between other frames; and the share of the prompt that the last run obeys. Beside that, of
@@ -26,9 +26,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from claims import Claim, estimate, shown
-from figures import PACK, legend, line, means, panels, publish, sheet, style, table
-from harness import SAYS, Demo, Json, Records, command_line, empty, enter, obeys, open_prompt, pack, strip
+from claims import estimate, shown
+from figures import legend, line, means, panels, publish, sheet, style, table
+from harness import (
+    SAYS,
+    Demo,
+    Json,
+    Records,
+    command_line,
+    dependency_noise,
+    empty,
+    enter,
+    obeys,
+    open_prompt,
+    pack,
+    strip,
+)
 from torch import Tensor
 
 NAME = "drift_study"
@@ -62,7 +75,7 @@ class Bench(Demo):
             noise = self.noise(number, run, way, noise)
             model = self.patched(way, momentum)
             latents = self.draw(model, noise.generate_noise(empty(FRAMES)), positive, start, number)
-            if way == "momentum" and run and hands_momentum_on():  # the first run has other noise levels
+            if way == "momentum" and run:  # the first run has other noise levels
                 of_run = pack("nodes.momentum_of_run").MomentumOfRun
                 momentum = of_run.execute(model, {"samples": latents}).args[0]
             first = latents if first is None else first
@@ -77,27 +90,22 @@ class Bench(Demo):
         return torch.cat(clip)
 
     def noise(self, seed: int, run: int, way: str, before: Any) -> Any:
-        node, how = pack("nodes.noise"), (SETTINGS["kl"], "", "generalised", "bisection", 1, 15)
         if way == "plain" or before is None:
-            return node.DependencyNoise.execute(seed + 1000 * run, *how).args[0]
-        previous = node.NoiseFrames.execute(before, empty(FRAMES)).args[0]
-        return node.DependencyNoise.execute(seed, *how, previous=previous).args[0]
+            return dependency_noise(seed + 1000 * run, SETTINGS["kl"])
+        previous = pack("nodes.noise").NoiseFrames.execute(before, empty(FRAMES)).args[0]
+        return dependency_noise(seed, SETTINGS["kl"], previous=previous)
 
     def patched(self, way: str, momentum: Any) -> Any:
         if way != "momentum":
             return self.model
-        handed = {"previous": momentum, "keep": True} if hands_momentum_on() else {}
-        return pack("nodes.momentum").TemporalMomentumAttention.execute(self.model, SETTINGS["mu"], **handed).args[0]
+        node = pack("nodes.momentum").TemporalMomentumAttention
+        return node.execute(self.model, SETTINGS["mu"], previous=momentum, keep=True).args[0]
 
     def draw(self, model: Any, noise: Tensor, positive: list, start: Tensor | None, seed: int) -> Tensor:
-        import comfy.sample
-
-        latents = torch.zeros_like(noise) if start is None else start.expand_as(noise).clone()
-        how = (SETTINGS["steps"], SETTINGS["cfg"], SETTINGS["sampler"], SETTINGS["scheduler"])
-        share = 1.0 if start is None else SETTINGS["denoise"]
-        return comfy.sample.sample(
-            model, noise, *how, positive, self.encode(""), latents, denoise=share, disable_pbar=True, seed=seed
-        )
+        how = {name: SETTINGS[name] for name in ("steps", "cfg", "sampler", "scheduler")}
+        if start is not None:
+            how |= {"latents": start.expand_as(noise).clone(), "denoise": SETTINGS["denoise"]}
+        return self.sample(model, noise, positive, **how, seed=seed)
 
     def record(self, number: int, way: str, runs: int, folder: Path) -> Json:
         frames = strip(path_of(folder, way, number), partial(self.runs, number, way, runs))
@@ -107,11 +115,6 @@ class Bench(Demo):
         jumps = [each["step"]["ratio"] for each in seams.values()]
         obeyed = obeys(frames[-FRAMES:], scene_of(number), OPEN).mean().item()
         return {"scene": number, "way": way, **told, "seam": sum(jumps) / len(jumps), "obeys": obeyed}
-
-
-def hands_momentum_on() -> bool:
-    """Whether this pack's momentum attention has a state that outlives a run."""
-    return (PACK / "nodes" / "momentum_of_run.py").exists()
 
 
 def scene_of(number: int) -> Any:
@@ -176,20 +179,6 @@ def values_of(records: list[Json], way: str, name: str) -> Tensor:
     return signed if name.startswith("signed ") else signed.abs()
 
 
-def claims(records: list[Json]) -> list[Claim]:
-    """That matching removes drift, scene by scene."""
-    found = []
-    for way in WAYS[1:]:
-        for name in LOOKS:
-            pairs = (values_of(paired(records, way), each, name) for each in (way, "plain"))
-            less = next(pairs) - next(pairs)
-            figure = f"drift of {name} per 100 frames, {way} less plain"
-            found.append(
-                Claim.of("", f"{way}: less drift of {name}", figure, less, "+" + UNITS[name], -1, is_papers=False)
-            )
-    return found
-
-
 def paired(records: list[Json], way: str) -> list[Json]:
     """Those of scenes that both ways have drawn."""
     both = [{each["scene"] for each in records if each["way"] == name} for name in (way, "plain")]
@@ -203,11 +192,10 @@ def tables(records: list[Json], of_known: dict[str, Json], runs: int) -> str:
     more = {"seam": ("jump at a seam, in other steps", ".2f"), "obeys": ("last run obeys the prompt", ".1%")}
     values = partial(values_of, records)
     ways = [way for way in WAYS if any(each["way"] == way for each in records)]
-    handed = "handed from run to run" if hands_momentum_on() else "which begins anew in every run"
     less = table(
         ["less plain, clip by clip", *LOOKS],
         [
-            [way, *(shown(estimate(next_less(records, way, name)), "+" + UNITS[name]) for name in LOOKS)]
+            [way, *(shown(estimate(less_plain(records, way, name)), "+" + UNITS[name]) for name in LOOKS)]
             for way in ways
             if way != "plain"
         ],
@@ -217,8 +205,8 @@ def tables(records: list[Json], of_known: dict[str, Json], runs: int) -> str:
     rendered = means(of_known, left, lambda method, name: torch.tensor(of_known[method][name]), "method")
     return "\n\n".join(
         [
-            f"**Drift per 100 frames, whatever its direction** ({clips} clips of {runs} runs of {FRAMES} frames; "
-            f"momentum {handed})\n\n{means(ways, measures | more, values, 'way')}",
+            f"**Drift per 100 frames, whatever its direction** ({clips} clips of {runs} runs of {FRAMES} frames)"
+            f"\n\n{means(ways, measures | more, values, 'way')}",
             f"**Its direction**\n\n{means(ways, signed, values, 'way')}",
             f"**Beside plain**\n\n{less}",
             f"**Share of a known drift that Match Clip Colour leaves** ({len(KNOWN)} rendered clips)\n\n{rendered}",
@@ -226,7 +214,8 @@ def tables(records: list[Json], of_known: dict[str, Json], runs: int) -> str:
     )
 
 
-def next_less(records: list[Json], way: str, name: str) -> Tensor:
+def less_plain(records: list[Json], way: str, name: str) -> Tensor:
+    """Scene by scene."""
     both = paired(records, way)
     return values_of(both, way, name) - values_of(both, "plain", name)
 
@@ -261,7 +250,7 @@ def main() -> None:
             for number in range(arguments.scenes)
             for way in WAYS
         )
-        kept = Records(folder, SETTINGS | {"runs": runs, "momentum handed on": hands_momentum_on()})
+        kept = Records(folder, SETTINGS | {"runs": runs, "momentum handed on": True})
         done = list(kept.take(wanted, arguments.minutes))
         of_known = known()
     shown_scenes = [number for number in range(arguments.scenes) if path_of(folder, WAYS[-1], number).exists()][:2]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from figures import PICTURES, legend, panels, slim, style, table
 from harness import Json, command_line, enter, guided, pack, save
-from momentum_flux import POOLED, TEXT, flux
+from momentum_flux import SIGMAS, flux, random_prompt, with_momentum
 
 CHANGED = 2
 
@@ -19,22 +19,22 @@ CHANGED = 2
 def measure(frames: int, size: int) -> Json:
     generator = torch.Generator().manual_seed(1)
     noise, references, other = (torch.randn(frames, 16, size // 8, size // 8, generator=generator) for _ in range(3))
-    prompt = [[torch.randn(1, 64, TEXT, generator=generator), {"pooled_output": torch.zeros(1, POOLED)}]]
+    prompt = random_prompt(generator)
     changed = references.clone()
     changed[CHANGED] = other[CHANGED]
     node, model = pack("nodes.frame_references").FrameReferences, flux(256, sharpness=3.0)
     prompts = [node.execute(prompt, latents={"samples": each})[0] for each in (references, changed)]
-    how = {"layers": "*", "kinds": ["spatial", "joint"], "by_row": True, "asked_by": "benchmark"}
-    momentum, _ = pack("attention.tap").tap(model, pack("techniques.momentum").TemporalMomentum(0.9), **how)
     found: Json = {}
-    for name, each in (("without momentum", model), ("with momentum, mu 0.9", momentum)):
-        before, after = (guided(each, noise, 0 * noise, torch.tensor([1.0, 0.5, 0.0]), p) for p in prompts)
+    for name, each in (("without momentum", model), ("with momentum, mu 0.9", with_momentum(model, 0.9))):
+        before, after = (guided(each, noise, 0 * noise, SIGMAS, p) for p in prompts)
         found[name] = ((after - before).abs().flatten(1).amax(1) / before.abs().max()).tolist()
     return found
 
 
 def draw(found: Json) -> None:
-    title, subtitle = "Who sees the reference of frame 2", "A small random Flux, 8 frames, each with a reference"
+    frames = len(next(iter(found.values())))
+    title = f"Who sees the reference of frame {CHANGED}"
+    subtitle = f"A small random Flux, {frames} frames, each with a reference"
     figure, panel = panels(title, subtitle, 1, 1, (720, 300))
     axes = panel[0, 0]
     for place, (name, values) in enumerate(found.items()):

@@ -121,13 +121,15 @@ class Demo:
         sampler: str = "dpmpp_2m",
         scheduler: str = "karras",
         seed: int = 0,
+        latents: Tensor | None = None,
+        denoise: float = 1.0,
     ) -> Tensor:
-        """Latents, as ComfyUI's KSampler makes them."""
+        """Latents, as ComfyUI's KSampler makes them, of ``latents`` if given."""
         import comfy.sample
 
-        empty, negative = torch.zeros_like(noise), self.encode("")
-        how = (steps, cfg, sampler, scheduler, positive, negative, empty)
-        return comfy.sample.sample(model, noise, *how, disable_pbar=True, seed=seed)
+        start, negative = torch.zeros_like(noise) if latents is None else latents, self.encode("")
+        how = (steps, cfg, sampler, scheduler, positive, negative, start)
+        return comfy.sample.sample(model, noise, *how, denoise=denoise, disable_pbar=True, seed=seed)
 
     def invert(self, model: Any, latents: Tensor, prompt: str, sigmas: Tensor, **how: Any) -> Tensor:
         """The noise that the pack's inversion finds, ``how`` being its settings."""
@@ -150,24 +152,33 @@ class Demo:
 
 
 def guided(
-    model: Any, noise: Tensor, latents: Tensor, sigmas: Tensor, positive: list, negative: Any = None, cfg: float = 1.0
+    model: Any,
+    noise: Tensor,
+    latents: Tensor,
+    sigmas: Tensor,
+    positive: list,
+    negative: Any = None,
+    cfg: float = 1.0,
+    sampler: Any = None,
 ) -> Tensor:
-    """Latents by ComfyUI's CFGGuider and Euler's steps."""
+    """Latents by ComfyUI's CFGGuider and, unless another ``sampler`` is given, Euler's steps."""
     from comfy.samplers import CFGGuider, sampler_object
 
     guider = CFGGuider(model)
     guider.inner_set_conds({"positive": positive} | ({"negative": negative} if negative else {}))
     guider.set_cfg(cfg)
-    return guider.sample(noise, latents, sampler_object("euler"), sigmas, disable_pbar=True, seed=0)
+    sampler = sampler or sampler_object("euler")
+    return guider.sample(noise, latents, sampler, sigmas, disable_pbar=True, seed=0)
 
 
 def empty(frames: int, side: int = SIDE) -> dict[str, Tensor]:
     return {"samples": torch.zeros(frames, 4, side // 8, side // 8)}
 
 
-def dependency_noise(seed: int, kl: float, candidates: int = 0) -> Any:
-    """As the node makes it unless told otherwise, or by the paper's search among ``candidates``."""
-    settings = ("", "generalised", "bisection", candidates or 1, 15)
+def dependency_noise(seed: int, kl: float, candidates: int = 0, previous: dict | None = None) -> Any:
+    """As the node makes it unless told otherwise, or by the paper's search among ``candidates``; ``previous``: the
+    noise of the frames before."""
+    settings = ("", "generalised", "bisection", candidates or 1, 15, previous)
     return pack("nodes.noise").DependencyNoise.execute(seed, kl, *settings, orthogonal=not candidates).args[0]
 
 

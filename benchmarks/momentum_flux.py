@@ -14,11 +14,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from claims import Cost
-from harness import Json, command_line, enter, guided, pack, save, take_turns
+from harness import command_line, enter, guided, pack, save, take_turns
 
 TEXT, POOLED = 128, 64
 """Channels of the prompt, and of its pooled form."""
+SIGMAS = torch.tensor([1.0, 0.5, 0.0])
 
 
 def flux(width: int, sharpness: float = 1.0) -> Any:
@@ -57,18 +57,20 @@ def flux(width: int, sharpness: float = 1.0) -> Any:
     return ModelPatcher(model, load_device=cpu, offload_device=cpu)
 
 
+def with_momentum(model: Any, mu: float) -> Any:
+    how = {"layers": "*", "kinds": ["spatial", "joint"], "by_row": True, "asked_by": "benchmark"}
+    return pack("attention.tap").tap(model, pack("techniques.momentum").TemporalMomentum(mu), **how)[0]
+
+
+def random_prompt(generator: torch.Generator) -> list:
+    return [[torch.randn(1, 64, TEXT, generator=generator), {"pooled_output": torch.zeros(1, POOLED)}]]
+
+
 def sampling(model: Any, frames: int, size: int) -> Callable[[], Any]:
     generator = torch.Generator().manual_seed(1)
-    positive, negative = (
-        [[torch.randn(1, 64, TEXT, generator=generator), {"pooled_output": torch.zeros(1, POOLED)}]] for _ in range(2)
-    )
-    noise, sigmas = torch.randn(frames, 16, size // 8, size // 8, generator=generator), torch.tensor([1.0, 0.5, 0.0])
-    return lambda: guided(model, noise, torch.zeros_like(noise), sigmas, positive, negative, 4.0)
-
-
-def costs(results: Json) -> list[Cost]:
-    what = f"Time of momentum attention on a small Flux of {results['width']} channels, {results['frames']} frames"
-    return [Cost(what, f"{results['momentum'] / results['plain']:.3f}", "1, at most 1.05")]
+    positive, negative = (random_prompt(generator) for _ in range(2))
+    noise = torch.randn(frames, 16, size // 8, size // 8, generator=generator)
+    return lambda: guided(model, noise, torch.zeros_like(noise), SIGMAS, positive, negative, 4.0)
 
 
 def main() -> None:
@@ -77,13 +79,11 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     enter(arguments, attention="pytorch")
-    how = {"layers": "*", "kinds": ["spatial", "joint"], "by_row": True, "asked_by": "benchmark"}
     with torch.inference_mode():
         model = flux(arguments.width)
-        momentum, _ = pack("attention.tap").tap(model, pack("techniques.momentum").TemporalMomentum(0.98), **how)
         runs = {
             name: sampling(each, arguments.frames, arguments.size)
-            for name, each in (("plain", model), ("momentum", momentum))
+            for name, each in (("plain", model), ("momentum", with_momentum(model, 0.98)))
         }
         seconds = {name: median(taken) for name, taken in take_turns(runs, arguments.rounds).items()}
     save(arguments.out, {"frames": arguments.frames, "size": arguments.size, "width": arguments.width, **seconds})

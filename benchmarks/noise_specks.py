@@ -16,7 +16,7 @@ import random
 
 import torch
 from figures import table
-from harness import SIDE, Demo, command_line, dependency_noise, enter, pack, save
+from harness import Demo, command_line, dependency_noise, empty, enter, pack, save
 from torch import Tensor
 
 NOISES = {"best of 10 (the paper's)": 10, "orthogonal (the default)": 0}
@@ -46,12 +46,12 @@ def largest_speck(picture: Tensor) -> int:
     return int(torch.cat([others, within]).max()) if len(others) + len(within) else 0
 
 
-def frames_of(demo: Demo, candidates: int, clips: int, number: int, steps: int, kl: float) -> Tensor:
-    """Frame ``number`` of every clip, (clips, height, width, 3)."""
+def frames_of(demo: Demo, candidates: int, clips: int, frame: int, steps: int, kl: float) -> Tensor:
+    """Frame number ``frame`` of every clip, (clips, height, width, 3)."""
     shapes, rng, drawn = pack("demo.shapes"), random.Random(0), []
     for seed in range(clips):
         scene = shapes.random_scene(rng)
-        latent = {"samples": torch.zeros(1, 4, SIDE // 8, SIDE // 8), "batch_index": [number]}
+        latent = empty(1) | {"batch_index": [frame]}
         noise = dependency_noise(seed, kl, candidates).generate_noise(latent)
         drawn.append(demo.decode(demo.sample(demo.model, noise, demo.encode(shapes.caption(scene, rng)), steps)))
     return torch.cat(drawn)
@@ -62,11 +62,11 @@ def main() -> None:
     arguments = command_line(__doc__, **numbers).parse_args()
     enter(arguments)
     demo, wilson, limit = Demo(), pack("demo.evaluation").wilson, pack("demo.world.evaluation").SPECK
-    asked = {name: getattr(arguments, name) for name in ("clips", "frame", "steps", "kl")}
+    asked = {name: getattr(arguments, name) for name in numbers}
     largest, rows = {}, []
     with torch.inference_mode():
         for name, candidates in NOISES.items():
-            frames = frames_of(demo, candidates, arguments.clips, arguments.frame, arguments.steps, arguments.kl)
+            frames = frames_of(demo, candidates, **asked)
             largest[name] = [largest_speck(frame) for frame in frames]
             count = sum(size > limit for size in largest[name])
             low, high = wilson(count, arguments.clips)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from figures import table
-from harness import Demo, Json, command_line, dependency_noise, empty, enter, pack, save
+from harness import Demo, Json, command_line, dependency_noise, empty, enter, guided, pack, save
 
 STEPS, FRAMES, KL, CALLS = 20, 8, 0.01, (1, 2, 4)
 
@@ -36,8 +36,6 @@ class _EnoughError(Exception):
 
 def correlations(demo: Demo, sampler: Any) -> list[float]:
     """Of neighbours' inputs, their mean, at the calls that count."""
-    from comfy.samplers import CFGGuider
-
     measured: list[float] = []
 
     def look(call: Any, given: Json) -> Any:
@@ -48,12 +46,10 @@ def correlations(demo: Demo, sampler: Any) -> list[float]:
 
     model = demo.model.clone()
     model.set_model_unet_function_wrapper(look)
-    guider, latent = CFGGuider(model), empty(FRAMES)
-    guider.set_conds(demo.encode("a red circle on a blue background"), demo.encode(""))
-    guider.set_cfg(1.0)
+    latent, prompt = empty(FRAMES), demo.encode("a red circle on a blue background")
     noise = dependency_noise(0, KL).generate_noise(latent)
     try:
-        guider.sample(noise, latent["samples"], sampler, demo.sigmas(STEPS, "normal"), disable_pbar=True, seed=0)
+        guided(model, noise, latent["samples"], demo.sigmas(STEPS, "normal"), prompt, sampler=sampler)
     except _EnoughError:
         return [measured[call - 1] for call in CALLS]
     raise RuntimeError(f"expected {max(CALLS)} model calls or more, got {len(measured)}")
