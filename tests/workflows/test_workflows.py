@@ -61,8 +61,6 @@ WITHOUT = {
 """How each is run without what it adds to its checkpoint, or on another video: a node's class, and its inputs."""
 SHOWING = {"zs2_flux": [1], "ie_guidance_video_transformer": [0]}
 """Frames that must differ, where not all do: momentum keeps the first, and a small random VAE of videos saturates."""
-
-
 TELLING = ("TemporalMomentumAttention", "FlowEdit")
 """The nodes whose help pages say which models these workflows load."""
 
@@ -137,12 +135,12 @@ def with_own_video(workflow: dict, name: str) -> dict:
 @pytest.mark.slow
 @pytest.mark.usefixtures("stand_ins")
 @pytest.mark.parametrize("path", TAKING_VIDEOS, ids=lambda path: path.stem)
-def test_a_users_video_takes_the_demo_clips_place_as_the_note_says(server, tmp_path, path):
+def test_a_users_video_takes_the_demo_clips_place_as_the_note_says(server, object_info, tmp_path, path):
     """It is longer and larger than the workflow draws; where a clip comes out, it is a video again."""
     write_video(tmp_path / "mine.mp4", frames=24, size=128, fps=12)
     name = server.upload_image(tmp_path / "mine.mp4")
     workflow = with_own_video(json.loads(path.read_text("utf-8")), name)
-    prompt = to_prompt(workflow, server.object_info())
+    prompt = to_prompt(workflow, object_info)
     for node in prompt.values():
         node["inputs"] |= {key: value for key, value in small(path).items() if key in node["inputs"]}
     entry = server.queue(prompt)
