@@ -67,12 +67,17 @@ def enter(arguments: argparse.Namespace, attention: str = "") -> None:
     """Make ComfyUI importable, and its ``attention`` PyTorch's, as on GPUs, if asked: its own for CPUs cuts the work to
     the memory that is free."""
     torch.set_num_threads(arguments.threads)
-    sys.path.insert(0, str(arguments.comfyui.resolve()))
+    enter_comfyui(arguments.comfyui).use_pytorch_cross_attention = attention == "pytorch"
+
+
+def enter_comfyui(folder: Path) -> argparse.Namespace:
+    """Make ComfyUI importable, before what it shares names with; returns its arguments."""
+    sys.path.insert(0, str(folder.resolve()))
     import comfy.options  # noqa: F401  (the script owns the command line)
     from comfy.cli_args import args
 
     args.cpu = not torch.cuda.is_available()
-    args.use_pytorch_cross_attention = attention == "pytorch"
+    return args
 
 
 # The demo model ------------------------------------------------------------------------------------------------------

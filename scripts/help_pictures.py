@@ -257,7 +257,7 @@ def colours(server: Server) -> None:
 
     show("three runs", faded)
     ways = {method: how | {"method": method} for method in ("mean_std", "covariance", "histogram")}
-    ways["mean_std,\nstrength 0.5"] = {"method": "mean_std", "momentum": 0.9, "strength": 0.5}
+    ways["mean_std,\nstrength 0.5"] = how | {"method": "mean_std", "strength": 0.5}
     for name, settings in ways.items():
         show(name, [scene.add("MatchClipColour", images=run, reference=runs[0], **settings)[0] for run in faded])
 

@@ -26,8 +26,7 @@ import _enter_pack  # noqa: E402
 _enter_pack.enter()
 from coherence.client.server import outputs  # noqa: E402
 from coherence.client.workflow import to_prompt  # noqa: E402
-from coherence.hosting.provision import Host  # noqa: E402
-from coherence.hosting.server import Server  # noqa: E402
+from help_scenes import start  # noqa: E402
 
 Prompt = dict[str, Any]
 
@@ -127,12 +126,19 @@ def thumbnail(clip: list[Image.Image], beside: list[Image.Image]) -> Image.Image
     return picture
 
 
+def save_thumbnail(workflow: Path, clip: list[Image.Image], beside: list[Image.Image]) -> Path:
+    """As the template browser finds it: beside its workflow."""
+    path = workflow.with_suffix(".jpg")
+    thumbnail(clip, beside).save(path, quality=70, optimize=True, progressive=True)
+    return path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
     parser.add_argument("names", nargs="*", metavar="NAME", help="workflows to draw; all, if none is named")
     options = parser.parse_args()
-    with Server(Host(options.comfyui.resolve(), Path(sys.executable), is_ours=False)) as server:
+    with start(options.comfyui) as server:
         object_info = server.object_info()
         for path in sorted(FOLDER.glob("*.json")):
             prompt = to_prompt(json.loads(path.read_text("utf-8")), object_info)
@@ -148,8 +154,7 @@ def main() -> None:
             beside = []
             if path.stem in STAND_INS:
                 beside = [Image.open(io.BytesIO(server.download(file))) for file in outputs(entry, "temp")]
-            thumbnail(frames, beside).save(path.with_suffix(".jpg"), quality=70, optimize=True, progressive=True)
-            print(path.with_suffix(".jpg"))
+            print(save_thumbnail(path, frames, beside))
 
 
 if __name__ == "__main__":
