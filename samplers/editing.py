@@ -98,8 +98,8 @@ def sample_edit(
         UnpairedBranchError: the branches of source and target cannot go through the model in step.
         UnknownModelError, NoSuchSiteError: as in :mod:`..attention`.
     """
+    require_editable(model, latent, asked_by)
     require_falling(sigmas)
-    require_clip_alone(latent)
     require_levels(model, sigmas)
     samples = samples_for(model, latent)
     guider = EditGuider(model, prompts, edit, samples.shape, asked_by)
@@ -119,13 +119,15 @@ def sample_edit(
     return target, source
 
 
-def _require_rows(model: ModelPatcher, asked_by: str) -> None:
+def require_editable(model: ModelPatcher, latent: Mapping[str, Any], asked_by: str) -> None:
+    """UnknownModelError for a model that takes one row a call, ValueError for a LATENT of several modalities."""
     family = known_family(model.get_model_object("diffusion_model"))
     if family is not None and family.one_row:
         raise UnknownModelError(
             f"{asked_by}: {family.name} takes one clip with one conditioning in a model call, which edits do not "
             "support. Use a model of another family."
         )
+    require_clip_alone(latent)
 
 
 class EditGuider(CFGGuider):
@@ -135,7 +137,6 @@ class EditGuider(CFGGuider):
     """
 
     def __init__(self, model: ModelPatcher, prompts: Prompts, edit: Edit, shape: Sequence[int], asked_by: str) -> None:
-        _require_rows(model, asked_by)
         cross = edit.replace == "cross_map"
         layers = "*" if cross else edit.layers
         self._lockstep = Lockstep()

@@ -34,8 +34,8 @@ from latent_preview import prepare_callback
 from torch import Tensor
 
 from ..noise.streams import Indices, generator, plain_noise
-from .editing import Edit, EditGuider, Prompts
-from .latents import require_clip_alone, require_falling, require_levels, samples_for
+from .editing import Edit, EditGuider, Prompts, require_editable
+from .latents import require_falling, require_levels, samples_for
 from .unfit import explain_unfit_inputs
 
 Draw = Callable[[int, int], Tensor]
@@ -138,6 +138,7 @@ def edit_flow(
         ValueError: ``model`` is no flow model, or an input does not fit the others.
         UnpairedBranchError, UnknownModelError, NoSuchSiteError: with ``layers``, as in :mod:`.editing`.
     """
+    require_editable(model, latent, asked_by)
     _require_flow(model)
     sigmas = _levels_left(model, sigmas, edit.skip_steps)
     samples = _clip(model, latent)
@@ -186,7 +187,6 @@ def _levels_left(model: ModelPatcher, sigmas: Tensor, skipped: int) -> Tensor:
 
 
 def _clip(model: ModelPatcher, latent: Mapping[str, Any]) -> Tensor:
-    require_clip_alone(latent)
     if not latent["samples"].any():
         raise ValueError(
             "latent_image is empty (all zeros), but FlowEdit changes a picture or clip that is there. Connect VAE "
