@@ -34,6 +34,8 @@ class Chunk:
     memories: Memories
     is_first: bool
     is_last: bool
+    ahead_for: str = ""
+    """The node for which it runs before the others, which hold its frames once more."""
 
     def __len__(self) -> int:
         return len(self.frame_indices)
@@ -61,16 +63,36 @@ def require_frame_by_frame(sites: Iterable[Site], others: Sequence[str]) -> None
         )
 
 
+def require_may_run_ahead(others: Sequence[str], frames_of: str) -> None:
+    """ChunkError where ``others``, nodes that need a frame's predecessors, are beside ``frames_of``, which lets some
+    frames run ahead of the chunks."""
+    if others:
+        raise ChunkError(
+            f"In chunks of frames {frames_of} lets some frames run ahead of the others, but {others[0]} lets frames "
+            "attend to those before them. Set frames_per_batch to 0, or remove one of the two."
+        )
+
+
 def in_chunks(
-    call: Callable[[Chunk, Any], Tensor], inputs: Any, rows: int, frame_indices: Sequence[int], length: int
+    call: Callable[[Chunk, Any], Tensor],
+    inputs: Any,
+    rows: int,
+    frame_indices: Sequence[int],
+    length: int,
+    ahead: Sequence[int] = (),
+    ahead_for: str = "",
 ) -> Tensor:
     """The output of a model call (rows, …), from one ``call`` for every ``length`` frames.
 
     ``inputs``: tuples, lists and dicts of tensors; of those with ``rows`` rows, the frames of one branch after the
     other's, every chunk gets its own, and all of the others. ``frame_indices``: the clip's frames, one for each row of
-    a branch.
+    a branch. ``ahead``: those of them that are called before the others for the node ``ahead_for``, and come once more.
     """
     frames, clip_length, memories = len(frame_indices), max(frame_indices) + 1, Memories()
+    if ahead:
+        places = [place for place, index in enumerate(frame_indices) if index in ahead]
+        first = Chunk(tuple(frame_indices[place] for place in places), clip_length, memories, False, False, ahead_for)
+        call(first, of_rows(inputs, rows, lambda x: x.unflatten(0, (rows // frames, frames))[:, places].flatten(0, 1)))
     outputs = []
     for start, stop in spans(frames, length):
         chunk = Chunk(tuple(frame_indices[start:stop]), clip_length, memories, start == 0, stop == frames)

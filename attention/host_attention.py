@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..techniques.branches import Branch, with_branches
-from ..techniques.technique import FurtherKeysError, rows_of_mask
+from ..techniques.technique import FurtherKeysError, MergedError, rows_of_mask
 
 
 def outside_graphs() -> AbstractContextManager:
@@ -36,7 +36,7 @@ class HostAttention:
 
     Techniques may hand on some of the branches alone. Then the mask and the transformer options, which lie at
     ``mask_at`` and ``options_at`` among the arguments (None: nowhere), become theirs. Nothing else here knows which
-    rows are whose: a technique that attends with another number of rows would have its change told here.
+    rows are whose, so a technique may attend with others (``merged_by`` is the node's name), where ComfyUI attends.
     """
 
     function: Callable[..., Tensor]
@@ -48,8 +48,15 @@ class HostAttention:
     options_at: int | str | None = None
     own_keys_at: str | None = None
     """The site, where ``function`` needs as many keys as queries."""
+    replaced_at: str | None = None
+    """The site, where ``function`` is another pack's."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, branches: tuple[Branch, ...]) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, branches: tuple[Branch, ...], merged_by: str = "") -> Tensor:
+        if merged_by and self.replaced_at is not None:
+            raise MergedError(
+                f"{merged_by} merges frames at attention layer {self.replaced_at}, but another node replaces the "
+                "attention there and may need them whole. Remove it, or leave the layer out of 'layers'."
+            )
         if self.own_keys_at is not None and q.shape[-2] != k.shape[-2]:
             raise FurtherKeysError(
                 f"Another node replaces the attention of {self.own_keys_at} and needs as many keys as queries there, "

@@ -19,16 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..techniques.branches import Branch, branches_of, with_branches
-from ..techniques.technique import AttentionCall
+from ..techniques.branches import Branch, branches_of, originals, rows_of, with_branches
+from ..techniques.technique import AttentionCall, FeaturesCall, MergedError
 from .carrying import Carrying
-from .chunks import Chunk, require_frame_by_frame
+from .chunks import Chunk, require_frame_by_frame, require_may_run_ahead
 from .frames import Clip
 from .host_attention import HostAttention, outside_graphs
-from .keys import INSERTED, OPEN_TAP, OVERRIDE, REPLACED, RUN, SITES, THEIRS
+from .keys import INPUT, INSERTED, OPEN_TAP, OVERRIDE, PAIRS, REPLACED, RUN, SITES, THEIRS
 from .prefix import is_patched, shared
 from .run import Run, Tapped
 from .sites import NoSuchSiteError, Site, family_of
+from .uncompiled import uncompiled
 
 
 class OpenTap:
@@ -58,6 +59,9 @@ class OpenTap:
         if chunk is not None:
             needing = [each.asked_by for each in active if not each.technique.supports_chunks]
             require_frame_by_frame(self._sites.values(), needing)
+            if chunk.ahead_for:
+                waiting = [e.asked_by for e in active if not e.technique.by_frame and e.asked_by != chunk.ahead_for]
+                require_may_run_ahead(waiting, chunk.ahead_for)
             self._clip = replace(self._clip, frame_indices=chunk.frame_indices)
         self._override = options.get(OVERRIDE)
         self._shares = not is_patched(options)
@@ -65,10 +69,16 @@ class OpenTap:
         """Transformer options that lead the attention here."""
         self._options_near, self._thread = self.options, threading.get_ident()
         self._entered: dict[str, str] = {}
+        self._pairs = options.get(PAIRS)
 
     def _leading_here(self, options: dict) -> dict:
+        patches = options.get("patches", {})
+        replaces = bool(options.get("patches_replace", {}).get("attn1"))
+        if replaces and any(each.technique.needs_input for each in self._active):
+            patches = {**patches, "attn1_patch": [*patches.get("attn1_patch", ()), _show_input]}
         return {
             **with_branches(options, self._branches),
+            **({"patches": patches} if patches else {}),
             OPEN_TAP: self,
             OVERRIDE: _override(),
             "patches_replace": {
@@ -83,6 +93,7 @@ class OpenTap:
         """Lets every attention tell its site until ``stack`` is closed: also those that nobody asked for, as code that
         torch.compile made once keeps the hooks it was made with."""
         notes: dict[nn.Module, dict[str, Any]] = {}
+        showing = {site.module for site in self._sites.values() if site.shows_input}
         for site in self._sites.values():
             if site.attends_by:
                 stack.enter_context(_replaced(site.module, site.attends_by, partial(self.attend_own, site)))
@@ -92,11 +103,44 @@ class OpenTap:
                 block, name = site.replaced_in
                 notes.setdefault(block, {})[REPLACED + name] = site.name
         for module, note in notes.items():
-            hook = module.register_forward_pre_hook(_writing(note, self.near), with_kwargs=True)
+            write = _writing(note, self.near, module in showing)
+            hook = module.register_forward_pre_hook(write, with_kwargs=True)
             stack.callback(hook.remove)
+        wanted = {name for tapped in self._active for name in tapped.sites} & self._anatomy.features.keys()
+        if wanted:
+            stack.enter_context(uncompiled())
+        for name in wanted:
+            block = self._anatomy.features[name]
+            stack.callback(block.module.register_forward_hook(partial(self._transformed, block)).remove)
         parting = frozenset(name for tapped in self._active if tapped.technique.splits_copies for name in tapped.sites)
         if parting and self._shares:
             stack.enter_context(shared(self._anatomy.before(parting), self._branches, self._rows))
+
+    def _transformed(self, site: Site, _module: nn.Module, _args: tuple, features: Tensor) -> Tensor | None:
+        """Forward hook: what the techniques make of a block's features."""
+        if self._thread != threading.get_ident():
+            return None
+        branches = self._branches
+        if len(features) != self._rows:  # copies that are still equal are computed once
+            branches = tuple(branches[position] for position in originals(branches)[0])
+        for tapped in reversed(self._active):
+            if site.name in tapped.sites:
+                self._run.reached.add((tapped, site.name))
+                indices, chunk = self._clip.frame_indices, self._chunk
+                call = FeaturesCall(
+                    features,
+                    site,
+                    branches,
+                    indices,
+                    self._sigma,
+                    None if chunk is None else chunk.memory_of(tapped, site.name, branches),
+                    self._run.numbers_of(indices),
+                    self._pairs,
+                    chunk is not None and bool(chunk.ahead_for),
+                )
+                with outside_graphs():
+                    features = tapped.technique.transform(call)
+        return features
 
     def near(self, module: nn.Module, names: Iterable[str], options: dict | None) -> dict:
         """The transformer options of a ``module`` that begins to run, and holds the sites ``names``.
@@ -154,6 +198,7 @@ class OpenTap:
             "scale": kwargs.get("scale"),
             "heads_joined": q.ndim == 3 or not kwargs.get("skip_output_reshape", False),
             "grid": _grid(options, k.shape[-2]) or _grid(options, q.shape[-2]),
+            "input": options.get(INPUT),
         }
         return self._walk(site, facts, host, (q, k, v), heads, here)
 
@@ -168,10 +213,12 @@ class OpenTap:
         """Another pack's ``replacement`` of a block's attention ``name``, with the techniques around it."""
         here, site = branches_of(extra_options), extra_options.get(REPLACED + name)
         arguments = (replacement, (extra_options, *args), kwargs, len(q), here)
-        host = HostAttention(*arguments, options_at=0, own_keys_at=site if name == "attn1" else None)
+        own_keys = site if name == "attn1" else None
+        host = HostAttention(*arguments, options_at=0, own_keys_at=own_keys, replaced_at=site)
         if site is None:
             return host(q, k, v, branches=here)
-        facts = {"grid": _grid(extra_options, q.shape[-2])}
+        shown = extra_options.get(INPUT) if name == "attn1" else None
+        facts = {"grid": _grid(extra_options, q.shape[-2]), "input": shown}
         return self._walk(self._sites[site], facts, host, (q, k, v), extra_options["n_heads"], here)
 
     def _walk(
@@ -190,6 +237,8 @@ class OpenTap:
             "frame_indices": self._clip.frame_indices,
             "clip_numbers": self._run.numbers_of(self._clip.frame_indices),
             "sigma": self._sigma,
+            "pairs": self._pairs,
+            "runs_ahead": self._chunk is not None and bool(self._chunk.ahead_for),
             **facts,
             **self._clip.inside(site, qkv[0].shape[-2]),
         }
@@ -197,30 +246,48 @@ class OpenTap:
         for tapped in reversed(self._active):
             if site.name in tapped.sites:
                 self._run.reached.add((tapped, site.name))
-                way = _Step(tapped, told, self._chunk, self._run.carrying.get(tapped), way)
+                way = _Step(tapped, told, self._chunk, self._run.carrying.get(tapped), way, branches)
         with nullcontext() if way is host else outside_graphs():
             return way(*qkv, branches=branches)
 
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """A technique at one site, and what comes behind it. ``told``: what it is told beside q, k, v and branches."""
+    """A technique at one site, and what comes behind it. ``told``: what it is told beside q, k, v and branches, of
+    ``all_branches`` at the site."""
 
     tapped: Tapped
     told: dict[str, Any]
     chunk: Chunk | None
     carrying: Carrying | None
     following: Callable[..., Tensor]
+    all_branches: tuple[Branch, ...]
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, branches: tuple[Branch, ...]) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, branches: tuple[Branch, ...], merged_by: str = "") -> Tensor:
+        if merged_by and not self.tapped.technique.takes_merged:
+            raise MergedError(
+                f"{merged_by} merges frames at attention layer {self.told['site'].name}, but {self.tapped.asked_by}, "
+                "which comes after it there, needs them whole. Give the two different layers, or remove one of them."
+            )
         chunk, carrying, layer = self.chunk, self.carrying, self.told["site"].name
         memory = None if chunk is None else chunk.memory_of(self.tapped, layer, branches)
         if carrying is not None:
             memory = {} if memory is None else memory
             if chunk is None or chunk.is_first:
                 memory |= carrying.begin(layer, branches, self.told["sigma"], k)
-        call = AttentionCall(q, k, v, branches=branches, memory=memory, **self.told)
-        out = self.tapped.technique.attend(call, partial(self.following, branches=branches))
+        told = self.told
+        if told.get("input") is not None and branches != self.all_branches:
+            kept = [self.all_branches.index(branch) for branch in branches]
+            told = {**told, "input": rows_of(told["input"], len(self.all_branches), kept)}
+
+        def proceed(
+            q: Tensor, k: Tensor, v: Tensor, *, branches: tuple[Branch, ...] = branches, merged: bool = False
+        ) -> Tensor:
+            by = merged_by or (self.tapped.asked_by if merged else "")
+            return self.following(q, k, v, branches=branches, merged_by=by)
+
+        call = AttentionCall(q, k, v, branches=branches, memory=memory, **told)
+        out = self.tapped.technique.attend(call, proceed)
         if carrying is not None and memory is not None and (chunk is None or chunk.is_last):
             carrying.end(layer, branches, memory, {"k": k.dtype, "v": v.dtype})
         return out
@@ -250,11 +317,19 @@ def _uncompiled_attend() -> Callable:
     return torch.compiler.disable(_attend)
 
 
-def _writing(note: dict[str, Any], near: Callable[[nn.Module, Iterable[str], dict | None], dict]) -> Callable:
+def _show_input(n: Tensor, context: Tensor, value: Tensor, extra_options: dict) -> tuple[Tensor, Tensor, Tensor]:
+    """ComfyUI's ``attn1_patch``, the last: where another pack replaces the attention, no module is given its input."""
+    extra_options[INPUT] = n
+    return n, context, value
+
+
+def _writing(
+    note: dict[str, Any], near: Callable[[nn.Module, Iterable[str], dict | None], dict], shows_input: bool
+) -> Callable:
     """A forward pre-hook that adds ``note`` to the module's copy of transformer_options; its lists fresh every time.
 
-    A note is plain text: torch.compile would look into anything more. The module's input passes here, too: a technique
-    that is to see it would get it from here.
+    A note is plain text: torch.compile would look into anything more. With ``shows_input`` the module's first argument
+    goes along.
     """
 
     names = [name for value in note.values() for name in ([value] if isinstance(value, str) else value)]
@@ -266,6 +341,8 @@ def _writing(note: dict[str, Any], near: Callable[[nn.Module, Iterable[str], dic
         options = kwargs.get("transformer_options")
         if not torch.compiler.is_compiling():
             options = near(module, names, options)
+        if shows_input and args:
+            fresh[INPUT] = args[0]
         return args, {**kwargs, "transformer_options": {**(options or {}), **fresh}}
 
     return write

@@ -16,7 +16,7 @@ from .carrying import Carrying
 from .host_attention import preferred_attention
 from .keys import HOLD
 from .prefix import layers_before
-from .sites import Inserts, NoSuchSiteError, Site, layers_of, sites_in_run
+from .sites import Inserts, NoSuchSiteError, Site, features_of, layers_of, sites_in_run
 from .steps import Steps, is_between
 
 
@@ -58,6 +58,8 @@ class Anatomy:
     """The layers that end before the first of these sites."""
     preferred: Callable[[str], Callable | None]
     """The attention that a checkpoint asks for at a site."""
+    features: dict[str, Site] = field(default_factory=dict)
+    """The convolutional and residual blocks."""
 
     @classmethod
     def of(cls, diffusion_model: nn.Module, inserted: Iterable[Inserts], patched: Mapping[str, str]) -> Anatomy:
@@ -71,7 +73,7 @@ class Anatomy:
         def preferred(name: str) -> Callable | None:
             return preferred_attention(sites[name].module)
 
-        return cls(sites, before, preferred)
+        return cls(sites, before, preferred, {site.name: site for site in features_of(diffusion_model)})
 
 
 @dataclass

@@ -24,12 +24,15 @@ __all__ = [
     "Site",
     "UnknownModelError",
     "family_of",
+    "features_of",
     "known_family",
     "layers_of",
     "list_sites",
     "network_of",
     "optional_sites",
     "require_fit",
+    "require_shown",
+    "select_features",
     "select_sites",
     "sites_in_run",
     "sites_of",
@@ -93,6 +96,12 @@ def sites_in_run(diffusion_model: nn.Module, inserted: Iterable[Inserts], patche
                     "attends."
                 ) from None
         raise
+
+
+def features_of(diffusion_model: nn.Module) -> list[Site]:
+    """Its convolutional and residual blocks, in the order they run; none where a family has none."""
+    model = _uncompiled(diffusion_model)
+    return list(family_of(model).features(model))
 
 
 def network_of(model: ModelPatcher) -> str:
@@ -184,6 +193,36 @@ def select_sites(sites: Iterable[Site], selector: str, kinds: Iterable[Kind], by
             )
         chosen |= matched
     return [site for site in eligible if site.name in chosen]
+
+
+def require_shown(sites: Iterable[Site], asked_by: str) -> list[Site]:
+    """Of ``sites`` those whose input is shown. NoSuchSiteError where none is."""
+    shown = [site for site in sites if site.shows_input]
+    if not shown:
+        raise NoSuchSiteError(
+            f"{asked_by} compares the tokens that go into a layer, which this model does not show. Use a model of "
+            "another family: SD1.5, SD2, SDXL, Anima or Cosmos-Predict2."
+        )
+    return shown
+
+
+def select_features(diffusion_model: nn.Module, selector: str) -> list[Site]:
+    """The blocks of features that ``selector`` names, as in :func:`select_sites`."""
+    blocks = features_of(diffusion_model)
+    if not blocks:
+        raise NoSuchSiteError(
+            "Expected a model with convolutional or residual blocks (SD1.5, SD2, SDXL, SVD); "
+            f"{type(_uncompiled(diffusion_model)).__name__} has none. Leave its features as they are, or use such a "
+            "model."
+        )
+    pieces = [piece.strip() for piece in selector.split(",") if piece.strip()]
+    for piece in pieces:
+        if not any(_matches(piece, block.name) for block in blocks):
+            raise NoSuchSiteError(
+                f"features: {piece!r} matches no convolutional or residual block of this model. It has: "
+                f"{', '.join(block.name for block in blocks)}."
+            )
+    return [block for block in blocks if any(_matches(piece, block.name) for piece in pieces)]
 
 
 def optional_sites(chosen: Sequence[Site], selector: str) -> frozenset[str]:

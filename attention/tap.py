@@ -25,14 +25,25 @@ from ..techniques.kept import KeptRuns
 from ..techniques.technique import Technique
 from .carrying import carry_on, keep, require_whole_clip
 from .chunk_guard import ChunkGuard, sizes_explained
-from .chunks import Chunk, in_chunks
+from .chunks import Chunk, ChunkError, in_chunks
 from .frames import frame_indices
 from .keys import RUN, TECHNIQUES
 from .open_tap import OpenTap
 from .references import of_a_chunk, require_taken
 from .rows import in_groups, rows_told
 from .run import Run, Tapped, undone_after
-from .sites import Kind, Site, family_of, network_of, optional_sites, require_fit, select_sites, sites_of
+from .sites import (
+    Kind,
+    Site,
+    family_of,
+    network_of,
+    optional_sites,
+    require_fit,
+    require_shown,
+    select_features,
+    select_sites,
+    sites_of,
+)
 from .steps import Steps, require_percents
 from .uncompiled import uncompiled_if_unguarded
 from .wrappers import put_wrappers
@@ -53,16 +64,20 @@ def tap(
     by_row: bool = False,
     start_percent: float = 0.0,
     end_percent: float = 1.0,
+    features: str = "",
 ) -> tuple[ModelPatcher, list[Site]]:
     """A clone of ``model`` on which ``technique`` attends at the sites of ``kinds`` that ``layers`` selects; with
-    ``by_row`` only at those that have a frame to a row.
+    ``by_row`` only at those that have a frame to a row. ``features`` selects the blocks whose features it transforms.
 
     Returns the clone and the sites; AnimateDiff's too where ``model`` has its motion model already.
     UnknownModelError and NoSuchSiteError as in :mod:`.sites`; ValueError where
     the percentages are not 0 ≤ start ≤ end ≤ 1.
     """
     require_percents(start_percent, end_percent, asked_by)
-    sites = select_sites(sites_of(model), layers, kinds, by_row)
+    there = sites_of(model)
+    sites = select_sites(require_shown(there, asked_by) if technique.needs_input else there, layers, kinds, by_row)
+    if features:
+        sites += select_features(model.get_model_object("diffusion_model"), features)
     names = frozenset(site.name for site in sites)
     clone = model.clone()
     options = clone.model_options["transformer_options"]
@@ -131,16 +146,37 @@ def _call_of_frames(executor, options: dict, inputs: tuple, kwargs: dict) -> Ten
     pictures = family_of(executor.class_obj.diffusion_model).draws_pictures
     indices = frame_indices(x.shape, branches, options, pictures)
     guard = ChunkGuard(options, len(indices), len(x))
+    sigma = float(inputs[1].flatten()[0])
+    ahead, ahead_for = _ahead(executor.class_obj.model_sampling, options, indices, sigma)
 
     def call(chunk: Chunk, all_inputs: Any) -> Tensor:
         throw_exception_if_processing_interrupted()
         inputs, kwargs = all_inputs
         with sizes_explained():
             output = _tapped_call(executor, inputs, kwargs, guard.watched(chunk.told(options)), chunk)
-        guard.after(chunk)
+        if not chunk.ahead_for:
+            guard.after(chunk)
         return output
 
-    return in_chunks(call, (inputs, kwargs), len(x), indices, length)
+    return in_chunks(call, (inputs, kwargs), len(x), indices, length, ahead, ahead_for)
+
+
+def _ahead(model_sampling: Any, options: dict, indices: tuple[int, ...], sigma: float) -> tuple[tuple[int, ...], str]:
+    """The frames that run before the chunks do, and the node that asks for it.
+
+    ChunkError where two nodes ask for different ones.
+    """
+    asked = {
+        frames: each.asked_by
+        for each in options.get(TECHNIQUES, ())
+        if each.is_active(sigma, model_sampling) and (frames := each.technique.ahead(indices, sigma))
+    }
+    if len(asked) > 1:
+        raise ChunkError(
+            f"{' and '.join(asked.values())} let different frames run ahead of the chunks of a clip. Give them the "
+            "same seed and chunk, or set frames_per_batch to 0."
+        )
+    return next(iter(asked.items()), ((), ""))
 
 
 def _frames_per_batch(options: dict) -> int:

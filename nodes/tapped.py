@@ -23,6 +23,7 @@ def tapped(
     start_percent: float,
     end_percent: float,
     by_row: bool = False,
+    features: str = "",
 ) -> io.NodeOutput:
     """The node's output: a clone of ``model`` with ``technique`` on it; the log echoes the layers that matched."""
     name = node.node_name
@@ -35,6 +36,7 @@ def tapped(
         by_row=by_row,
         start_percent=start_percent,
         end_percent=end_percent,
+        features=features,
     )
     logging.info("%s: %d layers: %s", name, len(sites), ", ".join(site.name for site in sites))
     return io.NodeOutput(clone)

@@ -29,12 +29,14 @@ from comfy.utils import PROGRESS_BAR_ENABLED
 from latent_preview import prepare_callback
 from torch import Tensor
 
+from ..attention.keys import PAIRS, TECHNIQUES
 from ..attention.registry import SELECTABLE
 from ..attention.sites import UnknownModelError, known_family
 from ..attention.tap import tap
 from ..noise.streams import frames_axis
 from ..techniques.branches import OfClip, branches_of
-from ..techniques.replacement import UNPAIRED, Replacement, UnpairedBranchError
+from ..techniques.pairs import UNPAIRED, UnpairedBranchError
+from ..techniques.replacement import Replacement
 from .animatediff import AnimateDiff
 from .branches import StepBranches
 from .by_clip import ByClip
@@ -156,7 +158,9 @@ class EditGuider(CFGGuider):
         model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "coherence.editing", _reserve_for_both)
         super().__init__(model)
         self.inner_set_conds({"positive": prompts.target, "negative": prompts.negative, "source": prompts.source})
-        self._edit, self._replaces, self._rows = edit, bool(layers), 2 * shape[0]
+        tapped = model.model_options["transformer_options"].get(TECHNIQUES, ())
+        self._edit, self._rows = edit, 2 * shape[0]
+        self._pairs = bool(layers) or any(each.technique.takes_from_source for each in tapped)
         self._mask = None if edit.mask is None else _latent_mask(edit.mask, shape).to(model.load_device)
 
     def pair_branches(self, sampler: Sampler, options: Mapping[str, Any]) -> None:
@@ -234,7 +238,7 @@ class EditGuider(CFGGuider):
     ) -> dict[str, Tensor]:
         """Every branch of ``groups``: all in one call or, where ComfyUI splits that, a call for each group or, where it
         splits these, too, two calls in step."""
-        if self._replaces:
+        if self._pairs:
             pairs = (pair for pair in groups if len(pair) == 2)
             self._replacement.source_of.update(uuids for pair in pairs for uuids in self._paired(*pair))
         call = partial(self._call, x=x, timestep=timestep, options=options)
@@ -286,10 +290,11 @@ class EditGuider(CFGGuider):
     def _call_model(self, call: Callable, apply_model: Callable, args: dict[str, Any]) -> Tensor:
         """ComfyUI's ``model_function_wrapper``: around another pack's, which sees nothing unusual."""
         options = args["c"]["transformer_options"]
-        if self._replaces and not self._lockstep.is_running:
-            self._replacement.donors(branches_of(options))
+        pairs = self._replacement.pairs
+        if self._pairs and not self._lockstep.is_running:
+            pairs.donors(branches_of(options))
         x = _own_clip(args["input"], options)
-        c = {**args["c"], "transformer_options": self._by_clip.options(options, len(x))}
+        c = {**args["c"], "transformer_options": {**self._by_clip.options(options, len(x)), PAIRS: pairs}}
         out = call(apply_model, {**args, "input": x, "c": c})
         return torch.cat([out, out], dim=1)
 

@@ -62,6 +62,7 @@ class Perturbation(Technique):
     alpha: float
     stage = Stage.MAPS
     supports_chunks = True
+    by_frame = True
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         return perturbed(call, proceed, self.alpha)
@@ -76,6 +77,7 @@ class CopyPerturbation(Technique):
 
     stage = Stage.COPIES
     supports_chunks = True
+    by_frame = True
     splits_copies = True
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:

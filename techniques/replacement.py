@@ -18,41 +18,24 @@ scores the picture's keys as the source's does, and the text's keys by itself, i
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .branches import Branch, rows_of
+from .branches import rows_of
+from .pairs import Pairs, Partner, UnpairedBranchError
 from .technique import AttentionCall, Proceed, Stage, Technique
 
 Taken = Literal["map", "key_value", "value"]
-UNPAIRED = (
-    "Source and target cannot be paired at every layer. Give source, target and negative the same areas, step ranges "
-    "and hooks (LoRA schedules, attention couple), and combine the same number of conditionings in each."
-)
 _FROM_SOURCE: dict[Taken, tuple[bool, bool, bool]] = {
     "map": (True, True, False),
     "key_value": (False, True, True),
     "value": (False, False, True),
 }
 """Which of q, k and v the target takes from the source."""
-
-
-class UnpairedBranchError(RuntimeError):
-    """A target's branch has no branch of the source to take from."""
-
-
-class Partner(Protocol):
-    """What hands the source's layers to the target, where these are calls that go through the model in step."""
-
-    is_running: bool
-
-    def give(self, value: AttentionCall) -> None: ...
-
-    def take(self) -> AttentionCall: ...
 
 
 @dataclass(frozen=True)
@@ -66,13 +49,17 @@ class Replacement(Technique):
     stage = Stage.MAPS
     supports_chunks = True
 
+    by_frame = True
+
+    @property
+    def pairs(self) -> Pairs:
+        return Pairs(self.source_of, self.partner)
+
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
-        if self.partner is not None and self.partner.is_running:
-            if not any(tag in self.source_of for _, tag in call.branches):
-                self.partner.give(call)
-                return proceed(call.q, call.k, call.v)
-            return self._from_partner(call, self._donor_of(call, self.partner.take()), proceed)
-        branches, donors = len(call.branches), self.donors(call.branches)
+        if self.pairs.are_apart:
+            source = self.pairs.from_partner(call)
+            return proceed(call.q, call.k, call.v) if source is None else self._from_partner(call, source, proceed)
+        branches, donors = len(call.branches), self.pairs.donors(call.branches)
         if donors == list(range(branches)):
             return proceed(call.q, call.k, call.v)
         query, key, value = _FROM_SOURCE[self.taken]
@@ -83,27 +70,6 @@ class Replacement(Technique):
         if key and call.mask is not None:  # which of the source's keys are seen, the source's mask says
             return proceed(q, k, v, branches=tuple(call.branches[donor] for donor in donors))
         return proceed(q, k, v)
-
-    def donors(self, branches: Sequence[Branch]) -> list[int]:
-        """For every branch the position of the one it takes from, its own if from none.
-
-        Raises:
-            UnpairedBranchError: that one is not among ``branches``.
-        """
-        place = {tag: position for position, (_, tag) in enumerate(branches)}
-        sources = [self.source_of.get(tag) for _, tag in branches]
-        try:
-            return [n if source is None else place[source] for n, source in enumerate(sources)]
-        except KeyError:
-            raise UnpairedBranchError(UNPAIRED) from None
-
-    def _donor_of(self, call: AttentionCall, source: AttentionCall) -> AttentionCall:
-        """The rows of ``source`` that the branches of ``call`` take from."""
-        place = {tag: position for position, (_, tag) in enumerate(source.branches)}
-        donors = [place.get(self.source_of[tag]) for _, tag in call.branches]
-        if source.site.name != call.site.name or None in donors:
-            raise UnpairedBranchError(UNPAIRED)
-        return source.only([donor for donor in donors if donor is not None])
 
     def _from_partner(self, call: AttentionCall, source: AttentionCall, proceed: Proceed) -> Tensor:
         if _are_alike(call, source):

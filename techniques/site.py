@@ -1,4 +1,4 @@
-"""One attention layer of a model, and where a picture or clip lies among its tokens."""
+"""One attention layer or block of features of a model, and where a picture or clip lies among its tokens."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Literal
 
 from torch import nn
 
-Kind = Literal["spatial", "temporal", "joint", "cross", "text", "sound", "reference"]
+Kind = Literal["spatial", "temporal", "joint", "cross", "text", "sound", "reference", "features"]
 """Whose tokens meet: those of one frame; one place's in all frames; all of the clip's, or one frame's and its text's;
-the clip's and those of a condition; only the text's among themselves; only the sound's; only the references'."""
+the clip's and those of a condition; only the text's among themselves; only the sound's; only the references'. Features
+are no attention: they are what a convolutional or residual block makes."""
 
 Leading = Callable[[int, int, int], int]
 """(tokens of q, tokens of the picture or clip in it, tokens of the text) → tokens before those of the picture; negative
@@ -45,7 +46,7 @@ def last_padded(multiple: int) -> Leading:
 
 @dataclass(frozen=True)
 class Site:
-    """One attention.
+    """One attention, or one block of features, whose ``module`` gives them; a model counts these for themselves.
 
     ``order`` counts a model's sites in the order they run. ``module`` is the one whose forward attends; where it does
     so more than once, its sites share it, in the order of its calls, and further calls belong to the last.
@@ -54,7 +55,8 @@ class Site:
     module's attribute that holds its attention, where that is not ComfyUI's own: it is replaced for the length of a
     call, so no two threads may share the module (AnimateDiff-Evolved's own rule too). ``replaced_in`` is the
     transformer block, and the name there, by which other packs replace the attention. ``needs``: what a run must be
-    given for the attention to happen at all, such as ``sound``; empty where it always does.
+    given for the attention to happen at all, such as ``sound``; empty where it always does. ``shows_input``: the
+    module's first argument is the layer's input, normed, as it is projected.
     """
 
     name: str
@@ -67,3 +69,4 @@ class Site:
     attends_by: str | None = field(default=None, repr=False)
     replaced_in: tuple[nn.Module, str] | None = field(default=None, repr=False, compare=False)
     needs: str = field(default="", repr=False)
+    shows_input: bool = field(default=False, repr=False)

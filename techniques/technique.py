@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .branches import Branch, rows_of
 from .kept import KeptRuns, Momentum
+from .pairs import Pairs
 
 if TYPE_CHECKING:  # techniques know nothing of ComfyUI, whose modules a site is found by
     from .site import Site
@@ -22,13 +23,25 @@ class FurtherKeysError(ValueError):
     """A layer already has keys from other frames, but something here needs its own keys only."""
 
 
+class MergedError(ValueError):
+    """Frames have been merged, and what comes next needs them whole; or they cannot be merged here."""
+
+
+class NoInputError(ValueError):
+    """A layer's input cannot be seen."""
+
+
 class Proceed(Protocol):
     """What comes next: other techniques, other packs' patches, ComfyUI's attention.
 
-    ``branches``: those whose rows ``q``, ``k`` and ``v`` hold, where they are not all of the call's.
+    ``branches``: those whose rows ``q``, ``k`` and ``v`` hold, where they are not all of the call's. ``merged``: the
+    rows are no frames any more, or hold other tokens: as many rows for every branch, whatever they are. Techniques that
+    do not take that are refused, and so are other packs' replacements of the layer.
     """
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, branches: tuple[Branch, ...] = ...) -> Tensor: ...
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, branches: tuple[Branch, ...] = ..., merged: bool = ...
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,11 @@ class AttentionCall:
     ``memory``: where the clip comes in chunks (:mod:`..attention.chunks`) or in runs (:mod:`..attention.carrying`),
     what the technique kept here in those before, and keeps for those that follow; None where all frames of the clip,
     or of a context window, are in the call.
+    ``input``: what q, k and v are projected from, normed, rows × tokens × channels; None where the host does not show
+    it (:func:`seen_input`).
+    ``pairs``: in an edit, which branches take from which.
+    ``runs_ahead``: these frames are here before the clip's chunks, in which they come once more
+    (:meth:`Technique.ahead`).
     """
 
     q: Tensor
@@ -68,6 +86,9 @@ class AttentionCall:
     grid: tuple[int, int] | None = None
     memory: dict[str, Tensor] | None = None
     clip_numbers: tuple[int, ...] | None = None
+    input: Tensor | None = None
+    pairs: Pairs | None = None
+    runs_ahead: bool = False
 
     @property
     def frames(self) -> int:
@@ -94,7 +115,8 @@ class AttentionCall:
         """The same with the rows of the branches at the positions ``kept`` alone."""
         q, k, v = (rows_of(x, len(self.branches), kept) for x in (self.q, self.k, self.v))
         mask = rows_of_mask(self.mask, len(self.q), len(self.branches), kept)
-        return replace(self, q=q, k=k, v=v, mask=mask, branches=tuple(self.branches[i] for i in kept))
+        shown = None if self.input is None else rows_of(self.input, len(self.branches), kept)
+        return replace(self, q=q, k=k, v=v, mask=mask, input=shown, branches=tuple(self.branches[i] for i in kept))
 
     def per_head(self) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v as (rows, heads, tokens, channels per head), whichever layout the host uses.
@@ -122,6 +144,37 @@ class AttentionCall:
     def per_head_output(self, out: Tensor) -> Tensor:
         """The layer's output, as ``proceed`` returns it, as (rows, heads, tokens, channels per head)."""
         return _split_heads(out, out.shape[-1] // self.heads if out.ndim == 3 else out.shape[-1])
+
+
+@dataclass(frozen=True)
+class FeaturesCall:
+    """One block of features that has run: ``features``, rows × channels × height × width; of a residual block what it
+    adds to its input. All else as in :class:`AttentionCall`."""
+
+    features: Tensor
+    site: Site
+    branches: tuple[Branch, ...]
+    frame_indices: tuple[int, ...]
+    sigma: float
+    memory: dict[str, Tensor] | None = None
+    clip_numbers: tuple[int, ...] | None = None
+    pairs: Pairs | None = None
+    runs_ahead: bool = False
+
+    def only(self, kept: Sequence[int]) -> FeaturesCall:
+        """The same with the rows of the branches at the positions ``kept`` alone."""
+        features = rows_of(self.features, len(self.branches), kept)
+        return replace(self, features=features, branches=tuple(self.branches[i] for i in kept))
+
+
+def seen_input(call: AttentionCall) -> Tensor:
+    """The layer's input. NoInputError where it is not there."""
+    if call.input is None or len(call.input) != len(call.q) or call.input.shape[-2] != call.q.shape[-2]:
+        raise NoInputError(
+            f"The input of attention layer {call.site.name} cannot be seen here: another node has replaced the code of "
+            "its block, or its tokens. Remove that node, or leave the layer out of 'layers'."
+        )
+    return call.input
 
 
 def require_own_keys(call: AttentionCall) -> None:
@@ -178,6 +231,8 @@ class Stage(IntEnum):
     """Perturbs copies of branches: before what perturbs all, as what a copy is made for counts."""
     MAPS = auto()
     """Perturbs or exchanges the map itself."""
+    MERGE = auto()
+    """Attends with other rows or tokens than the frames': after all that works on frames."""
     LOOK = auto()
     """Sees the map that the others made, and changes nothing."""
 
@@ -185,11 +240,19 @@ class Stage(IntEnum):
 class Technique(ABC):
     """What can be put on the tap, with what holds where it says nothing else.
 
-    Where more goes, once a method needs it: the layer's input is a field of :class:`AttentionCall`, written by the
-    hook that writes the site (:mod:`..attention.open_tap`); convolutional and residual blocks are a :class:`.site.Kind`
-    of site, with a method of their own beside :meth:`attend`; another number of rows is told to
-    :class:`..attention.host_attention.HostAttention`; rows of other frames are gathered before
-    :func:`..attention.chunks.in_chunks` begins.
+    What a technique may ask for beside q, k and v, and what that costs; one that does not ask pays nothing:
+
+    - The layer's input (``needs_input``): the hook that tells the site hands it on. No time and no memory: the block
+      holds it anyway. Only at layers whose module is given it (UNets, Cosmos' like), and not where another pack's code
+      runs in the block's place.
+    - Features (:meth:`transform`): a hook on each such block, and no compiled code for the length of the call, as that
+      would not know the hook.
+    - Other rows or tokens (``proceed(…, merged=True)``): what comes behind must take them (``takes_merged``), so it is
+      of the stage ``MERGE``, behind all that works on frames. Other packs' replacements of the layer are refused.
+    - Frames ahead (:meth:`ahead`): only where a clip runs in chunks, one more model call of those frames, a chunk of
+      that size. Whatever else is active must treat frames for themselves (``by_frame``).
+    - The pairs of an edit (``takes_from_source``): the edit pairs its branches, and calls the model for source and
+      target in step where they do not fit into one call.
     """
 
     stage: Stage = Stage.KEYS
@@ -198,6 +261,14 @@ class Technique(ABC):
     splits_copies: bool = False
     """Treats copies of a branch differently: up to its first layer they are computed once
     (:mod:`..attention.prefix`)."""
+    by_frame: bool = False
+    """Treats every frame for itself, so that some may run ahead of the others."""
+    needs_input: bool = False
+    """Sees the layer's input, and acts only where that is shown."""
+    takes_merged: bool = False
+    """Comes to terms with rows that are no frames."""
+    takes_from_source: bool = False
+    """Acts in edits alone, by their pairs."""
     frames_per_batch: int = 0
     """Asks for chunks of that many frames; 0 for none."""
     previous: Momentum | None = None
@@ -208,3 +279,11 @@ class Technique(ABC):
     @abstractmethod
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         """The layer's output, shaped as ``proceed(call.q, call.k, call.v)`` returns it."""
+
+    def transform(self, call: FeaturesCall) -> Tensor:
+        """What takes the place of ``call.features``, at sites of features."""
+        raise NotImplementedError
+
+    def ahead(self, frame_indices: tuple[int, ...], sigma: float) -> tuple[int, ...]:
+        """Of a call's frames, which comes in chunks, those that go through the model before the first of them."""
+        return ()

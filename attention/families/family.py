@@ -15,6 +15,7 @@ Walk = Callable[[Any, Iterator[int], Sequence[nn.Module] | None], Iterator[Site]
 
 
 Layers = Callable[[Any], Iterable[nn.Module]]
+Features = Callable[[Any], Iterable[Site]]
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Family:
     rows go through, in the order they run. ``patch`` are the latent frames, rows and columns of one token; None if a
     model's layers differ in that. ``draws_pictures``: a batch of latents is a clip, a frame to a row. ``one_row``: it
     takes one row a call, so what needs two clips or conditionings in a call cannot be done. ``unfit``: further inputs
-    with which frames do not lie where its sites say, and why."""
+    with which frames do not lie where its sites say, and why. ``features``: its
+    convolutional and residual blocks, in order."""
 
     name: str
     owns: Callable[[nn.Module], bool]
@@ -33,3 +35,4 @@ class Family:
     draws_pictures: bool = False
     one_row: bool = False
     unfit: Mapping[str, str] = field(default_factory=dict)
+    features: Features = lambda _model: ()

@@ -95,7 +95,8 @@ def _walk_krea2(model: Any, order: Iterator[int], _motion_models: object) -> Ite
 
 def _walk_cosmos(model: Any, order: Iterator[int], _motion_models: object) -> Iterator[Site]:
     """``blocks.0.self_attn``: the picture; ``blocks.0.cross_attn``: to the text."""
-    yield from videos.self_and_cross(model.blocks, order, "spatial", "rows", "n_heads", ("self_attn", "cross_attn"))
+    names = ("self_attn", "cross_attn")
+    yield from videos.self_and_cross(model.blocks, order, "spatial", "rows", "n_heads", names, shows_input=True)
 
 
 def _walk_kandinsky(model: Any, order: Iterator[int], _motion_models: object) -> Iterator[Site]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from typing import Any, Literal
 
 from comfy.ldm.modules.attention import SpatialTransformer
-from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
+from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel, Upsample
 from torch import nn
 
 from ...techniques.site import Site, alone
@@ -50,6 +51,21 @@ def _unet_layers(unet: Any) -> Iterator[nn.Module]:
     return (layer for block in (*unet.input_blocks, *middle, *unet.output_blocks) for layer in block)
 
 
+def _unet_features(unet: Any) -> Iterator[Site]:
+    """``output.4.res``: what a residual block adds; ``input.3.conv``: a convolution between resolutions, or the first;
+    ``middle.0.res.1`` where a block holds several."""
+    middle = [] if unet.middle_block is None else [unet.middle_block]
+    order = count()
+    for part, blocks in (("input", unet.input_blocks), ("middle", middle), ("output", unet.output_blocks)):
+        for number, block in enumerate(blocks):
+            residual = [layer.out_layers for layer in block if isinstance(layer, ResBlock)]
+            resampling = [layer for layer in block if isinstance(layer, nn.Conv2d | Downsample | Upsample)]
+            for name, modules in (("res", residual), ("conv", resampling)):
+                for depth, module in enumerate(modules):
+                    place = f"{part}.{number}.{name}"
+                    yield Site(place if len(modules) == 1 else f"{place}.{depth}", next(order), "features", 0, module)
+
+
 def _transformer_layers(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None]]:
     """The transformer layers of a block, each with the temporal one that follows it in SVD."""
     for transformer in block.modules():
@@ -71,6 +87,7 @@ def _layer_sites(place: str, layer: Any, order: Iterator[int], kind: Literal["sp
                 frames_in="rows" if kind == "spatial" else "tokens",
                 leading=None if kind == "spatial" else alone,
                 replaced_in=(layer, name),
+                shows_input=True,
             )
 
 
@@ -110,5 +127,6 @@ FAMILIES = (
         _walk_unet,
         _unet_layers,
         draws_pictures=True,
+        features=_unet_features,
     ),
 )

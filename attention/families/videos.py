@@ -99,6 +99,7 @@ def self_and_cross(
     heads: str,
     names: tuple[str, str],
     part: str = "blocks",
+    shows_input: bool = False,
 ) -> Iterator[Site]:
     """Of each block its attentions ``names``: of ``kind`` to the picture or video itself, then to the text. ``heads``:
     an attention's name for their number."""
@@ -106,7 +107,8 @@ def self_and_cross(
         for name, kind_there in zip(names, (kind, "cross"), strict=True):
             attention = getattr(block, name)
             place = f"{part}.{number}.{name}"
-            yield Site(place, next(order), kind_there, getattr(attention, heads), attention, frames_in, alone)
+            count = getattr(attention, heads)
+            yield Site(place, next(order), kind_there, count, attention, frames_in, alone, shows_input=shows_input)
 
 
 def _walk_kandinsky(model: Any, order: Iterator[int], _motion_models: object) -> Iterator[Site]:
