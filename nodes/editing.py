@@ -57,8 +57,8 @@ class EntropyGuidedEdit(Node):
                 ),
                 io.Sampler.Input(
                     "sampler",
-                    tooltip="A sampler that adds no noise: euler, ddim, heun, dpmpp_2m, uni_pc. After an inversion "
-                    "use euler, which retraces it. Ancestral and SDE samplers are rejected.",
+                    tooltip="Any of KSamplerSelect's samplers but dpm_adaptive. Noise that it adds within its steps is "
+                    "the same in both clips. After an inversion use euler, which retraces it.",
                 ),
                 io.Sigmas.Input(
                     "sigmas",

@@ -103,8 +103,8 @@ def test_the_server_runs_an_edit(server, prompt):
     assert server.queue(prompt)["status"]["status_str"] == "success"
 
 
-def test_the_server_explains_a_stochastic_sampler_at_the_node(server, prompt):
+def test_the_server_explains_an_adaptive_sampler_at_the_node(server, prompt):
     (select,) = (node for node in prompt.values() if node["class_type"] == "KSamplerSelect")
-    select["inputs"]["sampler_name"] = "euler_ancestral"
-    with pytest.raises(PromptError, match=r"\(EntropyGuidedEdit\).*euler_ancestral draws noise of its own"):
+    select["inputs"]["sampler_name"] = "dpm_adaptive"
+    with pytest.raises(PromptError, match=r"\(EntropyGuidedEdit\).*dpm_adaptive adapts its steps"):
         server.queue(prompt)
