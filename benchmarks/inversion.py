@@ -76,7 +76,9 @@ def round_trips(subject: tuple[str, str, str, str], number: int, frames: int, st
         sigmas = demo.sigmas(way.steps, "normal")
         how = inversion.Inversion(mode=way.mode, refine_iterations=way.refine_iterations)
         start = now()
-        noise, report = inversion.invert_latent(demo.model, prompt, None, 1.0, latent, sigmas, how, number, "benchmark")
+        noise, report, _ = inversion.invert_latent(
+            demo.model, prompt, None, 1.0, latent, sigmas, how, number, "benchmark"
+        )
         seconds = now() - start
         decoded = demo.decode(demo.redraw(demo.model, noise, sigmas, prompt))
         calls = 2 * way.steps if way.mode == "literal" else way.steps * (1 + way.refine_iterations) + 1

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..attention.forms import InflationWeights
 from ..attention.registry import AttentionRegistry
+from ..samplers.trajectory import Trajectory
 from ..techniques.kept import Momentum
 from ..training.ge_adapter import GEAdapter
 
@@ -184,5 +185,6 @@ _TYPED: dict[str, Callable[[str, Any], None]] = {
     "ATTENTION_REGISTRY": _require_a(AttentionRegistry, "EntropyRegister or SelectAttentionLayers"),
     "STAM_WEIGHTS": _require_a(InflationWeights, "OneShotTune or LoadSTAM"),
     "MOMENTUM": _require_a(Momentum, "MomentumOfRun or LoadMomentum"),
+    "TRAJECTORY": _require_a(Trajectory, "BilateralDDIMInvert, with keep_trajectory on"),
     "GE_ADAPTER": _require_a(GEAdapter, "GEAdapterTrain or LoadGEAdapter"),
 }

@@ -22,6 +22,7 @@ Registry = io.Custom("ATTENTION_REGISTRY")
 Weights = io.Custom("STAM_WEIGHTS")
 Adapter = io.Custom("GE_ADAPTER")
 MomentumType = io.Custom("MOMENTUM")
+TrajectoryType = io.Custom("TRAJECTORY")
 Floats = io.Custom("FLOATS")
 """A list of numbers, as core's and other packs' keyframe nodes take; many others call the same FLOAT."""
 

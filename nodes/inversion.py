@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
@@ -11,12 +12,15 @@ from torch import Tensor
 from ..samplers.inversion import MODES, Inversion, InversionSampler, Mode, invert_latent
 from ..samplers.latents import with_samples
 from ..samplers.noises import GivenNoise
+from ..samplers.trajectory import NOTHING
 from .checks import InputError
-from .inputs import cfg_input, seed_input
+from .inputs import TrajectoryType, cfg_input, seed_input
 from .node import Node
 from .reports import to_json
 
 CATEGORY = "coherence/inversion"
+
+KEPT_IN = {"fp32": torch.float32, "fp16": torch.float16, "off": None}
 
 LEAST_SPREAD = 0.1
 """Of a latent taken for noise. Inversions of the demo clips have 0.17 to 0.96, by steps and filter; the clips 0.04."""
@@ -126,6 +130,15 @@ class BilateralDDIMInvert(Node):
                     "Seed of the noise that mode 'literal' adds. The other modes use no noise.",
                     advanced=True,
                 ),
+                io.Combo.Input(
+                    "keep_trajectory",
+                    options=list(KEPT_IN),
+                    default="fp32",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Precision of trajectory, which is kept in RAM: one latent for each step and one more, as "
+                    "the log says. fp16 takes half of that. off keeps nothing, for an edit without trajectory.",
+                ),
             ],
             outputs=[
                 io.Latent.Output(
@@ -137,6 +150,11 @@ class BilateralDDIMInvert(Node):
                     "round_trip",
                     tooltip="JSON: for each step the noise level, the latent's norm, which should end near 1, and the "
                     "drift, which is the error of sampling one step back.",
+                ),
+                TrajectoryType.Output(
+                    "trajectory",
+                    tooltip="The clip's latent at every step. Connect it to trajectory of Entropy-Guided Edit, which "
+                    "then follows the real clip instead of a reconstruction.",
                 ),
             ],
         )
@@ -158,16 +176,27 @@ class BilateralDDIMInvert(Node):
         refine_iterations: int,
         seed: int = 0,
         negative: list | None = None,
+        keep_trajectory: str = "fp32",
     ) -> io.NodeOutput:
         if negative is None and cfg != 1.0:
             raise ValueError(f"cfg is {cfg}, which needs the negative prompt. Connect negative, or set cfg to 1.")
         inversion = Inversion(
             mode, kernel_size, sigma_spatial, sigma_intensity, filter_until, restandardise, refine_iterations
         )
-        samples, report = invert_latent(
-            model, positive, negative, cfg, latent_image, sigmas, inversion, seed, cls.node_name
+        samples, report, trajectory = invert_latent(
+            model,
+            positive,
+            negative,
+            cfg,
+            latent_image,
+            sigmas,
+            inversion,
+            seed,
+            cls.node_name,
+            KEPT_IN[keep_trajectory],
         )
-        return io.NodeOutput(with_samples(latent_image, samples), to_json({**asdict(inversion), **asdict(report)}))
+        told = to_json({**asdict(inversion), **asdict(report)})
+        return io.NodeOutput(with_samples(latent_image, samples), told, trajectory or NOTHING)
 
 
 class SamplerBilateralDDIMInvert(Node):

@@ -11,6 +11,7 @@ more noise. Flow models take the same step.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -32,6 +33,7 @@ from ..frames.bilateral import bilateral_spatial, restandardised
 from ..noise.streams import generator, plain_noise
 from .finite import require_finite_prediction
 from .latents import input_scale, require_levels, samples_for
+from .trajectory import Trajectory, size_of
 from .unfit import explain_unfit_inputs
 
 Mode = Literal["latent_spatial", "feature_temporal", "none", "literal"]
@@ -165,12 +167,15 @@ class InversionSampler(Sampler):
 
     It is no KSAMPLER, which scales what it returns, for flow models by 1/0 at σ = 1. Of the noise it is given only the
     seed counts, in ``literal``. The result restarts sampling as ``latent_image`` without noise, that of a flow model at
-    its highest σ as NOISE. ``features``: the technique of ``feature_temporal``, which is on the model.
+    its highest σ as NOISE. ``features``: the technique of ``feature_temporal``, which is on the model. ``keep`` is
+    called with the clip, and with the latent after every step. Levels that begin above 0 go on from the result of an
+    inversion that ended there.
     """
 
     inversion: Inversion
     features: TemporalBilateral | None = None
     report: Report | None = None
+    keep: Callable[[Tensor], None] = lambda latent: None
 
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
@@ -178,6 +183,8 @@ class InversionSampler(Sampler):
         sampling = model_wrap.inner_model.model_sampling
         _refuse(self.inversion.mode, sampling, sigmas, latent_image, denoise_mask)
         steps, sigma_min = len(sigmas) - 1, sampling.sigma_min.to(sigmas)
+        clip = sampling.noise_scaling(sigmas[0], torch.zeros_like(latent_image), latent_image)
+        self.keep(clip)
         filtered_levels = self.inversion.filter_until * steps
 
         def slope(x: Tensor, level: int) -> Tensor:
@@ -197,6 +204,7 @@ class InversionSampler(Sampler):
 
         def on_step(step: Step) -> None:
             sigma = sigmas[step.level]
+            self.keep(step.x)
             if self.report is not None:
                 self.report.sigma.append(sigma.item())
                 self.report.norm.append((step.x * _model_scale(sampling, sigma)).square().mean().sqrt().item())
@@ -206,11 +214,9 @@ class InversionSampler(Sampler):
 
         if self.inversion.mode == "literal":
             source = generator(extra_args["seed"])
-            x = walk_eq_12(
-                latent_image, sigmas, slope, lambda: plain_noise(noise.shape, source).to(noise), smooth, on_step
-            )
+            x = walk_eq_12(clip, sigmas, slope, lambda: plain_noise(noise.shape, source).to(noise), smooth, on_step)
         else:
-            x = invert(latent_image, sigmas, slope, smooth, self.inversion.refine_iterations, on_step)
+            x = invert(clip, sigmas, slope, smooth, self.inversion.refine_iterations, on_step)
         if isinstance(sampling, CONST) and self.max_denoise(model_wrap, sigmas.flip(0)):
             return x
         return sampling.inverse_noise_scaling(sigmas[-1], x)
@@ -257,10 +263,13 @@ def invert_latent(
     inversion: Inversion,
     seed: int,
     asked_by: str,
-) -> tuple[Tensor, Report]:
-    """The noise of ``latent``, a LATENT, and the report. ``sigmas`` fall, as for sampling.
+    kept_in: torch.dtype | None = None,
+) -> tuple[Tensor, Report, Trajectory | None]:
+    """The noise of ``latent``, a LATENT, the report and, in the precision ``kept_in``, the latents of all steps.
+    ``sigmas`` fall, as for sampling.
 
-    UnknownModelError and NoSuchSiteError as in :mod:`..attention`; ValueError for what cannot be inverted.
+    TrajectoryError for latents that this precision cannot hold. UnknownModelError and NoSuchSiteError as in
+    :mod:`..attention`; ValueError for what cannot be inverted.
     """
     features = None
     if inversion.mode == "feature_temporal":
@@ -270,11 +279,19 @@ def invert_latent(
     guider = CFGGuider(model)
     guider.inner_set_conds({"positive": positive} | ({} if negative is None else {"negative": negative}))
     guider.set_cfg(cfg)
-    sampler = InversionSampler(inversion, features, report := Report())
+    latents: list[Tensor] = []
+
+    def keep(latent: Tensor) -> None:
+        if kept_in is not None:
+            latents.append(latent.to("cpu", kept_in, copy=True))
+
+    sampler = InversionSampler(inversion, features, report := Report(), keep)
     require_levels(model, sigmas)
     samples = samples_for(model, latent)
     if samples.is_nested:
         raise ValueError(NO_PICTURES)
+    if kept_in is not None:
+        logging.info("%s keeps a trajectory: %s of RAM", asked_by, size_of(samples, sigmas, kept_in))
     with explain_unfit_inputs(model, {"samples": samples}, positive=positive, negative=negative):
         inverted = guider.sample(
             samples.cpu() * 0,
@@ -286,4 +303,5 @@ def invert_latent(
             disable_pbar=True,
             seed=seed,
         )
-    return inverted.to(intermediate_device()), report
+    trajectory = None if kept_in is None else Trajectory.of(model, sigmas, latents, samples)
+    return inverted.to(intermediate_device()), report, trajectory

@@ -23,8 +23,8 @@ from tiny_models import FAMILIES
 
 FACES = {
     BilateralDDIMInvert: (
-        {"model", "positive", "negative", "cfg", "latent_image", "sigmas", "seed", *FILTER},
-        {"latent": "LATENT", "round_trip": "STRING"},
+        {"model", "positive", "negative", "cfg", "latent_image", "sigmas", "seed", "keep_trajectory", *FILTER},
+        {"latent": "LATENT", "round_trip": "STRING", "trajectory": "TRAJECTORY"},
     ),
     SamplerBilateralDDIMInvert: ({*FILTER}, {"sampler": "SAMPLER"}),
     NoiseFromLatent: ({"latent", "model"}, {"noise": "NOISE"}),
@@ -69,7 +69,7 @@ def test_face_of_the_node(node):
     schema, (inputs, results) = node.GET_SCHEMA(), FACES[node]
     assert {item.id for item in schema.inputs} == inputs
     assert {output.id: output.io_type for output in schema.outputs} == results
-    assert {item.id for item in schema.inputs if item.optional} == ({"negative"} & inputs)
+    assert {item.id for item in schema.inputs if item.optional} == {"negative", "keep_trajectory"} & inputs
 
 
 # The round trip ----------------------------------------------------------------------------------------------------

@@ -86,6 +86,21 @@ SOURCES: Prompt = {
         scheduler="simple",
         denoise=1.0,
     ),
+    "inverted": node(
+        "BilateralDDIMInvert",
+        model=["demo", 0],
+        positive=["text", 0],
+        cfg=1.0,
+        latent_image=["latent", 0],
+        sigmas=["sigmas", 0],
+        mode="none",
+        kernel_size=5,
+        sigma_spatial=1.0,
+        sigma_intensity=1.0,
+        filter_until=0.5,
+        restandardise=True,
+        refine_iterations=0,
+    ),
     "momentum": node("MomentumOfRun", model=["keeping", 0], latent=["kept run", 0]),
 }
 """Where links come from."""
@@ -104,6 +119,7 @@ OF_TYPE = {
     "STAM_WEIGHTS": ["tuned", 0],
     "GE_ADAPTER": ["adapter", 0],
     "MOMENTUM": ["momentum", 0],
+    "TRAJECTORY": ["inverted", 2],
 }
 SMALL: dict[str, dict[str, Any]] = {
     "DependencyNoise": {"previous": ["noise frames", 0]},

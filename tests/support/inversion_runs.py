@@ -28,7 +28,7 @@ def inverted(model, positive, latent: dict, sigmas, **options) -> tuple[dict, di
     """The node's latent and report."""
     cfg = options.pop("cfg", 1.0)
     with torch.inference_mode():
-        latent, report = BilateralDDIMInvert.execute(model, positive, cfg, latent, sigmas, **FILTER | options).args
+        latent, report, _ = BilateralDDIMInvert.execute(model, positive, cfg, latent, sigmas, **FILTER | options).args
     return latent, json.loads(report)
 
 

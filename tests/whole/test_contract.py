@@ -39,7 +39,7 @@ PROMISED = {
     "IEGuidanceCFG": "model registry guidance scale start_percent end_percent rescale → MODEL",
     "IEGuider": "model registry guidance scale start_percent end_percent rescale positive negative cfg → GUIDER",
     "BilateralDDIMInvert": "model positive negative cfg latent_image sigmas mode kernel_size sigma_spatial "
-    "sigma_intensity filter_until restandardise refine_iterations seed → LATENT STRING",
+    "sigma_intensity filter_until restandardise refine_iterations seed keep_trajectory → LATENT STRING TRAJECTORY",
     "SamplerBilateralDDIMInvert": "mode kernel_size sigma_spatial sigma_intensity filter_until restandardise "
     "refine_iterations → SAMPLER",
     "NoiseFromLatent": "latent model → NOISE",
