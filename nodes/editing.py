@@ -10,7 +10,8 @@ from torch import Tensor
 from ..attention.registry import AttentionRegistry, require_model
 from ..samplers.editing import REPLACES, Edit, Prompts, Replace, sample_edit
 from ..samplers.latents import with_samples
-from .inputs import EDITING, Registry, cfg_input, percent_inputs
+from ..samplers.trajectory import Trajectory
+from .inputs import EDITING, Registry, TrajectoryType, cfg_input, percent_inputs
 from .node import Node
 
 
@@ -96,12 +97,25 @@ class EntropyGuidedEdit(Node):
                     tooltip="Where the target may differ: white may change, black keeps the source's latent at every "
                     "step. Any size; one mask for all frames, or one per frame.",
                 ),
+                io.Latent.Input(
+                    "target_latent",
+                    optional=True,
+                    tooltip="To continue an edit that ended before the last step: edited of that node here, its source "
+                    "in latent_image, the remaining sigmas, and DisableNoise. Needed for Wan 2.2's two experts.",
+                ),
+                TrajectoryType.Input(
+                    "trajectory",
+                    optional=True,
+                    tooltip="From BilateralDDIMInvert. The source then is the real clip's own latent at every step "
+                    "instead of a reconstruction, and comes out unchanged.",
+                ),
             ],
             outputs=[
                 io.Latent.Output("edited", tooltip="The clip of the target prompt."),
                 io.Latent.Output(
                     "source",
-                    tooltip="The clip of the source prompt: after an inversion, the reconstruction of the real one.",
+                    tooltip="The clip of the source prompt: after an inversion, the reconstruction of the real one; "
+                    "with trajectory, the real one itself.",
                 ),
             ],
         )
@@ -124,12 +138,15 @@ class EntropyGuidedEdit(Node):
         start_percent: float = 0.0,
         end_percent: float = 1.0,
         mask: Tensor | None = None,
+        target_latent: dict | None = None,
+        trajectory: Trajectory | None = None,
     ) -> io.NodeOutput:
         if replace != "cross_map":  # which does not use it
             require_model(registry, model, cls.node_name)
         edit = Edit(registry.selector, replace, cfg, source_cfg, start_percent, end_percent, mask)
         prompts = Prompts(source, target, negative)
-        clips = sample_edit(model, prompts, edit, noise, sampler, sigmas, latent_image, cls.node_name)
+        start = (noise, sampler, sigmas, latent_image)
+        clips = sample_edit(model, prompts, edit, *start, cls.node_name, target_latent, trajectory)
         return io.NodeOutput(*(with_samples(latent_image, clip) for clip in clips))
 
 

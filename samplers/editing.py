@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 from uuid import uuid4
@@ -46,7 +46,9 @@ from .finite import require_finite_prediction, step_at
 from .latents import input_scale, noise_for, require_clip_alone, require_falling, require_levels, samples_for
 from .lockstep import Lockstep, NothingToTakeError
 from .pairing import PairSampler
+from .stages import acts_in_stage, require_no_noise_mask, target_samples
 from .told import Conds, in_told_order, meanwhile, told
+from .trajectory import Pinned, Trajectory
 from .unfit import explain_unfit_inputs
 
 SOURCE, TARGET = range(2)
@@ -92,33 +94,51 @@ def sample_edit(
     sigmas: Tensor,
     latent: Mapping[str, Any],
     asked_by: str,
+    target_latent: Mapping[str, Any] | None = None,
+    trajectory: Trajectory | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The latents of target and source, shaped as those of ``latent``. NOISE, SAMPLER, SIGMAS, LATENT as ComfyUI's.
 
+    ``target_latent``: where the target starts, if not at ``latent``, too (:mod:`.stages`). ``trajectory``: what the
+    source is set to at every step (:mod:`.trajectory`).
+
     Raises:
         ValueError: ``sampler`` cannot take the same steps with both, or an input does not fit the others.
+        TrajectoryError: ``trajectory`` is of another run.
         UnpairedBranchError: the branches of source and target cannot go through the model in step.
         UnknownModelError, NoSuchSiteError: as in :mod:`..attention`.
     """
     require_editable(model, latent, asked_by)
     require_falling(sigmas)
     require_levels(model, sigmas)
-    samples = samples_for(model, latent)
-    guider = EditGuider(model, prompts, edit, samples.shape, asked_by)
+    samples, target = samples_for(model, latent), None
+    for name, given in (("target_latent", target_latent), ("trajectory", trajectory)):
+        if given is not None:
+            require_no_noise_mask(latent, name)
+    pinned = None if trajectory is None else Pinned(trajectory, model, sigmas, samples.shape)
+    in_stages = target_latent is not None or sigmas[-1] > 0
+    if in_stages and not acts_in_stage(model, sigmas, edit.start_percent, edit.end_percent, asked_by):
+        edit = replace(edit, layers="", replace="map")
+    guider = EditGuider(model, prompts, edit, samples.shape, asked_by, pinned)
+    if target_latent is not None:
+        target = guider.with_kept(samples, target_samples(model, target_latent, samples))
     drawn = noise_for(noise, {**latent, "samples": samples})
     with explain_unfit_inputs(model, {"samples": samples}, **vars(prompts)):
         both = guider.sample(
             drawn,
             samples,
-            PairSampler(sampler),
+            PairSampler(sampler, target),
             sigmas,
             denoise_mask=latent.get("noise_mask"),
             callback=prepare_callback(model, len(sigmas) - 1),
             disable_pbar=not PROGRESS_BAR_ENABLED,
             seed=noise.seed,
         )
-    source, target = both.to(intermediate_device()).chunk(2)
-    return target, source
+    source, edited = both.to(intermediate_device()).chunk(2)
+    if pinned is not None:
+        source = pinned.end(model, sampler, source)
+        edited = guider.with_kept(source, edited)
+    return edited, source
 
 
 def require_editable(model: ModelPatcher, latent: Mapping[str, Any], asked_by: str) -> None:
@@ -135,10 +155,18 @@ def require_editable(model: ModelPatcher, latent: Mapping[str, Any], asked_by: s
 class EditGuider(CFGGuider):
     """Denoises (2 · rows, …), the source's rows before the target's, for :class:`.pairing.PairSampler`.
 
-    ``shape``: of one clip's latent. Errors as in :func:`sample_edit`.
+    ``shape``: of one clip's latent. ``pinned``: the source, where it is not sampled. Errors as in :func:`sample_edit`.
     """
 
-    def __init__(self, model: ModelPatcher, prompts: Prompts, edit: Edit, shape: Sequence[int], asked_by: str) -> None:
+    def __init__(
+        self,
+        model: ModelPatcher,
+        prompts: Prompts,
+        edit: Edit,
+        shape: Sequence[int],
+        asked_by: str,
+        pinned: Pinned | None = None,
+    ) -> None:
         cross = edit.replace == "cross_map"
         layers = "*" if cross else edit.layers
         self._lockstep = Lockstep()
@@ -159,7 +187,7 @@ class EditGuider(CFGGuider):
         super().__init__(model)
         self.inner_set_conds({"positive": prompts.target, "negative": prompts.negative, "source": prompts.source})
         tapped = model.model_options["transformer_options"].get(TECHNIQUES, ())
-        self._edit, self._rows = edit, 2 * shape[0]
+        self._edit, self._rows, self._pinned = edit, 2 * shape[0], pinned
         self._pairs = bool(layers) or any(each.technique.takes_from_source for each in tapped)
         self._mask = None if edit.mask is None else _latent_mask(edit.mask, shape).to(model.load_device)
 
@@ -195,6 +223,8 @@ class EditGuider(CFGGuider):
                 "A guidance node on this model calls it in its own way, but an edit must call it for source and "
                 "target itself. Remove that node."
             )
+        if self._pinned is not None:
+            x = self._with_pinned(self._pinned, x, timestep[0])
         with AnimateDiff.step(self.inner_model, x.chunk(2)[SOURCE], timestep.chunk(2)[SOURCE], options) as animatediff:
             return self._predicted(x, timestep, options, animatediff)
 
@@ -231,7 +261,17 @@ class EditGuider(CFGGuider):
         sigmas = options.get("transformer_options", {}).get("sample_sigmas", timestep)
         for name, clip in (("source", source), ("target", target)):
             require_finite_prediction(clip, step_at(timestep[0], sigmas), sigmas, f"the {name} clip")
+        if self._pinned is not None:
+            source = self._pinned.denoised(float(timestep[0]), source)
         return torch.cat([source, self._with_background(source, target)])
+
+    def _with_pinned(self, pinned: Pinned, x: Tensor, sigma: Tensor) -> Tensor:
+        """Both clips, the source where its trajectory is."""
+        source, target = x.chunk(2)
+        source = pinned.at(float(sigma), source)
+        if not self._scales_input:
+            source = source * input_scale(self.inner_model.model_sampling, sigma)
+        return torch.cat([source, self.with_kept(source, target)])
 
     def _denoised(
         self, groups: list[tuple[str, ...]], x: Tensor, timestep: Tensor, options: dict[str, Any]
@@ -302,6 +342,10 @@ class EditGuider(CFGGuider):
         """``target`` as ``source`` where the mask says so: then the sampler's own latents stay the same there, as they
         start alike and a :class:`.pairing.PairSampler` treats every value for itself."""
         return target if self._mask is None else torch.lerp(source, target, self._mask.to(target))
+
+    def with_kept(self, source: Tensor, target: Tensor) -> Tensor:
+        """``target``, but the very ``source`` where the mask is 0."""
+        return target if self._mask is None else torch.where(self._mask.to(source.device) == 0, source, target)
 
 
 def _branch(clip: int, index: int, conds: Conds, controls: SeenControls) -> Conds:

@@ -19,10 +19,10 @@ def samples_for(model: ModelPatcher, latent: Mapping[str, Any]) -> Tensor:
     return comfy.sample.fix_empty_latent_channels(model, latent["samples"], *map(latent.get, RATIOS))
 
 
-def require_clip_alone(latent: Mapping[str, Any]) -> None:
+def require_clip_alone(latent: Mapping[str, Any], name: str = "latent_image") -> None:
     """ValueError for a LATENT of several modalities."""
     if latent["samples"].is_nested:
-        raise ValueError("latent_image holds a clip and sound, expected a clip alone. Use a model without sound.")
+        raise ValueError(f"{name} holds a clip and sound, expected a clip alone. Use a model without sound.")
 
 
 def noise_for(noise: Any, latent: Mapping[str, Any]) -> Any:

@@ -8,13 +8,15 @@ from coherence.demo.model import load_model
 from coherence.hosting.provision import PACK
 from coherence.nodes.editing import EntropyGuidedEdit
 from coherence.nodes.entropy_register import SelectAttentionLayers
+from coherence.nodes.inversion import BilateralDDIMInvert
 from comfy.samplers import sampler_object
 from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise, Noise_RandomNoise
 from editing_runs import demo_run
+from inversion_runs import FILTER
 from watching import DEMO, difference
 
 FACE = "model source target negative registry noise sampler sigmas latent_image cfg source_cfg replace"
-FACE += " start_percent end_percent mask"
+FACE += " start_percent end_percent mask target_latent trajectory"
 GENERATED = PACK / "workflows" / "edit_generated_clip.json"
 
 
@@ -54,7 +56,7 @@ def test_the_face_is_the_promised_one():
     expected = {"cfg": 7.5, "source_cfg": 1.0, "replace": "map", "start_percent": 0.0, "end_percent": 1.0}
     assert defaults == expected
     assert [output.display_name or output.id for output in schema.outputs] == ["edited", "source"]
-    assert [item.id for item in schema.inputs if item.optional] == ["mask"]
+    assert [item.id for item in schema.inputs if item.optional] == ["mask", "target_latent", "trajectory"]
 
 
 def test_it_gives_the_edited_clip_first_and_then_the_source(unet, inputs):
@@ -85,6 +87,20 @@ def test_what_the_latent_carries_along_is_handed_on(inputs):
     for out in EntropyGuidedEdit.execute(**inputs | {"latent_image": latent}).args:
         assert out["batch_index"] == [4, 5, 6]
         assert "downscale_ratio_spacial" not in out
+
+
+def test_it_goes_on_from_its_own_outputs_and_pins_the_source_to_a_trajectory(unet, inputs):
+    run, sigmas = demo_run(unet), inputs["sigmas"]
+    clip = {"samples": torch.randn(run.shape, generator=torch.Generator().manual_seed(5))}
+    with torch.inference_mode():
+        *_, kept = BilateralDDIMInvert.execute(unet, run.source, 1.0, clip, sigmas, **FILTER).args
+    target, source = edited(inputs, trajectory=kept)
+    assert torch.equal(source, clip["samples"])
+    first = EntropyGuidedEdit.execute(**inputs | {"sigmas": sigmas[:2], "trajectory": kept}).args
+    goes_on = {"noise": Noise_EmptyNoise(), "latent_image": first[1], "target_latent": first[0]}
+    parts = edited(inputs, sigmas=sigmas[1:], trajectory=kept, **goes_on)
+    assert difference(parts[0], target) < 1e-5
+    assert torch.equal(parts[1], source)
 
 
 # Through the server --------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from coherence.samplers.lockstep import Lockstep, NothingToTakeError
 from coherence.techniques.replacement import Replacement, UnpairedBranchError
 from comfy.model_management import InterruptProcessingException
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
-from editing_runs import StoredMaps, demo_run, halves, stepwise, tiny_run
+from editing_runs import StoredMaps, demo_run, halves, longer, stepwise, tiny_run
 from watching import difference
 
 PICTURES = ["flux", "sd3", "qwen_image", "z_image", "krea2"]
@@ -25,23 +25,13 @@ def unet():
     return load_model()
 
 
-def longer(prompt: list, tokens: int = FURTHER) -> list:
-    """The prompt with further tokens."""
-    [[text, rest]] = prompt
-    rest = dict(rest)
-    if "attention_mask" in rest:
-        rest["attention_mask"] = torch.nn.functional.pad(rest["attention_mask"], (0, tokens), value=1)
-    generator = torch.Generator().manual_seed(7)
-    return [[torch.cat([text, torch.randn(1, tokens, text.shape[-1], generator=generator)], dim=1), rest]]
-
-
 @pytest.fixture
 def run_of(tiny_models, unet):
     """Source and target differ in length, and so do they and the negative."""
 
     def run_of(name, **settings):
         run = demo_run(unet, **settings) if name == "eps" else tiny_run(tiny_models, name, **settings)
-        return replace(run, target=longer(run.target), negative=longer(run.negative, 1))
+        return replace(run, target=longer(run.target, FURTHER), negative=longer(run.negative, 1))
 
     return run_of
 
@@ -69,7 +59,7 @@ def test_what_else_is_taken_is_taken_from_the_picture(run_of, name, what):
 def test_in_step_is_as_in_one_call(run_of, monkeypatch):
     """Equal lengths, in calls of their own all the same."""
     run = run_of("flux")
-    run = replace(run, source=longer(run.source), negative=longer(run.negative, FURTHER - 1))
+    run = replace(run, source=longer(run.source, FURTHER), negative=longer(run.negative, FURTHER - 1))
     together = run.edit()
     usual = Replacement.donors
 

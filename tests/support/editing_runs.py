@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -11,7 +12,7 @@ from coherence.attention.tap import tap
 from coherence.samplers.editing import Edit, Prompts, sample_edit
 from coherence.techniques.technique import Stage, Technique
 from comfy.samplers import KSAMPLER, CFGGuider, Sampler, calc_cond_batch, calculate_sigmas, sampler_object
-from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
+from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise, Noise_RandomNoise
 from tiny_models import FAMILIES
 from watching import DEMO
 
@@ -75,11 +76,27 @@ class Run:
 
     def edit(self, layers: str = "*", **edit: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Target and source, guided alike unless ``source_cfg`` is given."""
+        return self.stage(self.sigmas, layers, **edit)
+
+    def stage(
+        self,
+        sigmas: torch.Tensor,
+        layers: str = "*",
+        source: torch.Tensor | None = None,
+        target: torch.Tensor | None = None,
+        trajectory: Any = None,
+        **edit: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``edit``, along other ``sigmas``; where ``source`` is given, from there, and without new noise."""
         prompts = Prompts(self.source, self.target, self.negative)
         edit = Edit(layers, **{"cfg": 4.0, "source_cfg": 4.0} | edit)
-        noise = Noise_RandomNoise(3)
+        noise, latent = Noise_RandomNoise(3), self.latents
+        if source is not None:
+            noise, latent = Noise_EmptyNoise(), {"samples": source}
+        start = (noise, self._sampler(), sigmas, latent)
+        goes_on = None if target is None else {"samples": target}
         with torch.inference_mode():
-            return sample_edit(self.model, prompts, edit, noise, self._sampler(), self.sigmas, self.latents, "test")
+            return sample_edit(self.model, prompts, edit, *start, "test", goes_on, trajectory)
 
     def plain(self, positive: list, cfg: float = 4.0) -> torch.Tensor:
         """ComfyUI's own sampling of one clip."""
@@ -113,10 +130,28 @@ def tiny_run(tiny_models: Any, name: str, **settings: Any) -> Run:
     return Run(tiny_models.load(name), source, target, negative, **{"shape": family.latent_shape} | settings)
 
 
-def stepwise(run: Run, technique: Any, layers: str, cfg: float, source_cfg: float) -> tuple[torch.Tensor, torch.Tensor]:
+def longer(prompt: list, tokens: int) -> list:
+    """The prompt with further tokens."""
+    [[text, rest]] = prompt
+    rest = dict(rest)
+    if "attention_mask" in rest:
+        rest["attention_mask"] = torch.nn.functional.pad(rest["attention_mask"], (0, tokens), value=1)
+    generator = torch.Generator().manual_seed(7)
+    return [[torch.cat([text, torch.randn(1, tokens, text.shape[-1], generator=generator)], dim=1), rest]]
+
+
+def stepwise(
+    run: Run,
+    technique: Any,
+    layers: str,
+    cfg: float,
+    source_cfg: float,
+    pinned: Sequence[torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Target and source by Euler steps, each branch in a model call of its own; CFG where it is not 1.
 
     ``technique`` keeps what it must of the source's call, while its ``keeping`` is set, for the target's after it.
+    ``pinned``: where the source is at each step, whatever its own steps do.
     """
     model, _ = tap(run.model, technique, layers=layers, kinds=["spatial", "temporal", "joint"], asked_by="test")
     guider = CFGGuider(model)
@@ -133,7 +168,8 @@ def stepwise(run: Run, technique: Any, layers: str, cfg: float, source_cfg: floa
             conds = [denoise.conds[name]]
             return calc_cond_batch(denoise.inner_model, conds, x, sigma.expand(len(x)), extra_args["model_options"])[0]
 
-        for sigma, following in pairwise(sigmas):
+        for step, (sigma, following) in enumerate(pairwise(sigmas)):
+            source = source if pinned is None else pinned[step]
             source_clean = branch("source", source, sigma, keeping=True)
             positive = branch("positive", target, sigma, keeping=False)
             if source_cfg != 1:

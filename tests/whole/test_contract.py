@@ -44,7 +44,7 @@ PROMISED = {
     "refine_iterations → SAMPLER",
     "NoiseFromLatent": "latent model → NOISE",
     "EntropyGuidedEdit": "model source target negative registry noise sampler sigmas latent_image cfg source_cfg "
-    "replace start_percent end_percent mask → LATENT LATENT",
+    "replace start_percent end_percent mask target_latent trajectory → LATENT LATENT",
     "FrameReferences": "conditioning images latents vae → CONDITIONING",
     "FlowEdit": "model source target negative latent_image sigmas source_cfg target_cfg skip_steps averages seed "
     "registry → LATENT",
