@@ -54,7 +54,7 @@ class Trajectory:
         return f"trajectory of {len(self.sigmas) - 1} steps, latent {_size(self.clip.shape)}: {gibibytes(size)} of RAM"
 
 
-NOTHING = Trajectory("", (), (), torch.empty(0))
+NOTHING = Trajectory("", (), (), torch.zeros(1))
 """Where no trajectory was to be kept."""
 
 
