@@ -10,6 +10,7 @@ from coherence.noise.bridge import bridged, ring_correlations
 from coherence.noise.streams import generator, plain_noise
 from hypothesis import given
 from hypothesis import strategies as st
+from noise_clips import ring_covariance, surprise
 from torch import Tensor
 
 DRAWS = 60_000
@@ -42,11 +43,7 @@ def test_the_frames_made_have_the_conditional_distribution_of_the_chain(known):
     )
     made = torch.stack([frame.double() for i, frame in enumerate(frames) if i not in known])
     mean, covariance = conditional(chain_covariance(correlations), known, values)
-    spread = covariance.diagonal().sqrt()
-    assert ((made.mean(1) - mean).abs() <= 3.5 * spread / DRAWS**0.5 + 1e-6).all()
-    # the standard error of a covariance of Gaussians
-    error = ((covariance**2 + spread[:, None] ** 2 * spread**2) / DRAWS).sqrt()
-    assert ((torch.cov(made) - covariance).abs() <= 3.5 * error + 1e-6).all()
+    assert surprise(made - mean[:, None], covariance) <= 3
 
 
 @given(st.lists(st.floats(0, 0.999), min_size=1, max_size=6), st.data())
@@ -75,23 +72,19 @@ def test_frames_before_the_last_key_do_not_depend_on_how_many_follow():
 
 
 @pytest.mark.parametrize("neighbours", [[0.9] * 8, [0.994] * 12, [0.5] * 3, [0.9, 0.95, 0.97, 0.9, 0.93]])
-def test_neighbours_on_a_ring_correlate_as_asked_the_last_and_the_first_too(neighbours):
+def test_a_ring_has_the_covariance_of_theory_and_neighbours_correlate_as_asked(neighbours):
     rho, count = ring_correlations(neighbours), len(neighbours)
-    frames = bridged({0: plain_noise((DRAWS,), generator(7))}, rho, fresh(8), loop=True)
-    stack = torch.stack(frames).double()
-    measured = torch.corrcoef(stack)
-    wanted = torch.tensor(neighbours, dtype=torch.float64)
-    found = torch.stack([measured[i, (i + 1) % count] for i in range(count)])
-    assert ((found - wanted).abs() <= 3.5 * (1 - wanted**2) / DRAWS**0.5).all()
-    assert (stack.std(1) - 1).abs().max() <= 3.5 / (2 * DRAWS) ** 0.5
+    frames = bridged({count // 2: plain_noise((DRAWS,), generator(7))}, rho, fresh(8), loop=True)
+    theory = ring_covariance(rho)
+    assert [theory[i, (i + 1) % count].item() for i in range(count)] == pytest.approx(neighbours, abs=1e-9)
+    assert surprise(torch.stack(frames), theory) <= 3
 
 
-def test_a_ring_of_equal_steps_has_the_covariance_of_theory():
+def test_a_ring_of_equal_steps_has_the_covariance_of_the_docstring():
     count, rho = 8, ring_correlations([0.9] * 8)[0]
-    frames = bridged({3: plain_noise((DRAWS,), generator(9))}, [rho] * count, fresh(10), loop=True)
     k = (torch.arange(count)[:, None] - torch.arange(count)).abs().double()
     theory = (rho**k + rho ** (count - k)) / (1 + rho**count)
-    assert (torch.corrcoef(torch.stack(frames).double()) - theory).abs().max() <= 4 / DRAWS**0.5
+    torch.testing.assert_close(ring_covariance([rho] * count), theory)
 
 
 def test_a_loop_that_cannot_be_closed_is_refused():
