@@ -7,10 +7,8 @@ from typing import Any
 from comfy.samplers import Sampler
 from comfy_api.latest import io
 
-from ..samplers.coherent import (
-    CoherentSampler as Coherent,
-)
-from ..samplers.coherent import draws_of, require_follows_seed, require_leadable, tell_of_nothing
+from ..samplers.coherent import CoherentSampler as Coherent
+from ..samplers.coherent import require_follows_seed, require_leadable
 from .inputs import NOISE
 from .node import Node
 
@@ -45,9 +43,6 @@ class CoherentSampler(Node):
     def execute(cls, sampler: Sampler, noise: Any) -> io.NodeOutput:
         require_leadable(sampler)
         require_follows_seed(noise)
-        if draws_of(sampler) == "nothing":
-            tell_of_nothing(sampler)
-            return io.NodeOutput(sampler)
         return io.NodeOutput(Coherent(sampler, noise))
 
 

@@ -2,20 +2,17 @@
 
 Ancestral and SDE samplers, and ``lcm``, add fresh noise in a step, independent in every frame: after a few steps
 nothing is left of what the frames' first noise had in common. Those that take a ``noise_sampler``, as k-diffusion's
-do, are given one that draws the same model's noise, with a seed of each step's own.
+do, are given one that draws the same model's noise, with a seed of each step's own. How a sampler draws is seen in a
+rehearsal before the run.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import copy
-from functools import partial
 from hashlib import blake2b
-from types import CodeType
 from typing import Any, Literal
 
 import torch
@@ -26,11 +23,9 @@ from ..noise.brownian import BrownianPath
 from ..noise.numbers import Told, told_of
 from ..noise.streams import frames_axis
 from .noises import ClipNoise, GivenNoise, first_frame
+from .rehearsal import rehearsed, two_of
 
 Draws = Literal["by noise_sampler", "nothing", "otherwise"]
-_DRAWING = re.compile(r"rand|randn|rand_like|randn_like|normal_?|default_noise_sampler|BrownianTree\w*")
-_WITHOUT_ETA = {"sample_res_multistep", "sample_res_multistep_cfg_pp"}
-"""Those of ComfyUI that take a noise_sampler and give what it draws no weight."""
 
 
 class NoNoiseSamplerError(ValueError):
@@ -55,22 +50,24 @@ class CoherentSampler(KSAMPLER):
         denoise_mask: Tensor | None = None,
         disable_pbar: bool = False,
     ) -> Tensor:
-        draws = StepNoise(self.noise, noise, sigmas)
-        options = {**self.extra_options, "noise_sampler": draws}
-        sampler = KSAMPLER(self.sampler_function, options, self.inpaint_options)
-        samples = sampler.sample(
+        draws = draws_of(self, model_wrap, sigmas, noise)
+        if draws == "otherwise":
+            raise _cannot_lead(self)
+        if draws == "nothing" and len(sigmas) > 2:
+            _tell_of_nothing(self)
+        sampler = _led(self, StepNoise(self.noise, noise, sigmas) if draws == "by noise_sampler" else None)
+        return sampler.sample(
             model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
         )
-        if not draws.count and len(sigmas) > 2:
-            tell_of_nothing(self)
-        return samples
+
+
+def _led(sampler: KSAMPLER, noise_sampler: Callable | None = None) -> KSAMPLER:
+    given = {} if noise_sampler is None else {"noise_sampler": noise_sampler}
+    return KSAMPLER(sampler.sampler_function, {**sampler.extra_options, **given}, sampler.inpaint_options)
 
 
 class StepNoise:
-    """What k-diffusion calls a noise sampler, for one run that began with the noise ``begun`` at ``sigmas``.
-
-    ``count``: of the draws so far.
-    """
+    """What k-diffusion calls a noise sampler, for one run that began with the noise ``begun`` at ``sigmas``."""
 
     def __init__(self, noise: Any, begun: Tensor, sigmas: Tensor) -> None:
         if begun.ndim not in (4, 5):
@@ -84,10 +81,8 @@ class StepNoise:
         self._levels = [float(sigma) for sigma in sigmas]
         self._step, self._draws = self._levels[0], Counter[float]()
         self._path = BrownianPath(self._fresh)
-        self.count = 0
 
     def __call__(self, sigma: Any, sigma_next: Any) -> Tensor:
-        self.count += 1
         return self._path.between(float(sigma), float(sigma_next)).to(self._like)
 
     def _fresh(self, start: float) -> Tensor:
@@ -147,76 +142,52 @@ def _not_by_seed(noise: Any) -> NoNoiseSamplerError:
     )
 
 
-def draws_of(sampler: Any) -> Draws:
-    """How a SAMPLER draws noise within its steps."""
-    if not isinstance(sampler, KSAMPLER) or "noise_sampler" in sampler.extra_options:
+def draws_of(sampler: KSAMPLER, guider: Any, sigmas: Tensor, noise: Tensor) -> Draws:
+    """How ``sampler`` draws noise within the steps ``sigmas`` of a run that ``guider`` begins with ``noise``."""
+    one, other = two_of(noise)
+
+    def ends_alike(second: Tensor) -> bool:
+        """Whether equal halves stay equal where the second draws ``second`` and the first draws ``one``."""
+        drawn = torch.cat([one, second])
+        try:
+            made = rehearsed(_led(sampler, lambda *_: drawn), guider, sigmas, one, one)
+        except TypeError as error:  # it takes none
+            if "noise_sampler" not in str(error):
+                raise
+            made = rehearsed(_led(sampler), guider, sigmas, one, one)
+        return torch.equal(*made)
+
+    if not ends_alike(one):
         return "otherwise"
-    function, options = sampler.sampler_function, sampler.extra_options
-    parameters = inspect.signature(function).parameters
-    defaults = {name: each.default for name, each in parameters.items()}
-    is_core = str(getattr(function, "__module__", "")).startswith("comfy.")
-    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
-    if "noise_sampler" in parameters or (takes_any and is_core):
-        default = 0.0 if takes_any or getattr(function, "__name__", "") in _WITHOUT_ETA else 1.0
-        eta, amount = options.get("eta", defaults.get("eta", default)), options.get("s_noise", 1.0)
-        return "by noise_sampler" if eta and amount else "nothing"
-    if "s_churn" in parameters:
-        return "otherwise" if options.get("s_churn", defaults["s_churn"]) else "nothing"
-    code = _code_of(function)
-    if takes_any or code is None:
-        return "otherwise"
-    looked_at = [code, *([] if is_core else _helpers_of(function, code))]
-    draws = any(_DRAWING.fullmatch(name) for each in looked_at for name in _names_in(each))
-    return "otherwise" if draws else "nothing"
+    return "nothing" if ends_alike(other) else "by noise_sampler"
 
 
 def require_leadable(sampler: Any) -> None:
-    """NoNoiseSamplerError for a sampler that draws otherwise than by a ``noise_sampler``."""
-    if draws_of(sampler) != "otherwise":
-        return
+    """NoNoiseSamplerError for a sampler that cannot be given a ``noise_sampler``, or has one."""
+    if not isinstance(sampler, KSAMPLER) or "noise_sampler" in sampler.extra_options:
+        raise _cannot_lead(sampler)
+
+
+def _cannot_lead(sampler: Any) -> NoNoiseSamplerError:
     given = getattr(sampler, "extra_options", {})
     if given.get("s_churn"):
         cure = f"its s_churn is {given['s_churn']:g}: set it to 0, or use euler_ancestral"
     else:
         cure = "use euler_ancestral, dpmpp_2m_sde, lcm or another of KSamplerSelect's samplers"
-    raise NoNoiseSamplerError(
-        f"sampler ({name_of(sampler)}) draws noise in a way that this node cannot replace, or its code does not show "
-        f"whether it draws: expected one that takes a noise_sampler. For coherent noise within the steps {cure}."
+    return NoNoiseSamplerError(
+        f"sampler ({_name_of(sampler)}) draws noise in a way that CoherentSampler cannot replace: expected one that "
+        f"draws by a noise_sampler, or nothing. For coherent noise within the steps {cure}."
     )
 
 
-def tell_of_nothing(sampler: Any) -> None:
+def _tell_of_nothing(sampler: Any) -> None:
     logging.warning(
         "CoherentSampler: the sampler %s draws no noise within its steps, so this node has no effect on it. The clip "
         "keeps the coherence of the noise that it starts from.",
-        name_of(sampler),
+        _name_of(sampler),
     )
 
 
-def name_of(sampler: Any) -> str:
+def _name_of(sampler: Any) -> str:
     function = getattr(sampler, "sampler_function", None)
     return type(sampler).__name__ if function is None else getattr(function, "__name__", repr(function))
-
-
-def _code_of(function: Any) -> CodeType | None:
-    while isinstance(function, partial):
-        function = function.func
-    function = inspect.unwrap(function)
-    return getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
-
-
-def _names_in(code: CodeType) -> Iterator[str]:
-    """What the code, and functions within it, call or read."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names_in(constant)
-
-
-def _helpers_of(function: Any, code: CodeType) -> Iterator[CodeType]:
-    """The code of functions of the same module that ``function`` calls."""
-    there = getattr(inspect.unwrap(function), "__globals__", {})
-    for name in _names_in(code):
-        helper = there.get(name)
-        if inspect.isfunction(helper) and helper.__globals__ is there:
-            yield helper.__code__

@@ -20,11 +20,11 @@ from functools import wraps
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from comfy.samplers import KSAMPLER, Sampler, cfg_function
+from comfy.samplers import KSAMPLER, Sampler
 from torch import Tensor
 
-from ..noise.streams import generator
 from .coherent import CoherentSampler
+from .rehearsal import rehearsal_args, rehearsed, two_of
 
 NoiseSampler = Callable[[Any, Any], Tensor]
 """What k-diffusion's samplers ask for noise between two noise levels."""
@@ -182,39 +182,14 @@ def _with_noise_outside(function: Callable, like: Tensor, seed: int) -> Callable
     return sample
 
 
-# The rehearsal -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Rehearsed:
-    """The guider as samplers see it, before a model that costs nothing and treats every value for itself."""
-
-    guider: PairGuider
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.guider, name)
-
-    def __call__(self, x: Tensor, timestep: Tensor, model_options: Any = None, seed: int | None = None) -> Tensor:
-        denoised = x / (1 + timestep.reshape(-1, *[1] * (x.ndim - 1)))
-        # for samplers that look at the unguided result
-        return cfg_function(self.inner_model, denoised, denoised, 1.0, x, timestep, model_options=model_options or {})
-
-
 def _require_keeps_pairs(sampler: Sampler, guider: PairGuider, start: _Start) -> None:
     """ValueError, with the reason, where ``sampler`` would not take the same steps with both clips."""
-    shape = (1, *start.noise.shape[1:-2], 4, 4)  # whole vectors of the processor: no value is computed by other code
-    first, other = torch.randn((2, *shape), generator=generator(0)).to(start.noise)
-    zeros, mask = torch.zeros_like(first), None if start.denoise_mask is None else torch.full_like(first, 0.5)
-
-    def rehearse(target: Tensor) -> tuple[Tensor, ...]:
-        extra_args = {"model_options": {"transformer_options": {"sample_sigmas": start.sigmas}}, "seed": 0}
-        rehearsed = _Rehearsed(guider)
-        led = _drawing_for_both(sampler, rehearsed, _Start(start.sigmas, extra_args, first, zeros, mask))
-        latents = torch.cat([first, target]), _both(zeros), _both(mask)
-        return led.sample(rehearsed, start.sigmas, extra_args, None, *latents, disable_pbar=True).chunk(2)
-
+    first, other = two_of(start.noise)
+    zeros, masked = torch.zeros_like(first), start.denoise_mask is not None
+    mask = torch.full_like(first, 0.5) if masked else None
     with _random_state_kept(first):
-        alike, apart = rehearse(first), rehearse(other)
+        led = _drawing_for_both(sampler, guider, _Start(start.sigmas, rehearsal_args(start.sigmas), first, zeros, mask))
+    alike, apart = (rehearsed(led, guider, start.sigmas, first, second, masked=masked) for second in (first, other))
     cure = "Choose another sampler, such as euler, dpmpp_2m, euler_ancestral or lcm."
     if not torch.equal(*alike):
         raise ValueError(

@@ -1,6 +1,7 @@
 """Noise that samplers draw within their steps: of the clip's model, as coherent at every call as at the first."""
 
 import logging
+from functools import partial
 from math import sqrt
 
 import pytest
@@ -15,7 +16,7 @@ from coherence.samplers.coherent import NoNoiseSamplerError, draws_of
 from coherence.samplers.noises import GivenNoise
 from comfy.nested_tensor import NestedTensor
 from comfy.patcher_extension import WrappersMP
-from comfy.samplers import KSAMPLER, SAMPLER_NAMES, CFGGuider, Sampler, sampler_object
+from comfy.samplers import KSAMPLER, SAMPLER_NAMES, CFGGuider, Sampler, calculate_sigmas, sampler_object
 from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
 from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise, Noise_RandomNoise, SamplerCustomAdvanced
 from noise_clips import dependency_node
@@ -160,19 +161,28 @@ def churning():
 
 
 def drawing_by_itself(model, x, sigmas, extra_args=None, callback=None, disable=None):
-    return x + fresh_of(x)
+    return x + torch.randn_like(x)
 
 
-def fresh_of(x):
-    return torch.randn_like(x)
+def drawing_behind(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None):
+    """Also by the noise_sampler."""
+    return drawing_by_itself(model, x, sigmas) + noise_sampler(sigmas[0], sigmas[1])
+
+
+def handing_on(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
+    return drawing_by_itself(model, x, sigmas, extra_args, **options)
+
+
+def seeded(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    return x + torch.randn(x.shape, generator=torch.Generator().manual_seed(7))
 
 
 def quiet(model, x, sigmas, extra_args=None, callback=None, disable=None):
     return model(x, sigmas[0] * x.new_ones([len(x)]), **extra_args)
 
 
-def taking_anything(model, x, sigmas, **options):
-    return x
+def never_asking(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None):
+    return quiet(model, x, sigmas, extra_args)
 
 
 class OtherSampler(Sampler):
@@ -184,45 +194,69 @@ class OtherSampler(Sampler):
     [
         (churning, "its s_churn is 5: set it to 0"),
         (lambda: SamplerLCMUpscale.execute(2.0, 2, "bislerp")[0], r"sample_lcm_upscale\) draws noise in a way"),
-        (lambda: KSAMPLER(drawing_by_itself), r"drawing_by_itself\) draws noise in a way that this node cannot"),
-        (lambda: KSAMPLER(taking_anything), "its code does not show whether it draws"),
+        *((partial(KSAMPLER, by_itself), rf"{by_itself.__name__}\) draws noise in a way that CoherentSampler cannot")
+          for by_itself in (drawing_by_itself, drawing_behind, handing_on, seeded)),
         (OtherSampler, r"sampler \(OtherSampler\) draws"),
     ],
-)
-def test_a_sampler_that_draws_otherwise_is_refused(sampler, words):
+)  # fmt: skip
+def test_a_sampler_that_draws_otherwise_is_refused_before_the_model_is_called(unet, sampler, words):
+    called = []
+    watched = unet.clone()
+    watched.add_wrapper(WrappersMP.APPLY_MODEL, lambda executor, *args, **kwargs: called.append(args))
     with pytest.raises(NoNoiseSamplerError, match=words):
-        CoherentSampler.execute(sampler(), noise_of())
+        sampled(watched, CoherentSampler.execute(sampler(), noise_of())[0], noise_of(), pictures(2))
+    assert not called
 
 
-def test_every_sampler_of_the_host_is_known():
-    ways = {name: draws_of(sampler_object(name)) for name in SAMPLER_NAMES}
-    assert {name for name, way in ways.items() if way == "nothing"} == DETERMINISTIC
-    assert {way for name, way in ways.items() if name not in DETERMINISTIC} == {"by noise_sampler"}
+def ways(model, samplers, levels=LEVELS):
+    """How each of ``samplers`` draws before ``model``."""
+    guider = CFGGuider(model)
+    guider.inner_model = model.model
+    noise = noise_of().generate_noise(pictures(2))
+    return [draws_of(sampler, guider, torch.tensor(levels), noise) for sampler in samplers]
 
 
-@pytest.mark.parametrize("name", [*sorted(DETERMINISTIC), "quiet"])
-def test_of_a_sampler_that_draws_nothing_the_log_says_so(caplog, name):
-    sampler = KSAMPLER(quiet) if name == "quiet" else sampler_object(name)
+def test_every_sampler_of_the_host_is_known(unet, tiny_models):
+    samplers = [sampler_object(name) for name in SAMPLER_NAMES]
+    expected = ["nothing" if name in DETERMINISTIC else "by noise_sampler" for name in SAMPLER_NAMES]
+    assert dict(zip(SAMPLER_NAMES, ways(unet, samplers), strict=True)) == dict(zip(SAMPLER_NAMES, expected))
+    flow = ways(tiny_models.load("wan21"), samplers, [1.0, 0.8, 0.4, 0.0])
+    assert dict(zip(SAMPLER_NAMES, flow, strict=True)) == dict(zip(SAMPLER_NAMES, expected))
+
+
+@pytest.mark.parametrize("function", ["euler", quiet, never_asking])
+def test_of_a_sampler_that_draws_nothing_the_log_says_so(unet, caplog, function):
+    plain = sampler_object(function) if isinstance(function, str) else KSAMPLER(function)
+    sampler = CoherentSampler.execute(plain, noise_of())[0]
     with caplog.at_level(logging.WARNING):
-        assert CoherentSampler.execute(sampler, noise_of())[0] is sampler
+        ours, _ = sampled(unet, sampler, noise_of(), pictures(2))
+    assert torch.equal(ours, sampled(unet, plain, noise_of(), pictures(2))[0])
     assert "draws no noise within its steps" in caplog.text
 
 
-def test_eta_0_draws_nothing():
+def test_eta_0_draws_nothing(unet):
     function = sampler_object("dpmpp_2m_sde").sampler_function
-    assert draws_of(KSAMPLER(function)) == "by noise_sampler"
-    assert draws_of(KSAMPLER(function, {"eta": 0.0})) == draws_of(KSAMPLER(function, {"s_noise": 0.0})) == "nothing"
+    options = ({}, {"eta": 0.0}, {"s_noise": 0.0})
+    assert ways(unet, [KSAMPLER(function, each) for each in options]) == ["by noise_sampler", "nothing", "nothing"]
 
 
-def never_asking(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None):
-    return quiet(model, x, sigmas, extra_args)
+class ValueByValue(CFGGuider):
+    """Denoises every value by itself: what it is given is nothing but a sum of noises. Watches their likeness."""
+
+    def __call__(self, x, timestep, model_options=None, seed=None):
+        self.seen.append(correlation(x).diagonal(1).mean().item())
+        return x / (1 + timestep.reshape(-1, 1, 1, 1) ** 2)
 
 
-def test_of_a_sampler_that_could_draw_and_does_not_the_log_says_so(unet, caplog):
-    sampler = CoherentSampler.execute(KSAMPLER(never_asking), noise_of())[0]
-    with caplog.at_level(logging.WARNING):
-        sampled(unet, sampler, noise_of(), pictures(2), LEVELS[-3:])
-    assert "draws no noise within its steps" in caplog.text
+@pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "lcm"])
+def test_without_a_picture_neighbours_stay_as_alike_at_all_calls_of_20_steps(unet, name):
+    guider, noise = ValueByValue(unet), noise_of()
+    guider.set_conds(*DEMO.conditioning())
+    guider.seen = []
+    sigmas = calculate_sigmas(unet.get_model_object("model_sampling"), "normal", 20)
+    SamplerCustomAdvanced.execute(noise, guider, coherent(name, noise), sigmas, pictures(8))
+    assert len(guider.seen) >= 20
+    assert min(guider.seen) >= 0.99
 
 
 @pytest.mark.parametrize("noise", [Noise_EmptyNoise(), GivenNoise(torch.zeros(2, 4, 8, 8))])

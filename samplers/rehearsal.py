@@ -1,0 +1,61 @@
+"""A sampler tried out before a run, on a few values and with a denoiser that costs nothing.
+
+The denoiser treats every value by itself. So two equal halves of a batch stay equal unless the sampler draws noise, and
+different ones do not meet unless its steps depend on all of the batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy.samplers import Sampler, cfg_function
+from torch import Tensor
+
+from ..noise.streams import generator
+
+
+class _Rehearsed:
+    """``guider`` as samplers see it, without its model."""
+
+    def __init__(self, guider: Any) -> None:
+        self._guider = guider
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._guider, name)
+
+    def __call__(self, x: Tensor, timestep: Tensor, model_options: Any = None, seed: int | None = None) -> Tensor:
+        denoised = x / (1 + timestep.reshape(-1, *[1] * (x.ndim - 1)))
+        # for samplers that look at the unguided result
+        return cfg_function(self.inner_model, denoised, denoised, 1.0, x, timestep, model_options=model_options or {})
+
+
+def two_of(noise: Tensor) -> Tensor:
+    """Two different clips of one row, (2, 1, …), with as many values as a rehearsal takes of ``noise``."""
+    shape = (2, 1, *noise.shape[1:-2], 4, 4)  # whole vectors of the processor: no value is computed by other code
+    return torch.randn(shape, generator=generator(0)).to(noise)
+
+
+def rehearsal_args(sigmas: Tensor) -> dict[str, Any]:
+    """What a SAMPLER is given as ``extra_args`` in a rehearsal."""
+    return {"model_options": {"transformer_options": {"sample_sigmas": sigmas}}, "seed": 0}
+
+
+def rehearsed(
+    sampler: Sampler, guider: Any, sigmas: Tensor, one: Tensor, other: Tensor, *, masked: bool = False
+) -> tuple[Tensor, Tensor]:
+    """What ``sampler`` makes of noise ``one`` and ``other``, each (1, …), as two halves of a batch."""
+    pair = torch.cat([one, other])
+    with torch.random.fork_rng(devices=[pair.device] if pair.is_cuda else []):
+        made = sampler.sample(
+            _Rehearsed(guider),
+            sigmas,
+            rehearsal_args(sigmas),
+            None,
+            pair,
+            torch.zeros_like(pair),
+            torch.full_like(pair, 0.5) if masked else None,
+            True,
+        )
+    first, second = made.chunk(2)
+    return first, second
