@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..samplers.inversion import MODES, Inversion, InversionSampler, Mode, invert_latent
 from ..samplers.latents import with_samples
-from ..samplers.noises import GivenNoise
+from ..samplers.noises import GivenNoise, clip_of
 from ..samplers.trajectory import NOTHING
 from .checks import InputError
 from .inputs import TrajectoryType, cfg_input, seed_input
@@ -256,7 +256,7 @@ class NoiseFromLatent(Node):
     @classmethod
     def execute(cls, latent: dict, model: ModelPatcher) -> io.NodeOutput:
         given = GivenNoise.of(model, latent)
-        spread = given.noise.float().std(correction=0).item()
+        spread = clip_of(given.noise).float().std(correction=0).item()
         if not LEAST_SPREAD <= spread <= 1 / LEAST_SPREAD:
             raise InputError(
                 f"latent is not at the model's highest noise level: as noise its standard deviation is {spread:.2g}, "

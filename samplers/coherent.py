@@ -72,9 +72,10 @@ class StepNoise:
     def __init__(self, noise: Any, begun: Tensor, sigmas: Tensor) -> None:
         if begun.ndim not in (4, 5):
             raise NoNoiseSamplerError(
-                f"CoherentSampler: the sampler's latent has shape {tuple(begun.shape)}, expected (frames, channels, "
-                "height, width) or (batch, channels, frames, height, width). For video with sound, use a sampler that "
-                "draws nothing, such as euler, without CoherentSampler."
+                "CoherentSampler: the sampler's latent is packed, as that of video with sound is, expected a clip "
+                f"alone. It has shape {tuple(begun.shape)}, not (frames, channels, height, width) or (batch, channels, "
+                "frames, height, width). For video with sound, use a sampler that draws nothing, such as euler, "
+                "without CoherentSampler."
             )
         self._noise, self._like = noise, begun
         self._told = told_of(begun) or Told(first_frame(noise), None)

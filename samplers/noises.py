@@ -158,7 +158,7 @@ class DependencyClipNoise(ChainNoise):
 class GivenNoise:
     """A NOISE that is given: sampling starts at it as it is."""
 
-    noise: Tensor
+    noise: Tensor | NestedTensor
     seed: int = 0
 
     @classmethod
@@ -170,7 +170,7 @@ class GivenNoise:
         scale = sampling.noise_scaling(sampling.sigma_max, torch.ones(()), torch.zeros(()), max_denoise=True)
         return cls((x / scale).cpu())
 
-    def generate_noise(self, input_latent: dict) -> Tensor:
+    def generate_noise(self, input_latent: dict) -> Tensor | NestedTensor:
         wanted = input_latent["samples"].shape
         if self.noise.shape != wanted:
             raise ValueError(

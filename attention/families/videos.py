@@ -34,7 +34,8 @@ from .family import Family
 def _walk_wan(model: Any, order: Iterator[int], _motion_models: object) -> Iterator[Site]:
     """``blocks.0.self_attn``, ``blocks.0.cross_attn``; image-to-video attends to ``cross_attn.image`` first, then to
     ``cross_attn.text``; HuMo to its sound after them, ``blocks.0.audio_cross_attn``. VACE's own blocks:
-    ``vace_blocks.0.self_attn``; S2V's sound between blocks: ``audio_injector.0``."""
+    ``vace_blocks.0.self_attn``; S2V's sound between blocks: ``audio_injector.0``. Animate's faces attend in calls that
+    take no options: nothing can reach them."""
     vace = getattr(model, "vace_layers_mapping", {})
     leading = first if isinstance(model, WanModel_S2V | HumoWanModel) else alone
     sound = model.audio_injector if isinstance(model, WanModel_S2V) else None

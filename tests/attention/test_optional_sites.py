@@ -12,10 +12,10 @@ from coherence.files import registry_file
 from coherence.samplers.measure import measure_layers
 from guidance_runs import agree, guided, one_by_one
 from register_runs import MEASUREMENT, start_of
-from tiny_models import FAMILIES, RELATIVES, Family, sample
+from tiny_models import RELATIVES, Family, sample
 from watching import difference, watched
 
-SOUNDLESS = replace(FAMILIES["ltxv"], latent_shape=(1, 128, 2, 4, 4), context=(20, 512), settings={"frame_rate": 25})
+SOUNDLESS = replace(RELATIVES["LTX-2"], sound_shape=())
 
 
 def without(name: str, *inputs: str) -> Family:
@@ -35,8 +35,7 @@ CASES = {
 @pytest.fixture(scope="module", params=CASES)
 def case(request, tiny_models):
     """A model, a run that lacks an input, what that is, and a layer that needs it."""
-    model = tiny_models.load_ltxav() if request.param == "LTX-2" else tiny_models.load(request.param)
-    return model, *CASES[request.param]
+    return tiny_models.load(request.param), *CASES[request.param]
 
 
 def test_a_run_without_the_input_looks_at_all_other_layers(case):

@@ -15,7 +15,7 @@ from coherence.nodes.map_preview import AttentionMapPreview
 from coherence.nodes.noise_chart import NoiseCorrelation
 from coherence.nodes.one_shot import OneShotTune
 from comfy.patcher_extension import WrappersMP
-from family_table import Encoder
+from family_subjects import Encoder
 from register_runs import demo_start
 from tuning_runs import clip, prompt
 

@@ -16,27 +16,21 @@ After an intended change: `python3 host.py test tests/whole/test_families.py; cp
 """
 
 
-def markdown(table: dict[str, dict[str, Cell]]) -> str:
-    """The table as FAMILIES.md has it: reasons are numbered in the order they come."""
+def markdown(groups: dict[str, dict[str, dict[str, Cell]]]) -> str:
+    """The page as FAMILIES.md has it, by heading, column and node: reasons are numbered in the order they come."""
     reasons: dict[str, int] = {}
+    tables = [line for heading, columns in groups.items() for line in _table(heading, columns, reasons)]
+    numbered = [f"{number}. {text}." for text, number in reasons.items()]
+    return "\n".join([HEAD, *tables, "## Reasons for refusals", "", "… is the model's class.", "", *numbered, ""])
+
+
+def _table(heading: str, columns: dict[str, dict[str, Cell]], reasons: dict[str, int]) -> list[str]:
     rows = []
     for node in TRIALS:
         cells = []
-        for column in table.values():
+        for column in columns.values():
             refused = column[node].refused
             number = reasons.setdefault(refused, len(reasons) + 1) if refused else 0
             cells.append(f"refused ({number})" if refused else "works")
         rows.append(f"| [{node}](web/docs/{node}.md) | {' | '.join(cells)} |")
-    return "\n".join(
-        [
-            HEAD,
-            f"| node | {' | '.join(table)} |",
-            f"|---|{'---|' * len(table)}",
-            *rows,
-            "",
-            "Refused with these words:",
-            "",
-            *(f"{number}. {text}." for text, number in reasons.items()),
-            "",
-        ]
-    )
+    return [f"## {heading}", "", f"| node | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}", *rows, ""]

@@ -6,14 +6,12 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
-from types import SimpleNamespace
+from functools import cache
 from typing import Any
 
 import torch
-from animatediff_layout import animate
 from clear_errors import unclear
-from coherence.attention.sites import sites_of
+from coherence.attention.registry import model_names
 from coherence.demo.model import load_model
 from coherence.nodes.coherent_sampler import CoherentSampler
 from coherence.nodes.cross_frame import CrossFrameAttention
@@ -37,114 +35,15 @@ from coherence.noise.streams import frames_axis
 from coherence.samplers.noises import clip_of
 from coherence.samplers.unfit import UnfitError
 from coherence.training.ge_adapter import GEAdapter, Training
-from comfy.samplers import CFGGuider, calculate_sigmas, sampler_object
+from comfy.samplers import sampler_object
 from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise, Noise_RandomNoise
+from family_subjects import Encoder, Subject, subject
 from random_lora import lora_for
-from tiny_models import FAMILIES, Family, TinyModels
-from watching import DEMO, difference
+from tiny_models import TinyModels
+from watching import difference
 
 LEAST = 1e-3
 """What an effect is: the least change, relative to the largest value."""
-
-
-class Encoder:
-    """A text encoder for families whose own is too large: every prompt is the family's conditioning."""
-
-    def __init__(self, conditioning: list) -> None:
-        self._conditioning = conditioning
-
-    def tokenize(self, text: str) -> str:
-        return text
-
-    def encode_from_tokens_scheduled(self, _tokens: str) -> list:
-        return self._conditioning
-
-
-@dataclass
-class Subject:
-    """A family's model with latents and prompts for it. ``family``: of tiny_models, or the demo model's like."""
-
-    model: Any
-    family: Family | SimpleNamespace
-
-    @cached_property
-    def conditioning(self) -> tuple[list, list]:
-        return self.family.conditioning()
-
-    @property
-    def latent(self) -> dict[str, torch.Tensor]:
-        samples = torch.randn(self.family.latent_shape, generator=torch.Generator().manual_seed(0))
-        return {"samples": 0.5 * samples}
-
-    @property
-    def empty(self) -> dict[str, torch.Tensor]:
-        return {"samples": torch.zeros(self.family.latent_shape)}
-
-    def sigmas(self, steps: int = 2) -> torch.Tensor:
-        return calculate_sigmas(self.model.get_model_object("model_sampling"), "simple", steps)
-
-    @property
-    def late(self) -> torch.Tensor:
-        """One step, from where attention counts and float32 does not cancel."""
-        sampling = self.model.get_model_object("model_sampling")
-        return torch.tensor([float(sampling.percent_to_sigma(0.5)), 0.0])
-
-    @property
-    def layers(self) -> str:
-        """The last self-attention layer that several tokens go through."""
-        return next(s.name for s in reversed(sites_of(self.model)) if s.kind in ("spatial", "joint"))
-
-    @cached_property
-    def registry(self) -> Any:
-        return SelectAttentionLayers.execute(self.model, self.layers)[0]
-
-    def sample(self, guider: Any, noise: Any = None, **how: Any) -> torch.Tensor:
-        how = {"latent": self.empty, "sampler": sampler_object("euler"), "sigmas": self.late} | how
-        latent, noise = how["latent"], noise or Noise_RandomNoise(3)
-        with torch.inference_mode():
-            return guider.sample(
-                noise.generate_noise(latent),
-                latent["samples"],
-                how["sampler"],
-                how["sigmas"],
-                disable_pbar=True,
-                seed=3,
-            )
-
-    def drawn(self, model: Any, cfg: float = 1.0, positive: list | None = None, **how: Any) -> torch.Tensor:
-        guider = CFGGuider(model)
-        guider.set_conds(positive or self.conditioning[0], self.conditioning[1])
-        guider.set_cfg(cfg)
-        return self.sample(guider, **how)
-
-    @cached_property
-    def plain(self) -> torch.Tensor:
-        return self.drawn(self.model)
-
-
-def subject(name: str, tiny_models: TinyModels) -> Subject:
-    if name == "animatediff":
-        return Subject(animate(load_model()), DEMO)
-    return Subject(tiny_models.load(name), FAMILIES[name])
-
-
-SUBJECTS = {
-    "SD1.5": "sd15",
-    "SDXL": "sdxl",
-    "SVD": "svd",
-    "AnimateDiff-Evolved": "animatediff",
-    "CogVideoX": "cogvideox",
-    "Wan 2.1": "wan21",
-    "LTXV": "ltxv",
-    "HunyuanVideo": "hunyuan_video",
-    "Flux": "flux",
-    "SD3.5": "sd3",
-    "Qwen-Image": "qwen_image",
-    "Z-Image": "z_image",
-    "Krea 2": "krea2",
-    "Anima": "anima",
-}
-"""Column of the table → name of the subject."""
 
 # What a node does on a subject; returns what came, to be finite, and by how much it made a difference. ---------------
 
@@ -205,7 +104,13 @@ def momentum_of_run(s: Subject) -> tuple[Any, float]:
 
 
 def noise_correlation(s: Subject) -> tuple[Any, float]:
-    chart, report = NoiseCorrelation.execute(dependency()[0], s.empty).result
+    return correlation_of(s.family.latent_shape)
+
+
+@cache
+def correlation_of(latent_shape: tuple[int, ...]) -> tuple[Any, float]:
+    """Of latents alone: families that share their shape share the chart."""
+    chart, report = NoiseCorrelation.execute(dependency()[0], {"samples": torch.zeros(latent_shape)}).result
     return chart, json.loads(report)["neighbour_correlation"]
 
 
@@ -221,7 +126,10 @@ def entropy_register(s: Subject) -> tuple[Any, float]:
 
 
 def map_preview(s: Subject) -> tuple[Any, float]:
-    maps = AttentionMapPreview.execute(*start(s), s.layers, 0, 1.0)[0]
+    *where, latent = start(s)
+    samples = latent["samples"]
+    one = samples if s.with_sound else samples[:1]  # it draws every picture of a batch
+    maps = AttentionMapPreview.execute(*where, {"samples": one}, s.layers, 0, 1.0)[0]
     return maps, float(maps.std())
 
 
@@ -253,8 +161,12 @@ def invert_by_sampler(s: Subject) -> tuple[Any, float]:
 
 
 def noise_from_latent(s: Subject) -> tuple[Any, float]:
-    sampling, noise = s.model.get_model_object("model_sampling"), 2 * s.latent["samples"]
-    x = sampling.noise_scaling(sampling.sigma_max, noise, torch.zeros_like(noise), max_denoise=True)
+    sampling = s.model.get_model_object("model_sampling")
+
+    def scaled(part: torch.Tensor) -> torch.Tensor:
+        return sampling.noise_scaling(sampling.sigma_max, 2 * part, torch.zeros_like(part), max_denoise=True)
+
+    x = s.mapped(scaled, s.latent["samples"])
     noisy = {"samples": s.model.get_model_object("process_latent_out")(x)}
     out = s.drawn(s.model, noise=NoiseFromLatent.execute(noisy, s.model)[0], sigmas=s.late)
     return out, difference(out, s.plain)
@@ -366,16 +278,18 @@ def tried(s: Subject, trial: Trial) -> Cell:
         except Exception as error:
             # inputs that go together and a model that fails on them all the same are for the node to foresee
             problem = str(error) if isinstance(error, UnfitError) else unclear(error)
-            return Cell(wrong=problem) if problem else Cell(refused=reason(error))
+            return Cell(wrong=problem) if problem else Cell(refused=reason(error, s.model))
     tensors = came if isinstance(came, list) else [came]
     if not all(x.isfinite().all() for x in tensors):
         return Cell(wrong="what came is not finite")
     return Cell(effect=effect) if effect >= LEAST else Cell(wrong=f"no effect: {effect:.1e}")
 
 
-def reason(error: Exception) -> str:
-    """The first sentence of what an error says, without an example of missing layers."""
-    return re.split(r"\. (?=[A-Z])|, such as ", str(error).splitlines()[0])[0].rstrip(".")
+def reason(error: Exception, model: Any) -> str:
+    """The first sentence of what an error says, without an example of missing layers; … for the model's classes."""
+    said = re.split(r"\. (?=[A-Z])|, such as ", str(error).splitlines()[0])[0].rstrip(".")
+    names = "|".join([*model_names(model), type(model.model.model_config).__name__])
+    return re.sub(rf"(?<=\()({names})(?=\))|(?<=got )({names})\b", "…", said)
 
 
 def column(name: str, tiny_models: TinyModels) -> dict[str, Cell]:

@@ -7,7 +7,8 @@ import pytest
 from coherence.hosting.provision import PACK
 from coherence.nodes import CoherenceExtension
 from family_page import markdown
-from family_table import SUBJECTS, TRIALS, column
+from family_subjects import GROUPS, SUBJECTS
+from family_table import TRIALS, column
 
 pytestmark = pytest.mark.slow
 
@@ -34,6 +35,7 @@ def test_a_node_works_on_a_family_or_says_why_it_cannot(on, family):
 
 
 def test_the_table_that_is_published_is_what_happens(on, artefacts):
-    written = markdown({title: on(name) for title, name in SUBJECTS.items()})
+    groups = {heading: {title: on(name) for title, name in names.items()} for heading, names in GROUPS.items()}
+    written = markdown(groups)
     (artefacts / "FAMILIES.md").write_text(written, "utf-8")
     assert (PACK / "FAMILIES.md").read_text("utf-8") == written

@@ -13,7 +13,8 @@ from coherence.hosting.provision import PACK
 from coherence.samplers.lora_steps import with_lora
 from coherence.training.ge_adapter_training import train_adapter
 from comfy.quant_ops import QuantizedTensor
-from family_table import SUBJECTS, TRIALS, Subject, column, column_of, subject
+from family_subjects import SUBJECTS, Subject, subject
+from family_table import TRIALS, column, column_of
 from inflation_runs import put, random_weights, run
 from startup_flags import FLAGS, started_with
 from tiny_models import FAMILIES
@@ -38,14 +39,16 @@ def published():
     """FAMILIES.md: by family and node the reason why it is refused, "" where it works."""
     lines = (PACK / "FAMILIES.md").read_text("utf-8").splitlines()
     reasons = dict(re.fullmatch(r"(\d+)\. (.*)\.", line).groups() for line in lines if line[:1].isdigit())
-    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
-    return {
-        family: {
-            re.match(r"\[(\w+)]", row[0])[1]: reasons.get("".join(re.findall(r"\d+", row[place])), "") for row in rows
-        }
-        for place, family in enumerate(header)
-        if place
-    }
+    said: dict[str, dict[str, str]] = {}
+    header: list[str] = []
+    for line in lines:
+        place, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if place == "node":
+            header = cells
+        elif node := re.match(r"\[(\w+)]", place):
+            for family, cell in zip(header, cells, strict=True):
+                said.setdefault(family, {})[node[1]] = reasons.get("".join(re.findall(r"\d+", cell)), "")
+    return said
 
 
 @pytest.mark.slow

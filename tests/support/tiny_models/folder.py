@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import adapters, dits, pictures, quantised, stand_ins
+from . import adapters, pictures, quantised, stand_ins
 from .families import FAMILIES, Conditioning, Family
 from .relatives import RELATIVES
 
@@ -30,7 +30,7 @@ class TinyModels:
 
     def path(self, name: str) -> Path:
         """The file of family ``name``."""
-        family = FAMILIES[name]
+        family = RELATIVES.get(name) or FAMILIES[name]
         return self._written(family.kind, family.file, family.write)
 
     def controlnet_path(self) -> Path:
@@ -76,8 +76,7 @@ class TinyModels:
 
     def load_ltxav(self) -> ModelPatcher:
         """A model of video with sound: latents (1, 128, F, H, W) and (1, 8, T, 16), text of 512 channels."""
-        path = self._written("diffusion_models", "tiny_ltxav.safetensors", dits.write_ltxav)
-        return self._nodes.UNETLoader().load_unet(path.name, "default")[0]
+        return self.load("LTX-2")
 
     def load_controlnet(self) -> ControlNet:
         """The ControlNet for ``sd15``."""

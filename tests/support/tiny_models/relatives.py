@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .dits import write_ltxav
 from .families import Family, built
 from .pictures import COSMOS, FLUX, FLUX2, HIDREAM, KANDINSKY5, Z_IMAGE
 
@@ -17,6 +18,7 @@ _WAN = {
     "num_heads": 2,
 }
 _CLIP = (1, 16, _FRAMES, 8, 8)
+_WAN_SHARP = r".*self_attn\.norm_[qk]\.weight"
 _HUNYUAN = {
     "image_model": "hunyuan_video",
     "vec_in_dim": None,
@@ -47,6 +49,7 @@ RELATIVES: dict[str, Family] = {
             "audio_inject_layers": [0],
         },
         _CLIP,
+        sharp=_WAN_SHARP,
         audio_embed=(1, 25, 32, 12),
         control_video=_CLIP,
         reference_latents=[_REFERENCE],
@@ -55,6 +58,7 @@ RELATIVES: dict[str, Family] = {
         "WAN21_HuMo",
         {**_WAN, "model_type": "humo", "num_layers": 2},
         _CLIP,
+        sharp=_WAN_SHARP,
         audio_embed=(1, _FRAMES, 8, 5, 1280),
         reference_latents=[_REFERENCE],
     ),
@@ -62,6 +66,7 @@ RELATIVES: dict[str, Family] = {
         "WAN21_SCAIL",
         {**_WAN, "model_type": "scail", "num_layers": 2, "in_dim": 20},
         _CLIP,
+        sharp=_WAN_SHARP,
         pose_video_latent=(1, 16, _FRAMES, 4, 4),
         reference_latents=[_REFERENCE],
     ),
@@ -69,7 +74,20 @@ RELATIVES: dict[str, Family] = {
         "WAN22_Animate",
         {**_WAN, "model_type": "animate", "num_layers": 5, "in_dim": 36},
         _CLIP,
+        sharp=_WAN_SHARP,
         pose_video_latent=(1, 16, _FRAMES - 1, 8, 8),
+    ),
+    "LTX-2": Family(
+        file="tiny_ltxav.safetensors",
+        kind="diffusion_models",
+        write=write_ltxav,
+        base="LTXAV",
+        config="LTXAV",
+        latent_shape=(1, 128, 2, 4, 4),
+        frames_axis=2,
+        context=(20, 512),
+        settings={"frame_rate": 25},
+        sound_shape=(1, 8, 5, 16),
     ),
     "HunyuanVideo 1.5": built(
         "HunyuanVideo15",
@@ -84,6 +102,7 @@ RELATIVES: dict[str, Family] = {
             "vision_in_dim": 32,
         },
         (1, 32, _FRAMES, 4, 4),
+        sharp=r".*(query|key)_norm\.weight",
         pooled_output=(1, 32),
         conditioning_byt5small=(1, 5, 1472),
     ),
@@ -100,6 +119,7 @@ RELATIVES: dict[str, Family] = {
             "n_layers": 2,
         },
         (4, 16, 8, 8),
+        sharp=r".*(query|key)_norm\.weight",
     ),
     "OmniGen2": built(
         "Omnigen2",
@@ -116,6 +136,7 @@ RELATIVES: dict[str, Family] = {
             "text_feat_dim": 48,
         },
         (4, 16, 8, 8),
+        sharp=r".*\.norm_[qk]\.weight",
         attention_mask=torch.ones(1, 7, dtype=torch.long),
         reference_latents=[_PICTURE],
     ),
@@ -123,6 +144,7 @@ RELATIVES: dict[str, Family] = {
         "ZImage",
         {**Z_IMAGE, "siglip_feat_dim": 24},
         (4, 16, 8, 8),
+        sharp=r".*\.[qk]_norm\.weight",
         padded_to=32,
         reference_latents=[_PICTURE],
     ),
