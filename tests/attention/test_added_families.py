@@ -65,6 +65,7 @@ LAYERS = {
     "HunyuanVideo 1.5": "single.0",
     "Chroma": "single_blocks.1",
     "OmniGen2": "layers.1",
+    "Lumina 2": "layers.1",
     "Z-Image Omni": "layers.1",
     "Flux.2": "single_blocks.1",
     "Cosmos-Predict2": "blocks.1",

@@ -125,6 +125,7 @@ GROUPS = {
         "Qwen-Image": "qwen_image",
         "Z-Image": "z_image",
         "Z-Image Omni": "Z-Image Omni",
+        "Lumina 2": "Lumina 2",
         "Krea 2": "krea2",
         "OmniGen 2": "OmniGen2",
         "HiDream I1": "HiDream",

@@ -37,6 +37,9 @@ _HUNYUAN = {
 _REFERENCE = torch.randn(1, 16, 1, 8, 8, generator=torch.Generator().manual_seed(5))
 _PICTURE = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(6))
 
+_NOT_IN_LUMINA2 = {"z_image_modulation", "time_scale", "pad_tokens_multiple"}
+_LUMINA2 = {name: value for name, value in Z_IMAGE.items() if name not in _NOT_IN_LUMINA2}
+
 RELATIVES: dict[str, Family] = {
     "Wan 2.2 S2V": built(
         "WAN22_S2V",
@@ -139,6 +142,13 @@ RELATIVES: dict[str, Family] = {
         sharp=r".*\.norm_[qk]\.weight",
         attention_mask=torch.ones(1, 7, dtype=torch.long),
         reference_latents=[_PICTURE],
+    ),
+    "Lumina 2": built(
+        "Lumina2",
+        {**_LUMINA2, "dim": 64, "n_heads": 2, "n_kv_heads": 2},
+        (4, 16, 8, 8),
+        sharp=r".*\.[qk]_norm\.weight",
+        attention_mask=torch.ones(1, 7, dtype=torch.long),
     ),
     "Z-Image Omni": built(
         "ZImage",
