@@ -6,10 +6,11 @@ device, and whatever else is drawn before or after it.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 
 import torch
 from torch import Tensor
+
+from ..frames.streams import generator
 
 Indices = Sequence[int] | None
 """A latent's ``batch_index``: which item of the batch each one was; None where that is 0, 1, 2, ..."""
@@ -56,13 +57,6 @@ class Carried:
                 f"{tuple(frame.shape)}. Give NoiseFrames a latent of the same model and size."
             )
         return frame.to("cpu", torch.float32)
-
-
-def generator(seed: int, *path: int) -> torch.Generator:
-    """The CPU stream of RandomNoise for ``seed``; with a ``path`` (clip, frame), one of its own."""
-    if path:
-        seed = int.from_bytes(blake2b(repr((seed, *path)).encode(), digest_size=8).digest(), "big")
-    return torch.Generator("cpu").manual_seed(seed)
 
 
 def plain_noise(shape: Sequence[int], source: torch.Generator, indices: Indices = None) -> Tensor:

@@ -119,9 +119,9 @@ def momentum_of_run(server: Server) -> None:
 def cross_frame_attention(server: Server) -> None:
     scene = Scene(ANY_COLOURS)
     scene.clip("without")
-    for keys in ("first", "previous", "first_and_previous", "fine_coarse"):
+    for keys in ("first", "previous", "first_and_previous", "fine_coarse", "all", "random"):
         model = scene.add("CrossFrameAttention", model=scene.model, keys=keys, layers="*", start_percent=0.0,
-                          end_percent=1.0, pool=2)[0]  # fmt: skip
+                          end_percent=1.0, pool=2, seed=0)[0]  # fmt: skip
         scene.clip(keys.replace("_and_", "_and_\n"), model=model)
     strips("CrossFrameAttention", scene.run(server))
 

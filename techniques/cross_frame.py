@@ -3,6 +3,14 @@
 ``first``: those of frame 1 (Text2Video-Zero, arXiv 2303.13439, Eq. 6; ZS² §4). ``previous``: those of the frame
 before. ``first_and_previous``: both side by side (Tune-A-Video's sparse-causal attention, arXiv 2212.11565, §4.2).
 The first frame has no frame before it and attends to itself.
+
+``all``: those of all frames side by side, the own among them, vid2vid-zero's dense attention (arXiv 2303.17599, §3.3):
+
+    out ⁱ = softmax(Qⁱ [K¹ … Kᶠ]ᵀ / √c) [V¹ … Vᶠ]
+
+``random``: those of one other frame, drawn uniformly for every frame at every noise level. All layers and branches at
+one level have the same draw. No published code defines it; it is the cheapest way in which every frame meets every
+other over the steps.
 """
 
 from __future__ import annotations
@@ -13,9 +21,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..frames.streams import of_level
 from .technique import AttentionCall, Proceed, Stage, Technique, require_own_keys
 
 Keys = Literal["first", "previous", "first_and_previous"]
+AnyKeys = Literal["all", "random"]
 
 
 def source_frames(keys: Keys, frames: int) -> list[list[int]]:
@@ -28,6 +38,17 @@ def take_from_frames(x: Tensor, sources: list[list[int]]) -> Tensor:
     """``x``: (branches · frames, ..., tokens, channels), frames inside → the parts joined along the tokens."""
     frames = x.unflatten(0, (-1, len(sources[0])))
     return torch.cat([frames[:, source].flatten(0, 1) for source in sources], dim=-2)
+
+
+def all_frames(x: Tensor, frames: int) -> Tensor:
+    """The tokens of all frames of a branch of ``x``, laid out as in :func:`take_from_frames`, for each of them."""
+    return x.unflatten(0, (-1, frames)).movedim(1, -3).flatten(-3, -2).repeat_interleave(frames, dim=0)
+
+
+def random_others(frames: int, seed: int, sigma: float) -> list[int]:
+    """For every frame another one, at the noise level ``sigma``."""
+    drawn = torch.randint(frames - 1, (frames,), generator=of_level(seed, sigma)).tolist()
+    return [other + (other >= frame) for frame, other in enumerate(drawn)]
 
 
 @dataclass(frozen=True)
@@ -60,3 +81,25 @@ class CrossFrame(Technique):
         memory[name] = known[:, [0, -1]]
         sources = (source[kept.shape[1] :] for source in source_frames(self.keys, known.shape[1]))
         return torch.cat([known[:, source].flatten(0, 1) for source in sources], dim=-2)
+
+
+@dataclass(frozen=True)
+class AnyFrames(Technique):
+    """The technique where frames take from later ones, too: all must be in the call, so there are no chunks."""
+
+    keys: AnyKeys
+    seed: int = 0
+    stage: Stage = Stage.KEYS
+
+    def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
+        if self.keys == "all":
+            require_own_keys(call)
+        if call.frames == 1:
+            return proceed(call.q, call.k, call.v)
+        sources = [] if self.keys == "all" else [random_others(call.frames, self.seed, call.sigma)]
+
+        def taken(x: Tensor) -> Tensor:
+            frame = call.of_frame(x)
+            return call.with_frame(x, take_from_frames(frame, sources) if sources else all_frames(frame, call.frames))
+
+        return proceed(call.q, taken(call.k), taken(call.v))

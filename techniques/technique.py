@@ -201,8 +201,8 @@ def require_own_keys(call: AttentionCall) -> None:
     if queries != keys:
         raise FurtherKeysError(
             f"Attention layer {place} has {queries} queries and {keys} keys here: another node already adds keys from "
-            "other frames, and only one can. Remove one of them (CrossFrameAttention first_and_previous or "
-            "fine_coarse, STAMInflate, TuneAVideoInflate), give them different layers, or set STAMInflate's "
+            "other frames, and only one can. Remove one of them (CrossFrameAttention first_and_previous, "
+            "fine_coarse or all, STAMInflate, TuneAVideoInflate), give them different layers, or set STAMInflate's "
             "frame_attention to self."
         )
 

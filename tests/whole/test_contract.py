@@ -32,7 +32,7 @@ PROMISED = {
     "MomentumOfRun": "model latent → MOMENTUM",
     "SaveMomentum": "momentum filename_prefix →",
     "LoadMomentum": "file → MOMENTUM",
-    "CrossFrameAttention": "model keys layers start_percent end_percent pool → MODEL",
+    "CrossFrameAttention": "model keys layers start_percent end_percent pool seed → MODEL",
     "CoherenceDemoModel": "kind → MODEL CLIP VAE",
     "CoherenceDemoClip": "shape colour background motion frames size seed → IMAGE MASK",
     "PerturbAttention": "model registry matrix alpha start_percent end_percent → MODEL",
