@@ -1,4 +1,4 @@
-"""Motion in latents: Text2Video-Zero (arXiv 2303.13439) §3.3.1, Algorithm 1.
+"""Motion in latents: Text2Video-Zero (arXiv 2303.13439) §3.3.1, Algorithm 1, and background smoothing, §3.3.3.
 
 One latent of the first frame, denoised for a few steps so that it holds a layout, is translated by a motion field that
 grows with the frames, and noised again:
@@ -10,6 +10,7 @@ which in ComfyUI's terms, x = x₀ + σε with σ² = 1/ᾱ − 1, adds noise of
 """
 
 from torch import Tensor, arange, minimum
+from torch.nn.functional import interpolate, max_pool2d
 
 
 def translated(frame: Tensor, right: int, down: int) -> Tensor:
@@ -29,6 +30,25 @@ def displacement(frame: int, delta: float, cell: int) -> int:
 def renoised(frame: Tensor, noise: Tensor, sigma: float, sigma_to: float) -> Tensor:
     """DDPM forward: ``frame`` at level ``sigma`` taken to ``sigma_to``, a higher one, by ``noise`` ~ N(0, I)."""
     return frame + noise * (sigma_to**2 - sigma**2) ** 0.5
+
+
+def foreground(mask: Tensor, height: int, width: int) -> Tensor:
+    """Masks (F, H, W), 1 on the salient object, in latent cells, widened by two of these as the authors do."""
+    cells = interpolate(mask[:, None].float(), (height, width), mode="nearest-exact")
+    return max_pool2d(cells, 5, stride=1, padding=2)[:, 0]
+
+
+def smoothed(
+    frame: Tensor, first: Tensor, own: Tensor, of_first: Tensor, right: int, down: int, alpha: float
+) -> Tensor:
+    """Background smoothing, §3.3.3: ``frame`` with the share ``alpha`` of the moved ``first`` where neither has its
+    foreground: M x + (1 − M) (α W(x¹) + (1 − α) x), M the union of the frame's and the moved first frame's.
+
+    The paper has the frame's foreground alone. The authors' code leaves out the moved one, too, where the first frame
+    has no background to give.
+    """
+    background = (1 - own) * (1 - translated(of_first, right, down))
+    return frame + alpha * background.to(frame) * (translated(first, right, down) - frame)
 
 
 def _source(size: int, shift: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""MotionFieldNoise: Text2Video-Zero's latents with motion (arXiv 2303.13439, §3.3.1)."""
+"""MotionFieldNoise: Text2Video-Zero's latents with motion (arXiv 2303.13439, §3.3.1 and §3.3.3)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ class MotionFieldNoise(Node):
             description="Starts a clip whose content moves in a chosen direction: it samples the first frame part of "
             "the way, shifts it for every other frame, and adds noise again. Continue from its two outputs with a "
             "sampler that adds no noise.",
-            search_aliases=["text2video-zero", "motion dynamics", "camera pan", "zero-shot video", "latent warp"],
+            search_aliases=[
+                "text2video-zero",
+                "motion dynamics",
+                "camera pan",
+                "zero-shot video",
+                "latent warp",
+                "background smoothing",
+            ],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -82,6 +89,24 @@ class MotionFieldNoise(Node):
                     tooltip="Where the sampler starts, above t0. The paper uses step 47 of 50. Raise it towards 1 to "
                     "let frames differ more and move more freely.",
                 ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="The moving object in each frame, white, or one mask for all frames: of the clip that this "
+                    "node gave without a mask. Everything else is smoothed: it becomes more like the first frame's "
+                    "background, moved along. Leave it empty for no smoothing.",
+                ),
+                io.Float.Input(
+                    "background",
+                    default=0.6,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="How much of the first frame's background the others get where the mask is black (the "
+                    "paper's α). 0: nothing. 0.6: the paper's. Raise it if the background flickers, lower it if it "
+                    "smears.",
+                ),
             ],
             outputs=[
                 io.Latent.Output(
@@ -108,6 +133,8 @@ class MotionFieldNoise(Node):
         delta_y: float,
         t0: float,
         t1: float,
+        mask: Tensor | None = None,
+        background: float = 0.6,
     ) -> io.NodeOutput:
         for name, prompt in (("positive", positive), ("negative", negative)):
             if frames := frames_with_tokens(prompt):
@@ -116,7 +143,7 @@ class MotionFieldNoise(Node):
                     "draws the first frame alone. Connect a conditioning whose frames share their tokens: one picture "
                     "in clip_vision_output, or none. The sampler that follows can take the tokens of every frame."
                 )
-        field = MotionField(delta_x, delta_y, t0, t1)
+        field = MotionField(delta_x, delta_y, t0, t1, mask, background)
         samples, rest = motion_latents(model, positive, negative, cfg, latent_image, sigmas, field, noise_seed)
         return io.NodeOutput(with_samples(latent_image, samples), rest)
 

@@ -1,4 +1,8 @@
-"""Text2Video-Zero's latents with motion (arXiv 2303.13439, §3.3.1): a first frame, shifted for each later one."""
+"""Text2Video-Zero's latents with motion (arXiv 2303.13439, §3.3.1): a first frame, shifted for each later one.
+
+With masks of the foreground, the background of all frames is smoothed towards the first one's (§3.3.3), as
+:func:`..frames.motion_field.smoothed` has it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from comfy.samplers import CFGGuider, sampler_object
 from latent_preview import prepare_callback
 from torch import Tensor
 
-from ..frames.motion_field import displacement, renoised, translated
+from ..frames.motion_field import displacement, foreground, renoised, smoothed, translated
 from ..noise.streams import generator, plain_noise
 from .finite import require_finite_prediction, step_at
 from .latents import require_falling, require_levels, samples_for
@@ -24,13 +28,37 @@ from .unfit import explain_unfit_inputs
 @dataclass(frozen=True)
 class MotionField:
     """``delta_x``, ``delta_y``: pixels a frame, right and down. ``t0`` < ``t1``: where on the schedule the first frame
-    is moved, and where the clip starts; shares of the steps, counted from the clean end.
+    is moved, and where the clip starts; shares of the steps, counted from the clean end. ``mask``: the foreground of
+    every frame (F, H, W), or of all (H, W) and (1, H, W); elsewhere frames take the share ``background`` of the moved
+    first frame.
     """
 
     delta_x: float
     delta_y: float
     t0: float
     t1: float
+    mask: Tensor | None = None
+    background: float = 0.6
+
+    def foregrounds(self, numbers: Sequence[int], height: int, width: int) -> tuple[list[Tensor], Tensor]:
+        """Of the frames with these ``numbers``, and of the first frame, in latent cells. ValueError if masks are
+        missing."""
+        assert self.mask is not None
+        masks = self.mask if self.mask.ndim == 3 else self.mask[None]
+        if len(masks) not in (1, len(numbers)):
+            raise ValueError(
+                f"mask holds {len(masks)} masks, expected one for each of the {len(numbers)} frames, or one for all. "
+                "Make it of the clip that this node gave without a mask."
+            )
+        own = list(foreground(masks, height, width).expand(len(numbers), -1, -1))
+        if len(masks) == 1:
+            return own, own[0]
+        if 0 not in numbers:
+            raise ValueError(
+                f"mask holds frames {', '.join(map(str, numbers))} (latent_image's batch_index), but the background "
+                "comes from frame 0, whose mask is needed, too. Give the whole clip, or one mask for all frames."
+            )
+        return own, own[list(numbers).index(0)]
 
     def levels(self, sigmas: Tensor) -> tuple[int, int]:
         """Positions of t1 and t0 in falling ``sigmas`` (steps + 1,). ValueError if they coincide."""
@@ -86,17 +114,25 @@ def motion_latents(
     layout = denoise(nothing, first, sigmas[at_t1 : at_t0 + 1])
     ends = sigmas[at_t0].item(), sigmas[at_t1].item()
 
+    def shift(frame: int) -> tuple[int, int]:
+        cell = latents.spacial_downscale_ratio
+        return displacement(frame, field.delta_x, cell), displacement(frame, field.delta_y, cell)
+
     def moved(frame: int) -> Tensor:
         if frame == 0:
             return first
-        right, down = (
-            displacement(frame, delta, latents.spacial_downscale_ratio) for delta in (field.delta_x, field.delta_y)
-        )
-        there = latents.process_in(translated(layout, right, down))
+        there = latents.process_in(translated(layout, *shift(frame)))
         return latents.process_out(renoised(there, plain_noise(shape, generator(seed, 0, frame)), *ends))
 
     numbers: Sequence[int] = latent.get("batch_index") or range(len(samples))
-    return torch.cat([moved(frame) for frame in numbers]).to(intermediate_device()), sigmas[at_t1:]
+    frames = [moved(frame) for frame in numbers]
+    if field.mask is not None and field.background:
+        own, of_first = field.foregrounds(numbers, *shape[-2:])
+        frames = [
+            smoothed(each, first, mask, of_first, *shift(number), field.background)
+            for number, each, mask in zip(numbers, frames, own, strict=True)
+        ]
+    return torch.cat(frames).to(intermediate_device()), sigmas[at_t1:]
 
 
 def _refuse(samples: Tensor, model: ModelPatcher) -> None:

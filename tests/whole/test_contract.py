@@ -25,7 +25,7 @@ PROMISED = {
     "KeyframeNoise": "noise keyframes frames → NOISE",
     "NoiseCorrelation": "noise latent_image → IMAGE STRING",
     "MotionFieldNoise": "model positive negative cfg noise_seed latent_image sigmas delta_x delta_y t0 t1 "
-    "→ LATENT SIGMAS",
+    "mask background → LATENT SIGMAS",
     "CoherentSampler": "sampler noise → SAMPLER",
     "TemporalMomentumAttention": "model mu mu_schedule layers start_percent end_percent frames_per_batch previous keep "
     "→ MODEL",
