@@ -157,6 +157,11 @@ def _require_clip(name: str, clip: Any) -> None:
         raise InputError(f"{name} is {type(clip).__name__}, expected CLIP, from a checkpoint loader or CLIPLoader.")
 
 
+def _require_encoder(name: str, clip_vision: Any) -> None:
+    if not hasattr(clip_vision, "encode_image") or not hasattr(clip_vision, "model_type"):
+        raise InputError(f"{name} is {type(clip_vision).__name__}, expected CLIP_VISION, from Load CLIP Vision.")
+
+
 def _require_vae(name: str, vae: Any) -> None:
     if not hasattr(vae, "encode") or not hasattr(vae, "decode"):
         raise InputError(f"{name} is {type(vae).__name__}, expected VAE, from a checkpoint loader or Load VAE.")
@@ -178,6 +183,7 @@ _TYPED: dict[str, Callable[[str, Any], None]] = {
     "MASK": _require_mask,
     "NOISE": _require_noise,
     "CLIP_VISION_OUTPUT": _require_vision,
+    "CLIP_VISION": _require_encoder,
     "CLIP": _require_clip,
     "VAE": _require_vae,
     "MODEL": _require_a(ModelPatcher, "a model loader"),
