@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 Choice = Literal["all", "spatial", "temporal", "joint"]
 Order = Literal["highest", "lowest"]
+By = Literal["entropy", "damage"]
 Precision = Literal["exact", "sampled"]
-CHOICES, ORDERS, PRECISIONS = get_args(Choice), get_args(Order), get_args(Precision)
+CHOICES, ORDERS, BYS, PRECISIONS = get_args(Choice), get_args(Order), get_args(By), get_args(Precision)
 SELECTABLE: tuple[Kind, ...] = ("spatial", "temporal", "joint")
 """Not cross-attention: its map has no identity to be replaced by, its entropy is over words. Not the prompt's own."""
 SAMPLED_ROWS = 256
@@ -53,7 +54,10 @@ class Figures:
 
 @dataclass(frozen=True)
 class Layer:
-    """An attention layer in a registry: of :class:`.sites.Site` what outlives the model, and its figures, if any."""
+    """An attention layer in a registry: of :class:`.sites.Site` what outlives the model, and its figures, if any.
+
+    ``damage``: what became worse without its map, larger for worse, where a sweep has tried (LayerSweep).
+    """
 
     name: str
     order: int
@@ -61,16 +65,18 @@ class Layer:
     heads: int
     figures: Figures | None
     selected: bool
+    damage: float | None = None
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Choose layers by entropy: the ``count`` highest or lowest of a kind, or ``percent`` of them where count is 0."""
+    """Choose layers by a figure: the ``count`` highest or lowest of a kind, or ``percent`` of them where count is 0."""
 
     kind: Choice = "all"
     select: Order = "highest"
     count: int = 1
     percent: float = 50.0
+    by: By = "entropy"
 
 
 @dataclass(frozen=True)
@@ -194,6 +200,13 @@ def ranked_registry(
     return reselect(AttentionRegistry(model, network, layers, ranking, measurement), ranking)
 
 
+def swept_registry(registry: AttentionRegistry, damage: Mapping[str, float], ranking: Ranking) -> AttentionRegistry:
+    """``registry`` with the ``damage`` of its layers by name, and what ``ranking`` selects of it. RegistryError as in
+    :func:`rank`."""
+    layers = tuple(replace(layer, damage=damage.get(layer.name)) for layer in registry.layers)
+    return reselect(replace(registry, layers=layers), ranking)
+
+
 def reselect(registry: AttentionRegistry, ranking: Ranking) -> AttentionRegistry:
     """The same figures, another selection. RegistryError as in :func:`rank`."""
     names = rank(registry.layers, ranking)
@@ -202,7 +215,7 @@ def reselect(registry: AttentionRegistry, ranking: Ranking) -> AttentionRegistry
 
 
 def rank(layers: Iterable[Layer], ranking: Ranking) -> frozenset[str]:
-    """The names of the layers that ``ranking`` chooses; layers of equal entropy by their order in the model.
+    """The names of the layers that ``ranking`` chooses; layers that are equal by their order in the model.
 
     ⌊n·percent/100⌋ of the n layers of the kind, but at least one; ``all`` is every SELECTABLE kind.
 
@@ -214,11 +227,11 @@ def rank(layers: Iterable[Layer], ranking: Ranking) -> frozenset[str]:
     if not eligible:
         kinds = ", ".join(sorted({layer.kind for layer in layers})) or "no attention"
         raise RegistryError(f"kind: the model has no {ranking.kind} self-attention layer, only {kinds}. Choose 'all'.")
-    if any(layer.figures is None for layer in eligible):
-        raise RegistryError(
-            "The registry holds layers that were named, not measured: they have no entropy to rank by. "
-            "Connect a registry that EntropyRegister made."
-        )
+    ranked = {layer.name: value for layer in eligible if (value := _figure(layer, ranking.by)) is not None}
+    if ranking.by == "damage":
+        eligible = [layer for layer in eligible if layer.name in ranked]  # a sweep may try some layers only
+    if not eligible or len(ranked) < len(eligible):
+        raise RegistryError(_UNRANKED[ranking.by])
     number = ranking.count or max(1, math.floor(len(eligible) * ranking.percent / 100))
     if number > len(eligible):
         of_kind = "" if ranking.kind == "all" else f"{ranking.kind} "
@@ -227,9 +240,22 @@ def rank(layers: Iterable[Layer], ranking: Ranking) -> frozenset[str]:
             "Lower count, or set it to 0 and use percent."
         )
     sign = -1 if ranking.select == "highest" else 1
-    entropies = {layer.name: layer.figures.entropy for layer in eligible if layer.figures}
-    eligible.sort(key=lambda layer: (sign * entropies[layer.name], layer.order))
+    eligible.sort(key=lambda layer: (sign * ranked[layer.name], layer.order))
     return frozenset(layer.name for layer in eligible[:number])
+
+
+_UNRANKED: dict[By, str] = {
+    "entropy": "The registry holds layers that were named, not measured: they have no entropy to rank by. "
+    "Connect a registry that EntropyRegister made.",
+    "damage": "The registry holds no layers that were perturbed: they have no damage to rank by. Connect a registry "
+    "that LayerSweep made, or rank by entropy.",
+}
+
+
+def _figure(layer: Layer, by: By) -> float | None:
+    if by == "damage":
+        return layer.damage
+    return None if layer.figures is None else layer.figures.entropy
 
 
 def _layer(site: Site, figures: Figures | None, selected: bool) -> Layer:

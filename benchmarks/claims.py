@@ -6,8 +6,8 @@ and charts, expanded percentiles in the report, Student's t in the README. All o
 
 from __future__ import annotations
 
+import importlib
 import math
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-RESAMPLES = 4000
 FEWEST = 6
 """Units below which nothing is decided."""
 HOLDS, FAILS, UNDECIDED = "holds", "does not", "undecided"
@@ -38,32 +37,8 @@ class Estimate(NamedTuple):
 
 
 def interval(statistic: Callable[..., Array], *units: int) -> tuple[float, float]:
-    """SciPy's BCa bootstrap interval (Efron 1987) of ``statistic`` of samples of ``units``.
-
-    ``statistic`` takes for each sample the numbers (..., n) of the units that were drawn. The interval is as wide as
-    Student's t would have it (Hesterberg 2015, The American Statistician 69(4)): at its plain level of 95% it covers
-    but 86% with 6 units. Where all resamples agree too well for BCa, the percentiles of the same resamples stand in.
-    """
-    from scipy import stats
-
-    if (fewest := min(units)) < 2:
-        return math.nan, math.nan
-    tail = stats.norm.cdf(stats.t.ppf(0.025, fewest - 1) * math.sqrt(fewest / (fewest - 1)))
-    samples = [np.arange(count) for count in units]
-    asked: dict[str, Any] = {"confidence_level": min(1 - 2 * tail, 1 - 1e-4), "vectorized": True}
-
-    def take(*drawn: Array, axis: int) -> Array:
-        return statistic(*drawn)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what is degenerate
-        rng = np.random.default_rng(0)
-        found = stats.bootstrap(samples, take, method="BCa", n_resamples=RESAMPLES, rng=rng, **asked)
-        if np.isnan(found.confidence_interval).any():
-            asked |= {"bootstrap_result": found, "n_resamples": 0}
-            found = stats.bootstrap(samples, take, method="percentile", **asked)
-    low, high = map(float, found.confidence_interval)
-    return low, high
+    """The pack's own, :func:`coherence.metrics.ranks.interval`."""
+    return _ranks().interval(statistic, *units)
 
 
 def estimate(values: Tensor, of: Callable[..., Array] = np.mean) -> Estimate:
@@ -87,15 +62,6 @@ def units_of(values: Tensor) -> Array:
 # Rank correlation ----------------------------------------------------------------------------------------------------
 
 
-def spearman(x: Array, y: Array) -> Array:
-    """Spearman's rank correlation along the last axis; NaN where all of one are equal."""
-    from scipy import stats
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of that
-        return stats.pearsonr(stats.rankdata(x, axis=-1), stats.rankdata(y, axis=-1), axis=-1).statistic
-
-
 def rank_correlation(entropy: Tensor, damage: Tensor) -> dict[str, Any]:
     """How the damage of layers goes with their entropy; ``entropy``, ``damage``: (scenes, layers).
 
@@ -103,34 +69,30 @@ def rank_correlation(entropy: Tensor, damage: Tensor) -> dict[str, Any]:
     model say the same; ``by_layers``, with layers resampled as well: would other layers; ``p``, by all orders of up to
     eight layers. A resample in which all are equal counts as no correlation.
     """
-    from scipy import stats
-
+    ranks = _ranks()
     figures = entropy.double().numpy(), damage.double().numpy()
     scenes, layers = damage.shape
     x, y = (each.mean(0) for each in figures)
 
     def by_scenes(drawn: Array) -> Array:
-        return np.nan_to_num(spearman(*(each[drawn].mean(-2) for each in figures)))
+        return np.nan_to_num(ranks.spearman(*(each[drawn].mean(-2) for each in figures)))
 
     def by_layers(drawn: Array, chosen: Array) -> Array:
         shape = np.broadcast_shapes(drawn.shape[:-1], chosen.shape[:-1])
         chosen = np.broadcast_to(chosen, (*shape, chosen.shape[-1]))
         means = (np.broadcast_to(each[drawn].mean(-2), (*shape, layers)) for each in figures)
-        return np.nan_to_num(spearman(*(np.take_along_axis(each, chosen, -1) for each in means)))
+        return np.nan_to_num(ranks.spearman(*(np.take_along_axis(each, chosen, -1) for each in means)))
 
-    rho = float(spearman(x, y))
+    rho = float(ranks.spearman(x, y))
     if math.isnan(rho):
         return {"rho": rho, "by_scenes": (rho, rho), "by_layers": (rho, rho), "p": rho}
-    p = stats.permutation_test(
-        (y,),
-        lambda order, axis: spearman(np.broadcast_to(x, order.shape), order),
-        permutation_type="pairings",
-        vectorized=True,
-        n_resamples=math.factorial(8),
-        rng=np.random.default_rng(0),
-    ).pvalue
     intervals = {"by_scenes": interval(by_scenes, scenes), "by_layers": interval(by_layers, scenes, layers)}
-    return {"rho": rho, **intervals, "p": float(p)}
+    return {"rho": rho, **intervals, "p": ranks.permutation_p(x, y)}
+
+
+def _ranks() -> Any:
+    """Once the harness has made the pack known."""
+    return importlib.import_module("coherence.metrics.ranks")
 
 
 # Words ---------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from ..attention.registry import (
     AttentionRegistry,
+    By,
     Choice,
     Figures,
     Layer,
@@ -47,12 +48,13 @@ class NamedSite(JsonForm):
     kind: Kind
     heads: Positive
     selected: bool
+    damage: float | None = None
 
     def figures(self) -> Figures | None:
         return None
 
     def layer(self) -> Layer:
-        return Layer(self.name, self.order, self.kind, self.heads, self.figures(), self.selected)
+        return Layer(self.name, self.order, self.kind, self.heads, self.figures(), self.selected, self.damage)
 
 
 class MeasuredSite(NamedSite):
@@ -86,9 +88,10 @@ class RankingForm(JsonForm):
     select: Order
     count: Count
     percent: Annotated[float, Field(ge=0, le=100)]
+    by: By = "entropy"
 
     def ranking(self) -> Ranking:
-        return Ranking(self.kind, self.select, self.count, self.percent)
+        return Ranking(self.kind, self.select, self.count, self.percent, self.by)
 
 
 class RegistryForm(JsonForm):
@@ -130,6 +133,8 @@ def _site_entry(layer: Layer) -> dict[str, Any]:
             "energy_identity": figures.energy.identity,
             "energy_proportion": figures.energy.proportion,
         }
+    if layer.damage is not None:
+        entry["damage"] = layer.damage
     return entry
 
 

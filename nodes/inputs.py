@@ -41,9 +41,10 @@ def noise_seed_input() -> io.Int.Input:
     )
 
 
-def cfg_input(default: float, tooltip: str, name: str = "cfg") -> io.Float.Input:
+def cfg_input(default: float, tooltip: str, name: str = "cfg", optional: bool = False) -> io.Float.Input:
     """The strength of classifier-free guidance, with ComfyUI's range and steps."""
-    return io.Float.Input(name, default=default, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip)
+    limits: dict[str, Any] = {"min": 0.0, "max": 100.0, "step": 0.1, "round": 0.01}
+    return io.Float.Input(name, default=default, optional=optional, tooltip=tooltip, **limits)
 
 
 def schedule_input(name: str, placeholder: str, tooltip: str, advanced: bool = False) -> io.MultiType.Input:
@@ -87,7 +88,7 @@ def pool_input(optional: bool = False) -> io.Int.Input:
     )
 
 
-def percent_inputs() -> list[io.Float.Input]:
+def percent_inputs(optional: bool = False) -> list[io.Float.Input]:
     return [
         io.Float.Input(
             "start_percent",
@@ -95,6 +96,7 @@ def percent_inputs() -> list[io.Float.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
+            optional=optional,
             advanced=True,
             tooltip="When it starts: 0 is the first sampling step (pure noise), 1 the last. Raise it to leave "
             "out the first steps, which lay out the picture.",
@@ -105,6 +107,7 @@ def percent_inputs() -> list[io.Float.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
+            optional=optional,
             advanced=True,
             tooltip="When it stops: 0 is the first sampling step, 1 the last. Lower it to leave out the last steps, "
             "which draw details.",

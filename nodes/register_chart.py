@@ -50,7 +50,7 @@ def draw_registry(registry: AttentionRegistry) -> Tensor:
 
 def _summary(registry: AttentionRegistry, layers: list[Layer]) -> str:
     selection, selected = registry.selection, len(registry.selected)
-    how = f"{selection.select} entropy" if isinstance(selection, Ranking) else repr(selection)
+    how = f"{selection.select} {selection.by}" if isinstance(selection, Ranking) else repr(selection)
     steps = registry.measurement.steps if registry.measurement else (0,)
     when = f"step {steps[0]}" if len(steps) == 1 else f"mean of {len(steps)} steps from {steps[0]} to {steps[-1]}"
     return f"{registry.model}, {len(layers)} layers of self-attention, {when}. Selected: {selected}, by {how}."

@@ -1,0 +1,336 @@
+"""LayerSweep: every attention layer perturbed by itself, and what that does to the picture (IE-Adapt §3.1)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..attention.registry import (
+    CHOICES,
+    SELECTABLE,
+    AttentionRegistry,
+    Choice,
+    Measurement,
+    Order,
+    Ranking,
+    model_names,
+    ranked_registry,
+    swept_registry,
+)
+from ..attention.sites import select_sites, sites_of
+from ..attention.steps import is_between, require_percents
+from ..metrics.damage import DAMAGES
+from ..metrics.embeddings import similarity
+from ..metrics.ranks import RankCorrelation, rank_correlation
+from ..samplers.measure import Start, measure_layers
+from ..samplers.sweep import Run, Sweep
+from ..techniques.perturbation import IDENTITY, UNIFORM
+from .charts import drawn
+from .checks import InputError
+from .encoders import embed_images
+from .inputs import ATTENTION, Registry, cfg_input, percent_inputs
+from .node import Node
+from .reports import to_json
+from .sweep_chart import draw_sweep
+
+CLIP_SIMILARITY = "clip_similarity"
+SCORES = (*DAMAGES, CLIP_SIMILARITY)
+MATRICES = {"identity": IDENTITY, "uniform": UNIFORM}
+Damage = dict[str, dict[str, float]]
+"""Layer → score → figure."""
+
+
+class _Kept:
+    """What sweeps that were cut short have found, for the next run with the same inputs."""
+
+    MOST = 4
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[str, tuple[weakref.ref, Damage]] = OrderedDict()
+
+    def of(self, model: ModelPatcher, key: str) -> Damage:
+        """Filled in as the sweep goes on. The latent of the plain run, in ``key``, tells models and inputs apart; of
+        two models that draw alike, one has another object."""
+        of_model, found = self._found.pop(key, (None, {}))
+        if of_model is None or of_model() is not model.model:
+            found = {}
+        self._found[key] = (weakref.ref(model.model), found)
+        while len(self._found) > self.MOST:
+            self._found.popitem(last=False)
+        return found
+
+
+_kept = _Kept()
+
+
+class LayerSweep(Node):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LayerSweep",
+            display_name="Layer Sweep (IE-Adapt)",
+            category=ATTENTION,
+            description="Tests on your own model what each attention layer does: samples the clip once for each layer, "
+            "with that layer's attention map replaced, and measures the damage. Draws damage beside entropy, with "
+            "their rank correlation, and selects layers by damage. Costs one run per layer.",
+            search_aliases=["ie-adapt", "layer ablation", "perturbation analysis", "attention analysis", "find layers"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to test, of any supported family. It is not changed."),
+                io.Conditioning.Input("positive", tooltip="The prompt to sample with."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt. Used if cfg is not 1."),
+                io.Noise.Input(
+                    "noise",
+                    tooltip="The noise of all runs. Repeat the sweep with other seeds to see how "
+                    "much the result depends on it.",
+                ),
+                io.Sampler.Input(
+                    "sampler",
+                    tooltip="The sampler of all runs. Use the one you sample with; noise that it draws is the same in "
+                    "each run.",
+                ),
+                io.Sigmas.Input(
+                    "sigmas",
+                    tooltip="The noise levels of all runs, from a scheduler node. 8 to 12 steps "
+                    "are usually enough to see the damage.",
+                ),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip="The latent to sample. It sets frame count and size. Small clips "
+                    "of 1 to 4 frames keep the sweep short; the score consistency needs 2 or more.",
+                ),
+                io.Vae.Input("vae", tooltip="Decodes the clips that are compared."),
+                io.Combo.Input(
+                    "perturbation",
+                    options=list(MATRICES),
+                    default="identity",
+                    tooltip="What replaces a layer's attention map. identity: each token attends only to itself, as in "
+                    "PAG. uniform: each token attends to all equally. Run both to compare them.",
+                ),
+                io.Combo.Input(
+                    "score",
+                    options=list(SCORES),
+                    default="change",
+                    tooltip="The damage to rank layers by; the report holds all of them. change: 1 - SSIM to the "
+                    "unperturbed clip. consistency: how much the SSIM of neighbouring frames falls. sharpness: the "
+                    "share of sharpness lost. clip_similarity: 1 - CLIP similarity to the unperturbed clip; needs "
+                    "clip_vision.",
+                ),
+                io.Combo.Input(
+                    "kind",
+                    options=list(CHOICES),
+                    default="all",
+                    tooltip="Which layers to test. spatial: within a picture. temporal: across frames. joint: all "
+                    "tokens at once (most transformers). all: any of these, but never cross-attention.",
+                ),
+                cfg_input(
+                    5.0,
+                    "The guidance scale of all runs. Use the one you sample with; 1 needs no negative prompt "
+                    "and is twice as fast.",
+                    optional=True,
+                ),
+                io.String.Input(
+                    "layers",
+                    default="*",
+                    optional=True,
+                    tooltip="Tests only these layers, such as 'middle, output.3-8' or 'blocks.10-19'. '*' means all. "
+                    "Choose fewer for large models.",
+                ),
+                io.Combo.Input(
+                    "select",
+                    options=["highest", "lowest"],
+                    default="highest",
+                    optional=True,
+                    tooltip="The layers to select in the registry. highest: those that do the most damage when "
+                    "perturbed. lowest: those that matter least.",
+                ),
+                io.Int.Input(
+                    "count",
+                    default=1,
+                    min=0,
+                    max=4096,
+                    optional=True,
+                    tooltip="Number of layers to select, from 1 to all tested ones. 0: use percent instead.",
+                ),
+                io.Float.Input(
+                    "percent",
+                    default=50.0,
+                    min=0.0,
+                    max=100.0,
+                    step=1.0,
+                    optional=True,
+                    tooltip="Share of the tested layers to select if count is 0: 0 to 100, rounded down, at least one.",
+                ),
+                *percent_inputs(optional=True),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="An image encoder, from Load CLIP Vision, for the score clip_similarity. Leave it empty "
+                    "for the other scores.",
+                ),
+            ],
+            outputs=[
+                Registry.Output(
+                    "registry", tooltip="The layers with entropy and damage, and those selected by damage."
+                ),
+                io.Image.Output(
+                    "chart", tooltip="Damage and entropy of every tested layer, and one against the other."
+                ),
+                io.String.Output("report", tooltip="All figures and the rank correlation, as JSON."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        positive: list,
+        negative: list,
+        noise: Any,
+        sampler: Any,
+        sigmas: Tensor,
+        latent_image: dict,
+        vae: Any,
+        perturbation: str,
+        score: str,
+        kind: Choice,
+        cfg: float = 5.0,
+        layers: str = "*",
+        select: Order = "highest",
+        count: int = 1,
+        percent: float = 50.0,
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+        clip_vision: Any = None,
+    ) -> io.NodeOutput:
+        _require_score(score, latent_image, clip_vision)
+        kinds = SELECTABLE if kind == "all" else (kind,)
+        asked = [site.name for site in select_sites(sites_of(model), layers, kinds)]
+        steps = _steps_between(model, sigmas, start_percent, end_percent)
+        sites, figures = measure_layers(
+            model, Start(positive, noise, sigmas, latent_image), steps, "exact", cls.node_name
+        )
+        names = [name for name in asked if name in figures]  # others lack an input that they need
+        run = Run(positive, negative, cfg, noise, sampler, sigmas, latent_image)
+        span = start_percent, end_percent
+        damage = _swept(cls.node_name, model, vae, clip_vision, names, perturbation, run, span)
+        measurement = Measurement(
+            steps, tuple(sigmas[list(steps)].tolist()), "exact", noise.seed, tuple(latent_image["samples"].shape)
+        )
+        measured = ranked_registry(*model_names(model), sites, figures, Ranking(), measurement)
+        scored = {name: each[score] for name, each in damage.items() if math.isfinite(each[score])}
+        registry = swept_registry(measured, scored, Ranking(kind, select, count, percent, by="damage"))
+        entropies = np.array([figures[name].entropy for name in scored])
+        found = rank_correlation(entropies, np.array(list(scored.values())))
+        report = _report(registry, damage, perturbation, score, cfg, found)
+        return io.NodeOutput(registry, drawn(draw_sweep, registry, perturbation, score, found), report)
+
+
+def _require_score(score: str, latent: Mapping[str, Any], clip_vision: Any) -> None:
+    if score == CLIP_SIMILARITY and clip_vision is None:
+        raise InputError(
+            "score is clip_similarity, which needs clip_vision. Connect Load CLIP Vision, or choose another score."
+        )
+    shape = latent["samples"].shape
+    if score == "consistency" and shape[0] * (shape[2] if len(shape) == 5 else 1) < 2:
+        raise InputError(
+            "score is consistency, which compares neighbouring frames, but latent_image has one frame. Use more "
+            "frames, or choose another score."
+        )
+
+
+def _steps_between(model: ModelPatcher, sigmas: Tensor, start_percent: float, end_percent: float) -> tuple[int, ...]:
+    """The steps at which a layer is perturbed; the last one is no call at 0. The first if it cannot be told: what is
+    wrong with the sigmas is said by the run."""
+    require_percents(start_percent, end_percent, LayerSweep.node_name)
+    sampling = model.get_model_object("model_sampling")
+    levels = sigmas[:-1].tolist()
+    return tuple(n for n, x in enumerate(levels) if is_between(x, start_percent, end_percent, sampling)) or (0,)
+
+
+def _swept(
+    asked_by: str,
+    model: ModelPatcher,
+    vae: Any,
+    clip_vision: Any,
+    layers: Sequence[str],
+    perturbation: str,
+    run: Run,
+    span: tuple[float, float],
+) -> Damage:
+    """The damage by every score of each of ``layers``; what a run that was cut short has found is taken over."""
+    runs = Sweep(model, MATRICES[perturbation], run, 1 + len(layers), asked_by, *span)
+    samples = runs.plain()
+    plain = _decoded(vae, samples)
+    embedded = None if clip_vision is None else embed_images(clip_vision, plain)
+    settings = (perturbation, span, run.cfg, run.sigmas.tolist(), _sampler_name(run.sampler), clip_vision is not None)
+    found = _kept.of(model, _key(samples, settings))
+    for layer in layers:
+        if layer in found:
+            runs.skip()
+            continue
+        clip = _decoded(vae, runs.without(layer))
+        each = {name: of(clip, plain) for name, of in DAMAGES.items()}
+        if embedded is not None:
+            each[CLIP_SIMILARITY] = 1 - float(similarity(embed_images(clip_vision, clip), embedded).mean())
+        found[layer] = each
+    return {layer: found[layer] for layer in layers}
+
+
+def _key(samples: Tensor, settings: tuple) -> str:
+    digest = hashlib.sha256(repr(settings).encode())
+    for part in samples.unbind() if getattr(samples, "is_nested", False) else [samples]:
+        digest.update(part.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _sampler_name(sampler: Any) -> str:
+    """Of ComfyUI's samplers, the function and its options."""
+    function = getattr(sampler, "sampler_function", sampler)
+    return f"{getattr(function, '__name__', type(function).__name__)} {getattr(sampler, 'extra_options', '')}"
+
+
+def _decoded(vae: Any, samples: Tensor) -> Tensor:
+    """(F, H, W, 3) in [0, 1], of pictures and videos alike."""
+    images = vae.decode(samples)
+    return images.flatten(0, -4).clamp(0, 1)[..., :3]
+
+
+def _report(
+    registry: AttentionRegistry, damage: Damage, perturbation: str, score: str, cfg: float, found: RankCorrelation
+) -> str:
+    return to_json(
+        {
+            "model": registry.model,
+            "network": registry.network,
+            "perturbation": perturbation,
+            "score": score,
+            "cfg": cfg,
+            "measurement": None if registry.measurement is None else asdict(registry.measurement),
+            "correlation_with_entropy": found._asdict(),
+            "layers": [
+                {
+                    "name": layer.name,
+                    "kind": layer.kind,
+                    "selected": layer.selected,
+                    "entropy": layer.figures.entropy if layer.figures else None,
+                    "damage": damage[layer.name],
+                }
+                for layer in registry.layers
+                if layer.name in damage
+            ],
+        },
+        indent=2,
+    )
+
+
+NODES = [LayerSweep]
