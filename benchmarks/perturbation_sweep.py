@@ -16,6 +16,7 @@ much the share of the prompt falls that the frames show. Intervals: 95%, bootstr
 
 from __future__ import annotations
 
+import importlib
 import random
 import sys
 from dataclasses import dataclass
@@ -49,6 +50,18 @@ FIRST, MIDDLE, LAST = "input.1.attn1", "middle.0.attn1", "output.3.attn1"
 
 
 @dataclass(frozen=True)
+class OneAfterTheOther:
+    """NOISE of several clips in one batch, each of its own."""
+
+    noises: list[Any]
+    frames: int
+    seed: int = 0
+
+    def generate_noise(self, latent: Json) -> Tensor:
+        return torch.cat([each.generate_noise(empty(self.frames)) for each in self.noises])
+
+
+@dataclass(frozen=True)
 class World:
     """The demo model, the scenes and what sampling starts from."""
 
@@ -70,11 +83,18 @@ class World:
         selectable = pack("attention.registry").SELECTABLE
         return [site.name for site in pack("attention.sites").sites_of(self.demo.model) if site.kind in selectable]
 
-    def draw(self, model: Any) -> Tensor:
-        """The clips of all scenes, (scenes, frames, 128, 128, 3) in [0, 1]."""
-        noise = torch.cat([each.generate_noise(empty(self.frames)) for each in self.noises])
+    def sweep(self, matrix: str, span: tuple[float, float]) -> Any:
+        """LayerSweep's own runs, of the clips of all scenes at once."""
+        sweeping, sampler = pack("samplers.sweep"), importlib.import_module("comfy.samplers").sampler_object(SAMPLER)
         prompts = torch.cat([positive[0][0] for positive in self.positives]).repeat_interleave(self.frames, 0)
-        latents = self.demo.sample(model, noise, [[prompts, {}]], STEPS, CFG, SAMPLER, SCHEDULER)
+        noise = OneAfterTheOther(self.noises, self.frames)
+        latent, sigmas = empty(len(self.scenes) * self.frames), self.demo.sigmas(STEPS, SCHEDULER)
+        run = sweeping.Run([[prompts, {}]], self.demo.encode(""), CFG, noise, sampler, sigmas, latent)
+        alpha = pack("nodes.layer_sweep").MATRICES[matrix]
+        return sweeping.Sweep(self.demo.model, alpha, run, 1 + len(self.layers), "benchmark", *span)
+
+    def clips(self, latents: Tensor) -> Tensor:
+        """The clips of all scenes, (scenes, frames, 128, 128, 3) in [0, 1]."""
         return self.demo.decode(latents).unflatten(0, (-1, self.frames))
 
     def entropy(self, steps: list[int]) -> Tensor:
@@ -94,44 +114,33 @@ class World:
         return [step for step in range(STEPS) if is_between(float(sigmas[step]), *span, sampling)]
 
 
-def looks(clips: Tensor, scenes: list[Any]) -> dict[str, Tensor]:
-    """What each clip of (scenes, frames, ...) shows by itself, (scenes,)."""
-    ssim, reader = pack("metrics.similarity").ssim, pack("demo.reader")
-    neighbours = [ssim(clip[1:], clip[:-1]).mean() for clip in clips]
-    obeys = [reader.fidelity(clip, scene).mean() for clip, scene in zip(clips, scenes, strict=True)]
-    return {"neighbours": torch.stack(neighbours), "obeys": torch.stack(obeys)}
-
-
 def damage(clips: Tensor, plain: Tensor, scenes: list[Any]) -> dict[str, list[float]]:
     """``DAMAGES`` of every scene's clip, beside the unperturbed one."""
-    similarity = pack("metrics.similarity")
-    luma = torch.tensor(similarity.LUMA)
-    now, before = looks(clips, scenes), looks(plain, scenes)
-    pairs = list(zip(clips, plain, strict=True))
-    figures = {
-        "structure": torch.stack([1 - similarity.ssim(*pair).mean() for pair in pairs]),
-        "gradients": torch.stack([gmsd(a @ luma, b @ luma).mean() for a, b in pairs]),
-        "flicker": before["neighbours"] - now["neighbours"],
-        "disobedience": before["obeys"] - now["obeys"],
+    luma, fidelity = torch.tensor(pack("metrics.similarity").LUMA), pack("demo.reader").fidelity
+    lost = pack("metrics.damage").DAMAGES
+    pairs = list(zip(clips, plain, scenes, strict=True))
+    return {
+        "structure": [lost["change"](a, b) for a, b, _ in pairs],
+        "gradients": [float(gmsd(a @ luma, b @ luma).mean()) for a, b, _ in pairs],
+        "flicker": [lost["consistency"](a, b) for a, b, _ in pairs],
+        "disobedience": [float(fidelity(b, scene).mean() - fidelity(a, scene).mean()) for a, b, scene in pairs],
     }
-    return {name: values.tolist() for name, values in figures.items()}
 
 
 def sweep(world: World, spans: list[str]) -> tuple[Results, dict[str, Tensor]]:
     """Entropy and damage for every span, matrix and layer; and the clips of the first scenes for the sheet."""
-    perturb, select = pack("nodes.perturbation").PerturbAttention, pack("nodes.entropy_register").SelectAttentionLayers
-    plain = world.draw(world.demo.model)
-    shown_clips = {PLAIN: plain[:, 0]}
     results: Results = {}
+    shown_clips: dict[str, Tensor] = {}
     for when in spans:
         steps = world.steps_in(SPANS[when])
         entropy = {"steps": steps, "mean": world.entropy(steps).tolist(), "first": world.entropy(steps[:1]).tolist()}
         results[when] = {"entropy": entropy, **{matrix: {} for matrix in MATRICES}}
-        for layer in world.layers:
-            (registry,) = select.execute(world.demo.model, layer).args
-            for matrix in MATRICES:
-                (model,) = perturb.execute(world.demo.model, registry, matrix, 0.5, *SPANS[when]).args
-                clips = world.draw(model)
+        for matrix in MATRICES:
+            runs = world.sweep(matrix, SPANS[when])
+            plain = world.clips(runs.plain())
+            shown_clips[PLAIN] = plain[:, 0]
+            for layer in world.layers:
+                clips = world.clips(runs.without(layer))
                 results[when][matrix][layer] = damage(clips, plain, world.scenes)
                 if when == "all steps":
                     shown_clips[f"{layer} {matrix}"] = clips[:, 0]

@@ -145,6 +145,18 @@ def registers(server: Server) -> None:
         chart(name, pictures[0])
 
 
+def layer_sweep(server: Server) -> None:
+    scene = Scene("a large yellow triangle on the right on a blue background", frames=2, steps=8, seed=3)
+    swept = scene.add(
+        "LayerSweep", model=scene.model, positive=scene.positive, negative=scene.negative,
+        noise=scene.dependency_noise(0.02, seed=3), sampler=scene.add("KSamplerSelect", sampler_name="dpmpp_2m")[0],
+        sigmas=scene.sigmas, latent_image=scene.latent, vae=scene.vae, perturbation="identity", score="change",
+        kind="all",
+    )  # fmt: skip
+    scene.show("chart", swept[1])
+    chart("LayerSweep", scene.run(server)["chart"][0])
+
+
 def select_layers(server: Server) -> None:
     scene = Scene("a large yellow triangle on the right on a blue background", seed=3)
     scene.clip("plain")
@@ -333,8 +345,8 @@ PAINTERS: dict[str, Callable[[Server], None]] = {
     painter.__name__: painter
     for painter in (
         dependency_noise, video_noise_prior, noise_correlation, noise_frames, keyframe_noise, coherent_sampler,
-        motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention, registers, select_layers,
-        inversions, demo_clips, demo_models, consistency, colours, tuning, adapters,
+        motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention, registers, layer_sweep,
+        select_layers, inversions, demo_clips, demo_models, consistency, colours, tuning, adapters,
     )
 }  # fmt: skip
 

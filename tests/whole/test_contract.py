@@ -35,6 +35,8 @@ PROMISED = {
     "CrossFrameAttention": "model keys layers start_percent end_percent pool seed → MODEL",
     "CoherenceDemoModel": "kind → MODEL CLIP VAE",
     "CoherenceDemoClip": "shape colour background motion frames size seed → IMAGE MASK",
+    "LayerSweep": "model positive negative noise sampler sigmas latent_image vae perturbation score kind cfg layers "
+    "select count percent start_percent end_percent clip_vision → ATTENTION_REGISTRY IMAGE STRING",
     "PerturbAttention": "model registry matrix alpha start_percent end_percent → MODEL",
     "IEGuidanceCFG": "model registry guidance scale start_percent end_percent rescale → MODEL",
     "IEGuider": "model registry guidance scale start_percent end_percent rescale positive negative cfg → GUIDER",
@@ -61,7 +63,7 @@ PROMISED = {
     "GEAdapterTokens": "conditioning adapter clip_vision_output → CONDITIONING",
     "SaveGEAdapter": "adapter filename_prefix →",
     "LoadGEAdapter": "file → GE_ADAPTER",
-    "TemporalConsistency": "images reference seams → STRING IMAGE",
+    "TemporalConsistency": "images reference seams clip_vision clip prompt reference_prompt → STRING IMAGE",
     "MatchClipColour": "images reference method momentum strength mask → IMAGE",
     "MatchLatentColour": "latent reference method momentum strength mask → LATENT",
 }
