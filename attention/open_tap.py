@@ -112,7 +112,7 @@ class OpenTap:
         for name in wanted:
             block = self._anatomy.features[name]
             stack.callback(block.module.register_forward_hook(partial(self._transformed, block)).remove)
-        parting = frozenset(name for tapped in self._active if tapped.technique.splits_copies for name in tapped.sites)
+        parting = frozenset[str]().union(*(e.technique.parts_at(e.sites, self._sigma) for e in self._active))
         if parting and self._shares:
             stack.enter_context(shared(self._anatomy.before(parting), self._branches, self._rows))
 

@@ -1,23 +1,21 @@
 """Entropy and energy of every attention layer, and the layers chosen by them: IE-Adapt's register (§3, Eq. 3).
 
-:class:`EntropyRecorder` sits on the tap, measures every layer's map while the model runs and changes nothing.
-:class:`AttentionRegistry` holds the result: the layers of a model in order, their figures, and which of them are
-selected. It is immutable; :func:`reselect` makes another one from the same figures.
+:class:`AttentionRegistry` holds what :mod:`.recorder` measured: the layers of a model in order, their figures, and
+which of them, or of their heads, are selected. It is immutable; :func:`reselect` makes another one from the same
+figures.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import threading
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
-from torch import Tensor
-
-from ..techniques.entropy import Energy, measure
-from ..techniques.technique import AttentionCall, Proceed, Stage, Technique
+from ..techniques.choice import ALL_HEADS, Live, SomeHeads
+from ..techniques.choice import Choice as Where
+from ..techniques.entropy import Energy
 from .sites import Kind, Site, network_of, sites_of
 
 if TYPE_CHECKING:
@@ -30,7 +28,6 @@ Precision = Literal["exact", "sampled"]
 CHOICES, ORDERS, BYS, PRECISIONS = get_args(Choice), get_args(Order), get_args(By), get_args(Precision)
 SELECTABLE: tuple[Kind, ...] = ("spatial", "temporal", "joint")
 """Not cross-attention: its map has no identity to be replaced by, its entropy is over words. Not the prompt's own."""
-SAMPLED_ROWS = 256
 
 
 class RegistryError(ValueError):
@@ -42,7 +39,8 @@ class Figures:
     """What was measured of one layer: means over heads, rows of the map, frames, and the measured steps.
 
     ``tokens`` and ``keys`` are N_q and N_k of the largest map; ``entropy`` is in [0, 1]; ``half_width`` is that of its
-    95% interval, 0 where every row was measured.
+    95% interval, 0 where every row was measured. ``heads``: the entropy of each head; ``by_step``: at each measured
+    step. Both are empty in files from before they were kept.
     """
 
     tokens: int
@@ -50,6 +48,8 @@ class Figures:
     entropy: float
     half_width: float
     energy: Energy
+    heads: tuple[float, ...] = ()
+    by_step: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Layer:
     """An attention layer in a registry: of :class:`.sites.Site` what outlives the model, and its figures, if any.
 
     ``damage``: what became worse without its map, larger for worse, where a sweep has tried (LayerSweep).
+    ``selected_heads``: those of a selected layer where heads are chosen one by one; None for all of them.
     """
 
     name: str
@@ -66,17 +67,28 @@ class Layer:
     figures: Figures | None
     selected: bool
     damage: float | None = None
+    selected_heads: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Choose layers by a figure: the ``count`` highest or lowest of a kind, or ``percent`` of them where count is 0."""
+    """Choose layers by a figure: the ``count`` highest or lowest of a kind, or ``percent`` of them where count is 0.
+
+    ``per_head``: choose heads in place of layers. ``live``: rank anew at every step of a run, by the entropies of the
+    step before (:class:`..techniques.choice.Live`); what is selected here is for the first step.
+    """
 
     kind: Choice = "all"
     select: Order = "highest"
     count: int = 1
     percent: float = 50.0
     by: By = "entropy"
+    live: bool = False
+    per_head: bool = False
+
+    def number_of(self, candidates: int) -> int:
+        """How many of ``candidates`` are chosen: at least one, where there is any."""
+        return self.count or max(1, math.floor(candidates * self.percent / 100))
 
 
 @dataclass(frozen=True)
@@ -178,6 +190,32 @@ def selector_for(model: ModelPatcher, registry: AttentionRegistry, asked_by: str
     return registry.selector
 
 
+def choice_for(model: ModelPatcher, registry: AttentionRegistry, asked_by: str) -> tuple[str, Where]:
+    """The layers of ``model`` to put a technique on, for :func:`.tap.tap`, and at which of their heads it acts.
+
+    RegistryError as in :func:`selector_for`.
+    """
+    selector, ranking = selector_for(model, registry, asked_by), registry.selection
+    if not isinstance(ranking, Ranking) or not (ranking.live or ranking.per_head):
+        return selector, ALL_HEADS
+    heads = {
+        layer.name: frozenset(range(layer.heads) if layer.selected_heads is None else layer.selected_heads)
+        for layer in registry.layers
+        if layer.selected
+    }
+    if not ranking.live:
+        return selector, SomeHeads(heads)
+    there = {site.name for site in sites_of(model)}
+    eligible = [
+        layer
+        for layer in registry.layers
+        if layer.kind in SELECTABLE and ranking.kind in ("all", layer.kind) and layer.name in there
+    ]
+    candidates = sum(layer.heads for layer in eligible) if ranking.per_head else len(eligible)
+    live = Live(ranking.number_of(candidates), ranking.select == "highest", heads, ranking.per_head)
+    return ", ".join(layer.name for layer in eligible), live
+
+
 def named_registry(
     model: str, network: str, sites: Iterable[Site], chosen: Iterable[Site], text: str
 ) -> AttentionRegistry:
@@ -209,15 +247,19 @@ def swept_registry(registry: AttentionRegistry, damage: Mapping[str, float], ran
 
 def reselect(registry: AttentionRegistry, ranking: Ranking) -> AttentionRegistry:
     """The same figures, another selection. RegistryError as in :func:`rank`."""
-    names = rank(registry.layers, ranking)
-    layers = tuple(replace(layer, selected=layer.name in names) for layer in registry.layers)
+    chosen = rank(registry.layers, ranking)
+    layers = tuple(
+        replace(layer, selected=layer.name in chosen, selected_heads=chosen.get(layer.name))
+        for layer in registry.layers
+    )
     return replace(registry, layers=layers, selection=ranking)
 
 
-def rank(layers: Iterable[Layer], ranking: Ranking) -> frozenset[str]:
-    """The names of the layers that ``ranking`` chooses; layers that are equal by their order in the model.
+def rank(layers: Iterable[Layer], ranking: Ranking) -> dict[str, tuple[int, ...] | None]:
+    """The names of the layers that ``ranking`` chooses, each with its chosen heads where it chooses heads, else None.
+    Layers, or heads, that are equal by their order in the model.
 
-    ⌊n·percent/100⌋ of the n layers of the kind, but at least one; ``all`` is every SELECTABLE kind.
+    ⌊n·percent/100⌋ of the n layers of the kind, or of their heads, but at least one; ``all`` is every SELECTABLE kind.
 
     Raises:
         RegistryError: the layers were not measured, none is of that kind, or there are fewer than ``count``.
@@ -227,21 +269,30 @@ def rank(layers: Iterable[Layer], ranking: Ranking) -> frozenset[str]:
     if not eligible:
         kinds = ", ".join(sorted({layer.kind for layer in layers})) or "no attention"
         raise RegistryError(f"kind: the model has no {ranking.kind} self-attention layer, only {kinds}. Choose 'all'.")
-    ranked = {layer.name: value for layer in eligible if (value := _figure(layer, ranking.by)) is not None}
     if ranking.by == "damage":
-        eligible = [layer for layer in eligible if layer.name in ranked]  # a sweep may try some layers only
-    if not eligible or len(ranked) < len(eligible):
+        if ranking.live or ranking.per_head:
+            raise RegistryError(
+                "The registry ranks by damage, which is of whole layers and of no step. Rank by entropy."
+            )
+        eligible = [layer for layer in eligible if layer.damage is not None]  # a sweep may try some layers only
+    candidates = [(value, layer.order, head, layer) for layer in eligible for head, value in _figures(layer, ranking)]
+    if not candidates or len({layer.name for *_, layer in candidates}) < len(eligible):
         raise RegistryError(_UNRANKED[ranking.by])
-    number = ranking.count or max(1, math.floor(len(eligible) * ranking.percent / 100))
-    if number > len(eligible):
+    number = ranking.number_of(len(candidates))
+    if number > len(candidates):
         of_kind = "" if ranking.kind == "all" else f"{ranking.kind} "
+        what = "heads" if ranking.per_head else "layers"
+        has = f"{len(candidates)} heads in {of_kind}self-attention layers"
+        has = has if ranking.per_head else f"{len(candidates)} {of_kind}self-attention layers"
         raise RegistryError(
-            f"count: {number} layers asked for, but the model has {len(eligible)} {of_kind}self-attention layers. "
-            "Lower count, or set it to 0 and use percent."
+            f"count: {number} {what} asked for, but the model has {has}. Lower count, or set it to 0 and use percent."
         )
     sign = -1 if ranking.select == "highest" else 1
-    eligible.sort(key=lambda layer: (sign * ranked[layer.name], layer.order))
-    return frozenset(layer.name for layer in eligible[:number])
+    candidates.sort(key=lambda each: (sign * each[0], *each[1:3]))
+    chosen: dict[str, tuple[int, ...] | None] = {}
+    for _, _, head, layer in candidates[:number]:
+        chosen[layer.name] = tuple(sorted((*(chosen.get(layer.name) or ()), head))) if ranking.per_head else None
+    return chosen
 
 
 _UNRANKED: dict[By, str] = {
@@ -252,104 +303,14 @@ _UNRANKED: dict[By, str] = {
 }
 
 
-def _figure(layer: Layer, by: By) -> float | None:
-    if by == "damage":
-        return layer.damage
-    return None if layer.figures is None else layer.figures.entropy
+def _figures(layer: Layer, ranking: Ranking) -> Iterable[tuple[int, float]]:
+    """What a layer is ranked by; of each head with its number, else once. Empty where it was not measured."""
+    if ranking.by == "damage":
+        return [] if layer.damage is None else [(0, layer.damage)]
+    if layer.figures is None:
+        return []
+    return enumerate(layer.figures.heads) if ranking.per_head else [(0, layer.figures.entropy)]
 
 
 def _layer(site: Site, figures: Figures | None, selected: bool) -> Layer:
     return Layer(site.name, site.order, site.kind, site.heads, figures, selected)
-
-
-# Measuring -----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Sums:
-    """Of one layer: Σ w·figure and Σ w over calls, w the number of rows of the map, so that splits do not matter."""
-
-    weight: int = 0
-    tokens: int = 0
-    keys: int = 0
-    entropy: float = 0.0
-    half_width: float = 0.0
-    energy: tuple[float, float, float] = (0.0, 0.0, 0.0)
-
-
-@dataclass(eq=False)
-class EntropyRecorder(Technique):
-    """The technique that measures every layer it is put on, while ``recording``, and lets it run unchanged.
-
-    It stands last on the tap: it sees the map that the other techniques make. The energy is of what the layer returns,
-    so a pack that replaces the attention inside is measured, too. ``on_layer`` is called after every layer, recorded
-    or not. Of several attentions in one layer (a picture's and a text's keys) the mean over rows is taken; the
-    half-width of a mean is at most the mean half-width, which is given.
-    """
-
-    precision: Precision = "exact"
-    on_layer: Callable[[Site], None] = lambda site: None
-    recording: bool = False
-    stage = Stage.LOOK
-    supports_chunks = True
-
-    _sums: dict[str, _Sums] = field(default_factory=dict, init=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
-
-    def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
-        out = proceed(call.q, call.k, call.v)
-        if self.recording:
-            self._record(call, out)
-        self.on_layer(call.site)
-        return out
-
-    def _record(self, call: AttentionCall, out: Tensor) -> None:
-        q, k, v = call.per_head()
-        measured = measure(
-            q,
-            k,
-            v,
-            out=call.per_head_output(out),
-            scale=call.scale,
-            mask=four_dimensional(call.mask),
-            rows=SAMPLED_ROWS if self.precision == "sampled" else None,
-        )
-        weight, energy = q.shape[0] * q.shape[2], measured.energy
-        figures = (measured.entropy.mean, energy.attention, energy.uniform, energy.identity)
-        if not all(map(math.isfinite, figures)):
-            raise RegistryError(
-                f"Attention layer {call.site.name} gives no finite figures (entropy {figures[0]}, energy {figures[1]}) "
-                f"in {q.dtype}, at the noise level {call.sigma:.5g}: its numbers overflow. Run the model in bf16 or "
-                "fp32."
-            )
-        with self._lock:
-            sums = self._sums.setdefault(call.site.name, _Sums())
-            sums.weight += weight
-            sums.tokens, sums.keys = max(sums.tokens, q.shape[2]), max(sums.keys, k.shape[2])
-            sums.entropy += weight * measured.entropy.mean
-            sums.half_width += weight * measured.entropy.half_width
-            a, u, i = sums.energy
-            sums.energy = (a + weight * energy.attention, u + weight * energy.uniform, i + weight * energy.identity)
-
-    def figures(self, sites: Iterable[Site]) -> dict[str, Figures]:
-        """What was measured of ``sites``, by name, without those that lacked the input that they need. RegistryError
-        names others that did not run while recording."""
-        missed = [site.name for site in sites if site.name not in self._sums and not site.needs]
-        if missed:
-            raise RegistryError(
-                f"At the measured steps these attention layers did not run: {', '.join(missed)}. Measure other steps, "
-                "or remove the node that skips them."
-            )
-        return {name: _mean(sums) for name, sums in self._sums.items()}
-
-
-def four_dimensional(mask: Tensor | None) -> Tensor | None:
-    """A mask as ComfyUI's attention takes it, (N_q, N_k) or (rows, N_q, N_k), as (rows, heads, N_q, N_k)."""
-    if mask is None or mask.ndim == 4:
-        return mask
-    return mask.unsqueeze(1) if mask.ndim == 3 else mask[None, None]
-
-
-def _mean(sums: _Sums) -> Figures:
-    energy = Energy(*(total / sums.weight for total in sums.energy))
-    return Figures(sums.tokens, sums.keys, sums.entropy / sums.weight, sums.half_width / sums.weight, energy)

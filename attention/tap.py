@@ -107,6 +107,8 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
     run = Run(Steps(sigmas, options.get(TECHNIQUES, ()), sampling))
     carry_on(run, options.get(TECHNIQUES, ()), guider, noise, sigmas)
     options[RUN] = run
+    for each in options.get(TECHNIQUES, ()):
+        each.technique.begin()
     try:
         with rows_told(options, noise), uncompiled_if_unguarded(guider.model_options):
             result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)

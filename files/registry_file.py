@@ -33,6 +33,7 @@ MAX_COUNT = 2**64 - 1
 Count: TypeAlias = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Positive: TypeAlias = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Amount: TypeAlias = Annotated[float, Field(ge=0)]
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 
 class RegistryFileError(ValueError):
@@ -49,26 +50,31 @@ class NamedSite(JsonForm):
     heads: Positive
     selected: bool
     damage: float | None = None
+    selected_heads: list[Count] | None = None
 
     def figures(self) -> Figures | None:
         return None
 
     def layer(self) -> Layer:
-        return Layer(self.name, self.order, self.kind, self.heads, self.figures(), self.selected, self.damage)
+        heads = None if self.selected_heads is None else tuple(self.selected_heads)
+        return Layer(self.name, self.order, self.kind, self.heads, self.figures(), self.selected, self.damage, heads)
 
 
 class MeasuredSite(NamedSite):
     tokens: Positive
     keys: Positive
-    entropy: Annotated[float, Field(ge=0, le=1)]
+    entropy: Share
     entropy_half_width: Amount
     energy: Amount
     energy_uniform: Amount
     energy_identity: Amount
+    entropy_by_head: list[Share] = Field(default_factory=list)
+    entropy_by_step: list[Share] = Field(default_factory=list)
 
     def figures(self) -> Figures:
         energy = Energy(self.energy, self.energy_uniform, self.energy_identity)
-        return Figures(self.tokens, self.keys, self.entropy, self.entropy_half_width, energy)
+        heads, steps = tuple(self.entropy_by_head), tuple(self.entropy_by_step)
+        return Figures(self.tokens, self.keys, self.entropy, self.entropy_half_width, energy, heads, steps)
 
 
 class MeasurementForm(JsonForm):
@@ -89,9 +95,11 @@ class RankingForm(JsonForm):
     count: Count
     percent: Annotated[float, Field(ge=0, le=100)]
     by: By = "entropy"
+    live: bool = False
+    per_head: bool = False
 
     def ranking(self) -> Ranking:
-        return Ranking(self.kind, self.select, self.count, self.percent, self.by)
+        return Ranking(self.kind, self.select, self.count, self.percent, self.by, self.live, self.per_head)
 
 
 class RegistryForm(JsonForm):
@@ -132,9 +140,13 @@ def _site_entry(layer: Layer) -> dict[str, Any]:
             "energy_uniform": figures.energy.uniform,
             "energy_identity": figures.energy.identity,
             "energy_proportion": figures.energy.proportion,
+            "entropy_by_head": list(figures.heads),
+            "entropy_by_step": list(figures.by_step),
         }
     if layer.damage is not None:
         entry["damage"] = layer.damage
+    if layer.selected_heads is not None:
+        entry["selected_heads"] = list(layer.selected_heads)
     return entry
 
 
@@ -171,6 +183,8 @@ def _read(content: Any) -> AttentionRegistry:
             )
     if len({layer.name for layer in layers}) < len(layers):
         raise RegistryFileError("sites: a name occurs twice")
+    for place, layer in enumerate(layers):
+        _require_heads(place, layer)
     if {layer.figures is not None for layer in layers} - {form.measurement is not None}:
         raise RegistryFileError("sites: expected figures at all of them if there is a measurement, at none otherwise")
     if form.measurement and len(form.measurement.steps) != len(form.measurement.sigmas):
@@ -185,6 +199,20 @@ def _read(content: Any) -> AttentionRegistry:
         selection=selection,
         measurement=None if form.measurement is None else form.measurement.measurement(),
     )
+
+
+def _require_heads(place: int, layer: Layer) -> None:
+    if layer.figures is not None and len(layer.figures.heads) not in (0, layer.heads):
+        raise RegistryFileError(
+            f"sites[{place}]: entropy_by_head: expected {layer.heads} numbers, one for each head, got "
+            f"{len(layer.figures.heads)}"
+        )
+    chosen = layer.selected_heads
+    if chosen is not None and (not layer.selected or not chosen or max(chosen) >= layer.heads):
+        raise RegistryFileError(
+            f"sites[{place}]: selected_heads: expected some of 0 to {layer.heads - 1} of a selected layer, got "
+            f"{shown(list(chosen))}"
+        )
 
 
 def save(registry: AttentionRegistry, path: Path) -> None:

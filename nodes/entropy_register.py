@@ -43,7 +43,12 @@ def _chart_output() -> io.Output:
 
 
 def _log_selected(node: str, registry: AttentionRegistry) -> None:
-    logging.info("%s: %d layers: %s", node, len(registry.selected), registry.selector)
+    chosen = [
+        each.name if each.selected_heads is None else f"{each.name} (heads {', '.join(map(str, each.selected_heads))})"
+        for each in registry.layers
+        if each.selected
+    ]
+    logging.info("%s: %d layers: %s", node, len(chosen), ", ".join(chosen))
 
 
 class EntropyRegister(Node):
@@ -80,6 +85,24 @@ class EntropyRegister(Node):
                     tooltip="exact: every row of every map, at about the cost of a second attention. sampled: 256 "
                     "rows of each map, with a 95% interval in the report; for very long clips.",
                 ),
+                io.Boolean.Input(
+                    "live",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Off: the nodes that take the registry act at the selected layers at every step. On: they "
+                    "rank the layers anew at every step, by the entropy at the step before, for each prompt by "
+                    "itself; the first step has the selection made here. Turn it on if the layers' order changes "
+                    "during sampling: measure_steps 'all' shows it in the chart.",
+                ),
+                io.Boolean.Input(
+                    "per_head",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Off: whole layers are selected. On: single attention heads; count and percent then count "
+                    "heads. Turn it on for a gentler effect, or if the chart shows heads of one layer that differ.",
+                ),
             ],
             outputs=[
                 Registry.Output("registry", tooltip="The layers, their measurements and the selection."),
@@ -102,6 +125,8 @@ class EntropyRegister(Node):
         percent: float,
         measure_steps: str,
         precision: Precision,
+        live: bool = False,
+        per_head: bool = False,
     ) -> io.NodeOutput:
         start = Start(conditioning, noise, sigmas, latent_image)
         steps = parse_steps(measure_steps, start.steps)
@@ -109,7 +134,7 @@ class EntropyRegister(Node):
         measurement = Measurement(
             steps, tuple(sigmas[list(steps)].tolist()), precision, noise.seed, tuple(latent_image["samples"].shape)
         )
-        ranking = Ranking(kind, select, count, percent)
+        ranking = Ranking(kind, select, count, percent, live=live, per_head=per_head)
         registry = ranked_registry(*model_names(model), sites, figures, ranking, measurement)
         _log_selected(cls.node_name, registry)
         return io.NodeOutput(registry, drawn(draw_registry, registry), registry_file.to_json(registry))
@@ -166,7 +191,9 @@ class ReselectAttentionLayers(Node):
     def execute(
         cls, registry: AttentionRegistry, kind: Choice, select: Order, count: int, percent: float
     ) -> io.NodeOutput:
-        registry = reselect(registry, Ranking(kind, select, count, percent))
+        before = registry.selection if isinstance(registry.selection, Ranking) else Ranking()
+        ranking = Ranking(kind, select, count, percent, live=before.live, per_head=before.per_head)
+        registry = reselect(registry, ranking)
         _log_selected(cls.node_name, registry)
         return io.NodeOutput(registry, drawn(draw_registry, registry))
 

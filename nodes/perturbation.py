@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..attention.registry import SELECTABLE, AttentionRegistry, selector_for
+from ..attention.registry import SELECTABLE, AttentionRegistry, choice_for
 from ..techniques.perturbation import IDENTITY, UNIFORM, Perturbation
 from .inputs import ATTENTION, percent_inputs, perturbed_layers_input
 from .node import Node
@@ -58,8 +58,8 @@ class PerturbAttention(Node):
         start_percent: float = 0.0,
         end_percent: float = 1.0,
     ) -> io.NodeOutput:
-        technique = Perturbation({"uniform": UNIFORM, "identity": IDENTITY}.get(matrix, alpha))
-        layers = selector_for(model, registry, cls.node_name)
+        layers, choice = choice_for(model, registry, cls.node_name)
+        technique = Perturbation({"uniform": UNIFORM, "identity": IDENTITY}.get(matrix, alpha), choice)
         return tapped(model, technique, cls, SELECTABLE, layers, start_percent, end_percent)
 
 

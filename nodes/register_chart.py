@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from ..attention.registry import SELECTABLE, AttentionRegistry, Layer, Ranking
@@ -17,42 +21,120 @@ KIND_COLOURS = {"spatial": COLOURS[0], "temporal": COLOURS[1], "joint": COLOURS[
 BAND, BOUND, HALF = COLOURS[4], "#8592a0", "#c1121f"
 HEAD, PANEL, GAP, LEFT, RIGHT = 84, 220, 84, 100, 40  # pixels
 LAYER_WIDTH, FEWEST = 30, 42  # pixels for a layer; a chart is as wide as one of so many layers, at least
+ROW = 14  # pixels of a row of a heat map
 LETTER = 9.5  # pixels of a letter of a layer's name
 
 
 def draw_registry(registry: AttentionRegistry) -> Tensor:
     """IMAGE (1, height, width, 3) of a measured registry, over its layers of self-attention in order.
 
-    Three panels: energy with its two bounds, energy proportion, entropy; the selected layers are marked. Cross-
-    attention and the prompt's own cannot be selected and are left out.
+    Three panels: energy with its two bounds, energy proportion, entropy; the selected layers are marked. Where layers
+    are ranked anew at each step, a map of the entropy at each measured step; where heads are chosen, one of each
+    head's. Cross-attention and the prompt's own cannot be selected and are left out.
     """
     layers = [layer for layer in registry.layers if layer.kind in SELECTABLE]
+    drawing: list[tuple[int, Callable[[Axes, list[Layer]], None]]] = [
+        (PANEL, _draw_energy),
+        (PANEL, _draw_proportion),
+        (PANEL, _draw_entropy),
+    ]
+    for rows, draw in _heat_maps(registry, layers):
+        drawing.append((max(PANEL // 2, ROW * rows), draw))
     width = LEFT + RIGHT + LAYER_WIDTH * max(len(layers), FEWEST)
-    height = round(HEAD + 3 * (GAP + PANEL) + 50 + LETTER * max(len(layer.name) for layer in layers))
+    names = round(50 + LETTER * max(len(layer.name) for layer in layers))
+    height = HEAD + sum(GAP + panel for panel, _ in drawing) + names
     figure = new_figure("How does each attention layer attend?", _summary(registry, layers), width, height)
 
-    span = (LEFT / width, 1 - (LEFT + RIGHT) / width)
-    tops = [HEAD + GAP + row * (GAP + PANEL) for row in range(3)]
-    panels = [figure.add_axes((span[0], 1 - (top + PANEL) / height, span[1], PANEL / height)) for top in tops]
-    for axes, draw in zip(panels, (_draw_energy, _draw_proportion, _draw_entropy), strict=True):
+    top = HEAD
+    for panel, draw in drawing:
+        top += GAP + panel
+        place = (LEFT / width, 1 - top / height, 1 - (LEFT + RIGHT) / width, panel / height)
+        axes = figure.add_axes(place)
         draw(axes, layers)
-        _mark_selected(axes, layers)
         axes.set_xlim(-0.6, len(layers) - 0.4)
         axes.set_xticks(range(len(layers)), [])
-        axes.legend(
-            loc="lower right", bbox_to_anchor=(1, 1 + 19 / PANEL), ncols=6, frameon=False, fontsize=9, labelcolor=INK
-        )
-    panels[-1].set_xticks(range(len(layers)), [layer.name for layer in layers], rotation=90)
-    for label, layer in zip(panels[-1].get_xticklabels(), layers, strict=True):
+        if axes.get_legend_handles_labels()[0]:
+            _mark_selected(axes, layers)
+            axes.legend(
+                loc="lower right",
+                bbox_to_anchor=(1, 1 + 19 / panel),
+                ncols=6,
+                frameon=False,
+                fontsize=9,
+                labelcolor=INK,
+            )
+    axes.set_xlabel("Layer, in the order they run", fontsize=10, color=INK)
+    axes.set_xticks(range(len(layers)), [layer.name for layer in layers], rotation=90)
+    for label, layer in zip(axes.get_xticklabels(), layers, strict=True):
         label.set(color=INK, fontweight="bold" if layer.selected else "normal", parse_math=False)
     return render(figure)
 
 
+def _heat_maps(
+    registry: AttentionRegistry, layers: list[Layer]
+) -> Iterator[tuple[int, Callable[[Axes, list[Layer]], None]]]:
+    """The number of rows of each map that belongs to the chart, and what draws it."""
+    ranking, measured = registry.selection, registry.measurement
+    if not isinstance(ranking, Ranking):
+        return
+    if ranking.live and measured is not None:
+        yield len(measured.steps), partial(_draw_steps, measured.steps)
+    if ranking.per_head:
+        yield max(layer.heads for layer in layers), _draw_heads
+
+
+def _draw_steps(steps: tuple[int, ...], axes: Axes, layers: list[Layer]) -> None:
+    values = [layer.figures.by_step if layer.figures else () for layer in layers]
+    style_axes(
+        axes,
+        "Entropy at each step (% of its maximum)",
+        "",
+        "Step",
+        note="Layers are ranked anew at each step of a run, by the row of the step before.",
+    )
+    _draw_heat(axes, values, len(steps))
+    shown = range(0, len(steps), math.ceil(len(steps) / 12))
+    axes.set_yticks(shown, [str(steps[place]) for place in shown])
+
+
+def _draw_heads(axes: Axes, layers: list[Layer]) -> None:
+    values = [layer.figures.heads if layer.figures else () for layer in layers]
+    rows = max(layer.heads for layer in layers)
+    style_axes(axes, "Entropy of each head (% of its maximum)", "", "Head", note="The selected heads have a frame.")
+    _draw_heat(axes, values, rows)
+    axes.set_yticks(range(0, rows, math.ceil(rows / 12)))
+    for place, layer in enumerate(layers):
+        heads = range(layer.heads) if layer.selected_heads is None else layer.selected_heads
+        for head in heads if layer.selected else ():
+            axes.plot(*_frame(place, head), color=HALF, linewidth=1.6, clip_on=False)
+
+
+def _draw_heat(axes: Axes, values: list[tuple[float, ...]], rows: int) -> None:
+    """``values`` of each layer downwards, in [0, 1]; white where there is none."""
+    heat = np.full((rows, len(values)), np.nan)
+    for place, column in enumerate(values):
+        heat[: len(column), place] = column
+    axes.grid(visible=False)
+    drawn = axes.imshow(100 * heat, aspect="auto", cmap="viridis", vmin=0, vmax=100, interpolation="nearest")
+    bar = axes.inset_axes((1.004, 0, 0.006, 1))
+    axes.figure.colorbar(drawn, cax=bar)
+    bar.tick_params(labelsize=8, length=0, colors=MUTED)
+
+
+def _frame(x: float, y: float) -> tuple[list[float], list[float]]:
+    return [x - 0.5, x + 0.5, x + 0.5, x - 0.5, x - 0.5], [y - 0.5, y - 0.5, y + 0.5, y + 0.5, y - 0.5]
+
+
 def _summary(registry: AttentionRegistry, layers: list[Layer]) -> str:
-    selection, selected = registry.selection, len(registry.selected)
+    selection, selected = registry.selection, str(len(registry.selected))
     how = f"{selection.select} {selection.by}" if isinstance(selection, Ranking) else repr(selection)
     steps = registry.measurement.steps if registry.measurement else (0,)
     when = f"step {steps[0]}" if len(steps) == 1 else f"mean of {len(steps)} steps from {steps[0]} to {steps[-1]}"
+    if isinstance(selection, Ranking) and selection.per_head:
+        heads = sum(len(layer.selected_heads or ()) for layer in layers)
+        how, selected = f"{how} of heads", f"{heads} heads in {selected} layers"
+    if isinstance(selection, Ranking) and selection.live:
+        how = f"{how}, anew at each step"
     return f"{registry.model}, {len(layers)} layers of self-attention, {when}. Selected: {selected}, by {how}."
 
 
@@ -102,7 +184,7 @@ def _draw_entropy(axes: Axes, layers: list[Layer]) -> None:
     style_axes(
         axes,
         "Entropy of the attention map",
-        "Layer, in the order they run",
+        "",
         "Entropy (% of its maximum)",
         note="100%: attends to everything equally. 0%: attends to one token only.",
     )

@@ -27,7 +27,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..attention.registry import SELECTABLE, AttentionRegistry, selector_for
+from ..attention.registry import SELECTABLE, AttentionRegistry, choice_for
 from ..attention.sites import family_of
 from ..attention.steps import is_between
 from ..attention.tap import tap
@@ -119,11 +119,12 @@ def guide(
     Errors as of :func:`..attention.tap.tap`; RegistryError where no layer is selected, or the registry is of another
     model. While sampling, MissingBranchError where the guider leaves out a conditioning that the guidance needs.
     """
-    technique = CopyPerturbation()
+    layers, choice = choice_for(model, registry, asked_by)
+    technique = CopyPerturbation(choice)
     clone, _ = tap(
         model,
         technique,
-        layers=selector_for(model, registry, asked_by),
+        layers=layers,
         kinds=SELECTABLE,
         asked_by=asked_by,
         start_percent=start_percent,

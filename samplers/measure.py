@@ -19,7 +19,8 @@ from comfy.utils import ProgressBar
 from torch import Tensor
 
 from ..attention.maps import AttentionMap, MapRecorder
-from ..attention.registry import SELECTABLE, EntropyRecorder, Figures, Precision
+from ..attention.recorder import EntropyRecorder
+from ..attention.registry import SELECTABLE, Figures, Precision
 from ..attention.sites import Kind, Site, select_sites, sites_of
 from ..attention.tap import tap
 from .finite import require_finite_prediction
@@ -128,6 +129,8 @@ def _look_on(
     def before_step(step: int) -> None:
         progress.step = step
         recorder.recording = step in steps
+        if isinstance(recorder, EntropyRecorder):
+            recorder.step = step
 
     run_to_step(tapped, start, max(steps), before_step, where["asked_by"])
     return sites

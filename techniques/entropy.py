@@ -35,10 +35,11 @@ FULL_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class EntropyEstimate:
-    """Mean normalised entropy in [0, 1], and the half-width of its 95% interval (0 if exact)."""
+    """Mean normalised entropy in [0, 1], the half-width of its 95% interval (0 if exact), and the mean of each head."""
 
     mean: float
     half_width: float
+    heads: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def attention_entropy(
     scale = _check(q, k, scale, mask, rows)
     n_q, n_k = q.shape[2], k.shape[2]
     if n_k == 1:
-        return EntropyEstimate(0.0, 0.0)
+        return EntropyEstimate(0.0, 0.0, (0.0,) * q.shape[1])
     if mask is not None:
         mask = _four_dims(mask)
     count = n_q if rows is None else min(rows, n_q)
@@ -101,12 +102,12 @@ def attention_entropy(
         mask = mask[:, :, chosen] if mask is not None and mask.shape[2] > 1 else mask
 
     per_row = _row_entropies(q, k, scale, mask, backends or BACKENDS).div_(math.log(n_k)).clamp_(0, 1)
-    mean = per_row.mean().item()
+    mean, heads = per_row.mean().item(), tuple(per_row.mean(dim=(0, 2)).tolist())
     if count == n_q:
-        return EntropyEstimate(mean, 0.0)
+        return EntropyEstimate(mean, 0.0, heads)
     # 1.96 standard errors, of a sample drawn without replacement.
     deviation = per_row.mean(dim=(0, 1)).std().item()
-    return EntropyEstimate(mean, 1.96 * deviation * math.sqrt((1 - count / n_q) / count))
+    return EntropyEstimate(mean, 1.96 * deviation * math.sqrt((1 - count / n_q) / count), heads)
 
 
 @torch.no_grad()
@@ -149,6 +150,13 @@ def measure(
             mask = _four_dims(mask if mask.dtype == torch.bool else mask.to(q.dtype))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return AttentionMeasurement(entropy, attention_energy(out, v))
+
+
+def four_dimensional(mask: Tensor | None) -> Tensor | None:
+    """A mask as ComfyUI's attention takes it, (N_q, N_k) or (rows, N_q, N_k), as (rows, heads, N_q, N_k)."""
+    if mask is None or mask.ndim == 4:
+        return mask
+    return mask.unsqueeze(1) if mask.ndim == 3 else mask[None, None]
 
 
 # ---- backends ----

@@ -7,12 +7,14 @@ A perturbation is its α: 1 is I, 0 is U. No map is built.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .branches import Copy
+from .choice import ALL_HEADS, NONE, Choice, Heads, with_heads
 from .technique import AttentionCall, Proceed, Stage, Technique
 
 UNIFORM, IDENTITY = 0.0, 1.0
@@ -57,40 +59,70 @@ def perturbed(call: AttentionCall, proceed: Proceed, alpha: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Perturbation(Technique):
-    """The technique that perturbs every branch."""
+    """The technique that perturbs every branch, at the heads of ``choice``."""
 
     alpha: float
+    choice: Choice = ALL_HEADS
     stage = Stage.MAPS
     supports_chunks = True
     by_frame = True
 
+    def begin(self) -> None:
+        self.choice.begin()
+
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
-        return perturbed(call, proceed, self.alpha)
+        self.choice.see(call)
+        return _by_branch(call, proceed, [(self.alpha, self.choice.heads(call, n)) for n in range(len(call.branches))])
 
 
 @dataclass(frozen=True, eq=False)
 class CopyPerturbation(Technique):
-    """The technique that perturbs the copies of branches made for it: a copy's role is its α, or None for A.
+    """The technique that perturbs the copies of branches made for it, at the heads of ``choice``: a copy's role is its
+    α, or None for A.
 
-    No attention is computed for perturbed rows, and no other branch's row is touched.
+    No attention is computed for rows that are perturbed as a whole, and no other branch's row is touched.
     """
 
+    choice: Choice = ALL_HEADS
     stage = Stage.COPIES
     supports_chunks = True
     by_frame = True
     splits_copies = True
 
+    def begin(self) -> None:
+        self.choice.begin()
+
+    def parts_at(self, names: frozenset[str], sigma: float) -> frozenset[str]:
+        return self.choice.acts_at(names, sigma)
+
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
+        self.choice.see(call)
         alphas = [tag.role if isinstance(tag, Copy) and tag.owner is self else None for _, tag in call.branches]
         if not any(alpha is not None for alpha in alphas):
             return proceed(call.q, call.k, call.v)
-        parts: dict[int, Tensor] = {}
-        for alpha in dict.fromkeys(alphas):
-            positions = [position for position, each in enumerate(alphas) if each == alpha]
-            here = call.only(positions)
-            if alpha is None:
-                out = proceed(here.q, here.k, here.v, branches=here.branches)
-            else:
-                out = perturbed(here, proceed, alpha)
-            parts.update(zip(positions, out.chunk(len(positions)), strict=True))
-        return torch.cat([parts[position] for position in range(len(alphas))])
+        return _by_branch(
+            call,
+            proceed,
+            [(a, NONE if a is None else self.choice.heads(call, n)) for n, a in enumerate(alphas)],
+        )
+
+
+def _by_branch(call: AttentionCall, proceed: Proceed, wanted: Sequence[tuple[float | None, Heads]]) -> Tensor:
+    """Of every branch the output with its heads perturbed by its α; branches for which the same holds stay together."""
+    wanted = [(alpha, heads) if heads else (None, NONE) for alpha, heads in wanted]
+    parts: dict[int, Tensor] = {}
+    for alpha, heads in dict.fromkeys(wanted):
+        positions = [position for position, each in enumerate(wanted) if each == (alpha, heads)]
+        here = call if len(positions) == len(wanted) else call.only(positions)
+        out = _at_heads(here, proceed, alpha, heads)
+        if here is call:
+            return out
+        parts.update(zip(positions, out.chunk(len(positions)), strict=True))
+    return torch.cat([parts[position] for position in range(len(wanted))])
+
+
+def _at_heads(call: AttentionCall, proceed: Proceed, alpha: float | None, heads: Heads) -> Tensor:
+    if alpha is not None and len(heads) == call.heads:
+        return perturbed(call, proceed, alpha)
+    out = proceed(call.q, call.k, call.v, branches=call.branches)
+    return out if alpha is None else with_heads(call, out, perturbed(call, proceed, alpha), heads)

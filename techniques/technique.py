@@ -276,6 +276,13 @@ class Technique(ABC):
     kept: KeptRuns | None = None
     """Takes what its memory holds when a run has ended well; None where nothing is to be kept."""
 
+    def begin(self) -> None:  # noqa: B027
+        """A sampling run begins: what was kept of the one before is void."""
+
+    def parts_at(self, names: frozenset[str], sigma: float) -> frozenset[str]:
+        """Of its sites, those where copies may differ from their originals in a model call at ``sigma``."""
+        return names if self.splits_copies else frozenset()
+
     @abstractmethod
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         """The layer's output, shaped as ``proceed(call.q, call.k, call.v)`` returns it."""

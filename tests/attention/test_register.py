@@ -11,9 +11,9 @@ import comfy.samplers
 import pytest
 import torch
 from animatediff_layout import find_packs
+from coherence.attention.recorder import EntropyRecorder
 from coherence.attention.registry import (
     SELECTABLE,
-    EntropyRecorder,
     Ranking,
     RegistryError,
     named_registry,

@@ -3,6 +3,7 @@
 import io as files
 import json
 
+import comfy.samplers
 import pytest
 import torch
 from coherence.attention.registry import AttentionRegistry, RegistryError
@@ -14,15 +15,16 @@ from coherence.files.registry_file import SUFFIX, from_json, to_json
 from coherence.hosting.provision import PACK
 from coherence.nodes.entropy_register import NODES, EntropyRegister, ReselectAttentionLayers, SelectAttentionLayers
 from coherence.nodes.map_preview import AttentionMapPreview
+from coherence.nodes.perturbation import PerturbAttention
 from PIL import Image
-from register_runs import demo_start
+from register_runs import demo_conditioning, demo_start
 from shipped import inputs_of
 
 RANKING = {"kind": "all", "select": "highest", "count": 1, "percent": 50.0}
 START = dict.fromkeys(("model", "conditioning", "noise", "sigmas", "latent_image"))
 FACES = {
     "EntropyRegister": (
-        START | RANKING | {"measure_steps": "0", "precision": "exact"},
+        START | RANKING | {"measure_steps": "0", "precision": "exact", "live": False, "per_head": False},
         {"registry": "ATTENTION_REGISTRY", "chart": "IMAGE", "report": "STRING"},
     ),
     "SelectAttentionLayers": ({"model": None, "layers": "middle"}, {"registry": "ATTENTION_REGISTRY"}),
@@ -187,3 +189,67 @@ def test_a_map_is_previewed_from_the_same_start_as_is_measured() -> None:
         for node in (AttentionMapPreview, EntropyRegister)
     )
     assert preview == register
+
+
+def test_layers_keep_the_entropy_of_each_head_and_step(unet):
+    by_step = [register(unet, measure_steps=str(n)).args[0] for n in (0, 2)]
+    both = register(unet, measure_steps="0, 2").args[0]
+    for layer, first, last in zip(both.layers, by_step[0].layers, by_step[1].layers, strict=True):
+        assert layer.figures.by_step == pytest.approx((first.figures.entropy, last.figures.entropy), abs=1e-6)
+        assert sum(layer.figures.heads) / layer.heads == pytest.approx(layer.figures.entropy, abs=1e-6)
+        assert len(layer.figures.heads) == layer.heads
+
+
+def test_heads_are_selected_one_by_one_and_charted(unet):
+    registry, chart, report = register(unet, per_head=True, count=5, live=True, measure_steps="0, 2").args
+    heads = sorted(
+        ((value, layer.name, head) for layer in registry.layers if layer.kind == "spatial"
+         for head, value in enumerate(layer.figures.heads)), reverse=True
+    )  # fmt: skip
+    chosen = {(layer.name, head) for layer in registry.layers for head in layer.selected_heads or ()}
+    assert chosen == {(name, head) for _, name, head in heads[:5]}
+    assert from_json(report) == registry
+    plain = register(unet, measure_steps="0, 2").args[1]
+    assert chart.shape[1] > plain.shape[1]
+    again = ReselectAttentionLayers.execute(registry, "all", "lowest", 2, 50.0).args[0]
+    assert sum(len(layer.selected_heads or ()) for layer in again.layers) == 2
+    with pytest.raises(RegistryError, match=r"count: 999 heads asked for, but the model has \d+ heads"):
+        register(unet, per_head=True, count=999)
+
+
+def test_a_live_registry_at_one_step_is_the_fixed_one(unet):
+    fixed, live = (register(unet, live=each, count=2).args[0] for each in (False, True))
+    assert fixed.selected == live.selected
+    for steps, same in ((1, True), (3, False)):
+        clips = [perturbed_clip(unet, registry, steps) for registry in (fixed, live)]
+        assert torch.equal(*clips) == same
+
+
+def test_a_live_run_does_not_depend_on_how_calls_are_split(unet):
+    registry = register(unet, live=True, per_head=True, count=4).args[0]
+    whole = perturbed_clip(unet, registry, 3)
+    split = unet.clone()
+    split.model_options["sampler_calc_cond_batch_function"] = one_by_one
+    torch.testing.assert_close(perturbed_clip(split, registry, 3), whole, rtol=1e-4, atol=1e-4)
+
+
+def one_by_one(given: dict) -> list:
+    options = {name: each for name, each in given["model_options"].items() if not name.startswith("sampler_calc")}
+    conds = ([each] for each in given["conds"])
+    return [
+        comfy.samplers.calc_cond_batch(given["model"], each, given["input"], given["sigma"], options)[0]
+        for each in conds
+    ]
+
+
+def perturbed_clip(model, registry, steps: int) -> torch.Tensor:
+    start = demo_start(model, steps)
+    with torch.inference_mode():
+        (perturbed,) = PerturbAttention.execute(model, registry, "uniform").args
+        guider = comfy.samplers.CFGGuider(perturbed)
+        guider.set_conds(start.conditioning, demo_conditioning(2)[1:])
+        guider.set_cfg(3.0)
+        noise = start.noise.generate_noise(start.latent)
+        return guider.sample(
+            noise, start.latent["samples"], comfy.samplers.sampler_object("euler"), start.sigmas, seed=3
+        )

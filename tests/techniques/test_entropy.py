@@ -166,7 +166,7 @@ def test_row_that_sees_no_key_counts_as_zero(backend, hide):
 
 def test_single_key_has_entropy_zero():
     q, k = tensors(0, (2, 2, 5, 8), (2, 2, 1, 8))
-    assert attention_entropy(q, k) == module.EntropyEstimate(0.0, 0.0)
+    assert attention_entropy(q, k) == module.EntropyEstimate(0.0, 0.0, (0.0, 0.0))
 
 
 @pytest.mark.parametrize("dtype", HALF)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from coherence.attention.sites import Site
 from coherence.techniques.branches import Copy
+from coherence.techniques.choice import SomeHeads
 from coherence.techniques.perturbation import (
     IDENTITY,
     UNIFORM,
@@ -117,6 +118,23 @@ def test_copies_are_perturbed_and_no_other_branch_is_touched(frames):
     values = call.v.chunk(len(tags))
     assert torch.equal(out[0], values[0])
     torch.testing.assert_close(out[3], values[3].mean(1, keepdim=True).expand_as(values[3]))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("alpha", [UNIFORM, 0.3, IDENTITY])
+def test_chosen_heads_are_perturbed_and_the_others_attend(layout, alpha):
+    call, heads = a_call(**layout), frozenset({1, 3})
+    out = Perturbation(alpha, SomeHeads({SITE.name: heads})).attend(call, hosts(call))
+    plain, whole = hosts(call)(call.q, call.k, call.v), perturbed(call, hosts(call), alpha)
+    for head in range(HEADS):
+        ours, theirs = (call.per_head_output(x)[:, head] for x in (out, whole if head in heads else plain))
+        assert torch.equal(ours, theirs)
+
+
+def test_a_layer_without_chosen_heads_runs_as_it_is():
+    call = a_call()
+    out = Perturbation(UNIFORM, SomeHeads({"blocks.1": frozenset({0})})).attend(call, hosts(call))
+    assert torch.equal(out, hosts(call)(call.q, call.k, call.v))
 
 
 def test_without_copies_the_layer_runs_as_it_is():
