@@ -94,7 +94,7 @@ def test_the_report_lists_every_layer_with_its_figures_and_is_the_registry(unet,
     assert content["measurement"]["sigmas"] == pytest.approx([14.6146], abs=1e-3)
     sites = content["sites"]
     assert [site["kind"] for site in sites] == ["spatial", "cross"] * 7
-    assert {len(site) for site in sites} == {13}
+    assert {len(site) for site in sites} == {15}
     best = max((site for site in sites if site["kind"] == "spatial"), key=lambda site: site["entropy"])
     assert [site["name"] for site in sites if site["selected"]] == [best["name"]]
 
