@@ -56,9 +56,7 @@ class CoherentSampler(KSAMPLER):
         if draws == "nothing" and len(sigmas) > 2:
             _tell_of_nothing(self)
         sampler = _led(self, StepNoise(self.noise, noise, sigmas) if draws == "by noise_sampler" else None)
-        return sampler.sample(
-            model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
-        )
+        return sampler.sample(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
 
 
 def _led(sampler: KSAMPLER, noise_sampler: Callable | None = None) -> KSAMPLER:

@@ -184,12 +184,22 @@ def _with_noise_outside(function: Callable, like: Tensor, seed: int) -> Callable
 
 def _require_keeps_pairs(sampler: Sampler, guider: PairGuider, start: _Start) -> None:
     """ValueError, with the reason, where ``sampler`` would not take the same steps with both clips."""
-    first, other = two_of(start.noise)
-    zeros, masked = torch.zeros_like(first), start.denoise_mask is not None
-    mask = torch.full_like(first, 0.5) if masked else None
-    with _random_state_kept(first):
-        led = _drawing_for_both(sampler, guider, _Start(start.sigmas, rehearsal_args(start.sigmas), first, zeros, mask))
-    alike, apart = (rehearsed(led, guider, start.sigmas, first, second, masked=masked) for second in (first, other))
+    one, other = two_of(start.noise)
+    masked = start.denoise_mask is not None
+    clip = _Start(
+        start.sigmas,
+        rehearsal_args(start.sigmas),
+        one,
+        torch.zeros_like(one),
+        torch.full_like(one, 0.5) if masked else None,
+    )
+
+    def rehearse(second: Tensor) -> tuple[Tensor, Tensor]:
+        with _random_state_kept(one):
+            led = _drawing_for_both(sampler, guider, clip)  # anew: what draws noise goes on from where it is
+        return rehearsed(led, guider, start.sigmas, one, second, masked=masked)
+
+    alike, apart = rehearse(one), rehearse(other)
     cure = "Choose another sampler, such as euler, dpmpp_2m, euler_ancestral or lcm."
     if not torch.equal(*alike):
         raise ValueError(
