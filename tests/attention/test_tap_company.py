@@ -28,6 +28,8 @@ from random_lora import lora_for
 from tiny_models import FAMILIES, sample
 from watching import DEMO, difference, watched
 
+pytestmark = pytest.mark.slow
+
 SPATIAL = {"layers": "*", "kinds": ["spatial"], "asked_by": "TemporalMomentumAttention"}
 FRAMES = 6
 CLIP = type(DEMO)(latent_shape=(FRAMES, *DEMO.latent_shape[1:]), conditioning=DEMO.conditioning)

@@ -121,6 +121,7 @@ class Counted:
         return graph.forward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("parts", "tapped_first"), [("diffusion_model", True), ("diffusion_model.blocks", False)])
 def test_compiled_code_is_tapped_and_compiled_once(tiny_models, parts, tapped_first):
     family, model, compiler = FAMILIES["cogvideox"], tiny_models.load("cogvideox"), Counted()
@@ -145,6 +146,7 @@ def test_compiled_code_is_tapped_and_compiled_once(tiny_models, parts, tapped_fi
     assert {call.site.name for call in watch_all.calls} == {site.name for site in sites}
 
 
+@pytest.mark.slow
 def test_code_that_any_patches_share_is_not_used_for_ours_nor_made_of_them(unet, caplog):
     """As ComfyUI's TorchCompileModel has it: its code is used again whatever transformer options hold."""
     patches: dict[str, Callable] = {

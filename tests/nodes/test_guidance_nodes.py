@@ -124,6 +124,7 @@ def test_percentages_the_wrong_way_round_are_refused(unet, node):
         )
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_guided_alike(tiny_models):
     """Compiled before there are copies to share, and used without them after."""
     shape, model = FAMILIES["cogvideox"], tiny_models.load("cogvideox")

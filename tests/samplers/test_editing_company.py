@@ -24,6 +24,8 @@ from watching import DEMO, difference
 
 from nodes import ControlNetApplyAdvanced
 
+pytestmark = pytest.mark.slow
+
 NODES = {
     "NAGuidance": lambda m: NAGuidance.execute(m, 5.0, 0.5, 1.5)[0],
     "Mahiro": lambda m: Mahiro.execute(m)[0],

@@ -21,6 +21,8 @@ from telling_control import TellingControl
 from tiny_models import sample
 from watching import DEMO, difference
 
+pytestmark = pytest.mark.slow
+
 FRAMES = DEMO.latent_shape[0]
 
 

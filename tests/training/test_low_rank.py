@@ -141,6 +141,7 @@ def test_adapters_stack_and_their_strengths_add(unet, plain):
     assert difference(sample(halves, DEMO), whole) < 1e-2 * difference(whole, plain)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_adapted_alike(unet, plain):
     """Compiled before there are hooks, and used without them after."""
     expected = [sample(with_lora(unet, lora_for(unet, "down", seed), 1.0, 0.0, 0.5, "test"), DEMO) for seed in (0, 1)]
