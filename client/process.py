@@ -6,8 +6,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import ComfyError, ServerGone
 from .server import Json, OnProgress, RunningServer
@@ -55,23 +56,28 @@ class ServerProcess(RunningServer):
         device = [] if has_gpu(python) else ["--cpu"]
         listen = ["--listen", ADDRESS, "--port", str(port), "--disable-auto-launch", *device]
         command: list[str | Path] = [python, "main.py", *listen, *arguments]
+        env = {"OMP_WAIT_POLICY": "passive"} | os.environ  # on the machine of a Ray worker, too
+        env |= {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+        with log.open("wb") as printed:
+            self.process = self._start(command, comfyui, env, printed)
+
+    def _start(
+        self, command: Sequence[str | Path], comfyui: Path, env: Mapping[str, str], printed: BinaryIO
+    ) -> "subprocess.Popen[bytes]":
         # A group of its own: Ctrl-C reaches only us, and we stop it.
         new_group = 0
         if sys.platform == "win32":
             new_group = subprocess.CREATE_NEW_PROCESS_GROUP
-        env = {"OMP_WAIT_POLICY": "passive"} | os.environ  # on the machine of a Ray worker, too
-        env |= {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-        with log.open("wb") as printed:
-            self.process = subprocess.Popen(
-                command,
-                cwd=comfyui,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=printed,
-                stderr=printed,
-                creationflags=new_group,
-                start_new_session=sys.platform != "win32",
-            )
+        return subprocess.Popen(
+            command,
+            cwd=comfyui,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=printed,
+            creationflags=new_group,
+            start_new_session=sys.platform != "win32",
+        )
 
     def stop(self) -> None:
         """End it: politely, then not."""

@@ -116,10 +116,9 @@ def tiny_models() -> Iterator[TinyModels]:
 @pytest.fixture(scope="session")
 def server(comfyui_path: Path):
     """A real ComfyUI server with this pack, in a temporary data folder; one for each process that runs tests."""
-    from coherence.hosting.provision import Host
-    from coherence.hosting.server import Server
+    from forked import ForkedServer, host_of
 
-    with Server(Host(comfyui_path, Path(sys.executable), is_ours=False)) as running:
+    with ForkedServer(host_of(comfyui_path)) as running:
         yield running
 
 

@@ -14,6 +14,7 @@ from batch_prompts import lines, slow, start, write
 from coherence.client.process import free_port
 from coherence.hosting.server import Server
 from coherence.hosting.workspace import prepare
+from forked import ForkedServer
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -32,7 +33,7 @@ class Mortal:
     def alive(self) -> Server:
         if self.server is None or self.server.process.poll() is not None:
             self._running.close()
-            self.server = self._running.enter_context(Server(self._host, port=self._port))
+            self.server = self._running.enter_context(ForkedServer(self._host, port=self._port))
         return self.server
 
     def kill(self) -> None:

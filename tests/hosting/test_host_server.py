@@ -14,6 +14,7 @@ from coherence.client.server import outputs
 from coherence.hosting.cli import DEMO_WORKFLOW
 from coherence.hosting.provision import PACK, PACK_NAME
 from coherence.hosting.server import Server
+from forked import ForkedServer
 from PIL import Image
 
 
@@ -121,7 +122,7 @@ def test_a_server_that_dies_is_reported_with_the_end_of_its_log(server):
 
 @pytest.mark.slow
 def test_a_server_killed_while_it_works_is_reported(server):
-    with Server(server.host) as doomed:
+    with ForkedServer(server.host) as doomed:
 
         def kill(*_: object) -> None:
             doomed.process.kill()

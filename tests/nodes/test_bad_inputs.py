@@ -6,7 +6,6 @@ Over a real server, validation and execution. ``--hypothesis-profile=fuzz`` trie
 import asyncio
 import json
 import re
-import sys
 import time
 import urllib.error
 from pathlib import Path
@@ -14,10 +13,11 @@ from pathlib import Path
 import pytest
 from bad_inputs import inputs_of, prompt, valid, wrong
 from clear_errors import CLEAR, NEVER
-from coherence.hosting.provision import PACK_NAME, Host
+from coherence.hosting.provision import PACK_NAME
 from coherence.hosting.server import Server
 from coherence.hosting.workspace import link_folder
 from coherence.nodes import CoherenceExtension
+from forked import ForkedServer, host_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -39,7 +39,7 @@ def tried(comfyui_path, tmp_path_factory):
     base = tmp_path_factory.mktemp("bad_inputs")
     (base / "custom_nodes").mkdir()
     link_folder(base / "custom_nodes" / VALUES.name, VALUES)
-    with Server(Host(comfyui_path, Path(sys.executable), is_ours=False), base) as server:
+    with ForkedServer(host_of(comfyui_path), base) as server:
         yield Tried(server)
 
 

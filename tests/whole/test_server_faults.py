@@ -8,15 +8,14 @@ The suite kills one server that saves and one that trains. More, at other moment
 import os
 import random
 import re
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from coherence.files import ge_adapter_file, registry_file, weights_file
 from coherence.hosting.errors import HostError
-from coherence.hosting.provision import Host
-from coherence.hosting.server import PromptError, Server
+from coherence.hosting.server import PromptError
+from forked import ForkedServer, host_of
 from prompts_for_tuning import graph, link
 
 SAVES = 100  # of each kind
@@ -141,14 +140,14 @@ def offered(server):
 @pytest.mark.parametrize("seed", range(int(os.environ.get("COHERENCE_KILLS", "1"))))
 def test_a_kill_leaves_whole_files_alone_and_the_next_server_works(comfyui_path, tmp_path, seed):
     chance = random.Random(seed)
-    host = Host(comfyui_path, Path(sys.executable), is_ours=False)
+    host = host_of(comfyui_path)
     kills = {
         "save": kill_while_saving,
         "tune": kill_while_training(graph),
         "adapt": kill_while_training(adapting),
     }
     for run in ("save", ("tune", "adapt")[seed % 2]):
-        with Server(host, tmp_path) as doomed:
+        with ForkedServer(host, tmp_path) as doomed:
             assert all(".part" not in each for each in offered(doomed))
             assert doomed.queue(saving(1, f"before_{run}"))["status"]["status_str"] == "success"
             kills[run](doomed, chance, f"during_{run}")
