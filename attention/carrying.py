@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from comfy.model_management import get_free_memory
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
     from .run import Run, Tapped
 
+T = TypeVar("T")
 _SAMPLED = 16
-"""Norms and biases that a fingerprint of a model's weights looks at."""
+"""Norms and biases, or patches, that a fingerprint looks at, about."""
 
 
 class Carrying:
@@ -156,17 +157,48 @@ def labels_of(conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[Any, str
 
 
 def model_facts(model: ModelPatcher) -> str:
-    """Class, dtype and a fingerprint of the weights of a model; LoRAs and other patches do not change it."""
+    """Class, dtype and fingerprints of a model's weights and of its patches, as LoRAs are."""
     patched = model.backup
     network = model.model.diffusion_model
     vectors = [(key, weight) for key, weight in network.named_parameters() if weight.ndim == 1 and len(weight) >= 8]
     digest = blake2b(digest_size=4)
-    for key, weight in vectors[:: max(len(vectors) // _SAMPLED, 1)]:
+    for key, weight in _some(vectors):
         there = patched.get(f"diffusion_model.{key}")
-        values = (weight if there is None else there.weight).detach().flatten()[:8].float().cpu()
-        digest.update(values.numpy().tobytes())
+        digest.update(_first_values(weight if there is None else there.weight))
     dtype = str(model.model_dtype()).removeprefix("torch.")
-    return f"{type(model.model.model_config).__name__} ({dtype}, weights {digest.hexdigest()})"
+    patches = {key: some for key, some in model.patches.items() if key.startswith("diffusion_model.")}
+    loras = f", LoRAs {_fingerprint(patches)}" if patches else ""
+    return f"{type(model.model.model_config).__name__} ({dtype}, weights {digest.hexdigest()}{loras})"
+
+
+def _fingerprint(patches: Mapping[str, Sequence[tuple]]) -> str:
+    """Of all keys and strengths, and of some weights; the order in which a key's patches were added is no matter."""
+    digest = blake2b(digest_size=4)
+    sampled = {key for key, _ in _some(sorted(patches.items()))}
+    for key, some in sorted(patches.items()):
+        digest.update(key.encode())
+        for strengths in sorted((float(each[0]), float(each[2])) for each in some):
+            digest.update(repr(strengths).encode())
+        if key in sampled:
+            for values in sorted(b"".join(map(_first_values, _tensors(patch))) for _, patch, *_ in some):
+                digest.update(values)
+    return digest.hexdigest()
+
+
+def _tensors(patch: Any) -> Iterator[Tensor]:
+    """Of a patch as ComfyUI keeps it: an adapter, or a tuple of tensors and other things."""
+    if isinstance(patch, Tensor):
+        yield patch
+    for part in patch if isinstance(patch, tuple | list) else getattr(patch, "weights", None) or ():
+        yield from _tensors(part)
+
+
+def _some(items: Sequence[T]) -> Sequence[T]:
+    return items[:: max(len(items) // _SAMPLED, 1)]
+
+
+def _first_values(weight: Tensor) -> bytes:
+    return weight.detach().flatten()[:8].float().cpu().numpy().tobytes()
 
 
 def frame_numbers(frames: int, told: Told | None, previous: Sequence[Momentum]) -> tuple[int, ...] | None:

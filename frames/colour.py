@@ -18,6 +18,10 @@ from .colour_maps import STATISTICS
 
 WHITE = 100.0
 """Lightness of white in CIELAB: in these units colours lie between −1 and 1, about as latents do."""
+LUMINANCE = 0.2126, 0.7152, 0.0722
+"""Of red, green and blue light, as in CIELAB's lightness."""
+FAINT = 1e-9
+"""Difference from grey that counts as none."""
 Frames = Callable[[], Iterable[Tensor]]
 """What gives the frames of a clip, (channels, height, width), as often as it is called."""
 
@@ -165,6 +169,16 @@ def _to_lab(picture: Tensor) -> Tensor:
 
 
 def _to_rgb(lab: Tensor) -> Tensor:
-    from kornia.color import lab_to_rgb
+    """A colour outside of RGB keeps its lightness and turns as pale as it must: cut off channel by channel, it would
+    change both."""
+    from kornia.color import lab_to_rgb, linear_rgb_to_rgb, rgb_to_linear_rgb
 
-    return lab_to_rgb(lab * WHITE)
+    rgb = lab_to_rgb(lab * WHITE, clip=False)
+    if not ((rgb < 0) | (rgb > 1)).any():
+        return rgb
+    light = rgb_to_linear_rgb(rgb)
+    grey = (light * light.new_tensor(LUMINANCE)[:, None, None]).sum(0).clamp(0, 1)
+    off = light - grey
+    room = torch.where(off > 0, 1 - grey, grey) / off.abs().clamp(min=FAINT)
+    pale = linear_rgb_to_rgb((grey + off * room.amin(0).clamp(max=1)).clamp(0, 1))
+    return torch.where(((rgb < 0) | (rgb > 1)).any(0), pale, rgb)

@@ -15,7 +15,6 @@ direction of colour, by more than ``MOST_GAIN``: what is flat holds nothing but 
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -69,10 +68,10 @@ class Covariance(Statistics):
         return self._vector(mean, spreads.mean(0) + off.mT @ off / len(off))
 
     def averaged(self, measured: Tensor, momentum: float) -> Tensor:
-        """Of matrices the logarithms, so that no spread falls below 0."""
+        """Of matrices the square roots: they change by as much as colours do, and no spread falls below 0."""
         means, spreads = self._parts(measured)
-        logs = running_average(self._log(spreads), momentum)
-        return self._vector(running_average(means, momentum), self._exp(logs))
+        roots = running_average(self._root(spreads), momentum)
+        return self._vector(running_average(means, momentum), roots @ roots)
 
     def moved(self, x: Tensor, source: Tensor, target: Tensor) -> Tensor:
         (mean, spread), (wanted_mean, wanted) = self._parts(source), self._parts(target)
@@ -87,11 +86,8 @@ class Covariance(Statistics):
         mean, spread = measured.split([channels, channels**2], dim=-1)
         return mean, spread.unflatten(-1, (channels, channels))
 
-    def _log(self, spread: Tensor) -> Tensor:
-        return _of_matrix(spread, torch.log)
-
-    def _exp(self, logs: Tensor) -> Tensor:
-        return _of_matrix(logs, torch.exp, least=-math.inf)
+    def _root(self, spread: Tensor) -> Tensor:
+        return _of_matrix(spread, torch.sqrt)
 
     def _gain(self, spread: Tensor, wanted: Tensor) -> Tensor:
         root, back = _of_matrix(spread, torch.sqrt), _of_matrix(spread, torch.rsqrt)
@@ -102,11 +98,8 @@ class Covariance(Statistics):
 class MeanStd(Covariance):
     """The same with the diagonal alone."""
 
-    def _log(self, spread: Tensor) -> Tensor:
-        return torch.diag_embed(_diagonal(spread).log())
-
-    def _exp(self, logs: Tensor) -> Tensor:
-        return torch.diag_embed(logs.diagonal(dim1=-2, dim2=-1).exp())
+    def _root(self, spread: Tensor) -> Tensor:
+        return torch.diag_embed(_diagonal(spread).sqrt())
 
     def _gain(self, spread: Tensor, wanted: Tensor) -> Tensor:
         return torch.diag_embed((_diagonal(wanted) / _diagonal(spread)).sqrt().clamp(max=MOST_GAIN))

@@ -26,7 +26,7 @@ class MomentumError(ValueError):
 class RunFacts:
     """What a run and the one that goes on from it must have in common.
 
-    ``model``: its class, dtype and a fingerprint of its weights; ``latent``: the shape of one frame's; ``sigmas``: the
+    ``model``: its class, dtype and fingerprints of its weights and LoRAs; ``latent``: the shape of one frame's; ``sigmas``: the
     noise levels; ``conditionings``: their names; ``layers``: the attention layers with momentum.
     """
 
@@ -45,7 +45,7 @@ class RunFacts:
                 what, told = _WORDS[field.name]
                 raise MomentumError(
                     f"previous was kept by another kind of run: {what} {told(was)}, in this run {told(now)}. Use the "
-                    "same model, layers, latent size, steps, scheduler and number of prompts in both, or leave "
+                    "same model, LoRAs, layers, latent size, steps, scheduler and number of prompts in both, or leave "
                     "previous empty."
                 )
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from coherence.attention.carrying import model_facts
 from coherence.demo.model import load_model
 from coherence.nodes.momentum import TemporalMomentumAttention
 from coherence.nodes.momentum_of_run import MomentumOfRun
@@ -9,6 +10,7 @@ from coherence.nodes.noise import NoiseFrames
 from coherence.techniques.kept import MomentumError
 from comfy.patcher_extension import WrappersMP
 from comfy.samplers import CFGGuider, sampler_object
+from comfy.weight_adapter import LoRAAdapter
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 from noise_clips import dependency_node
@@ -206,6 +208,26 @@ def test_no_run_and_a_run_that_failed_leave_none(unet):
         momentum_of(patched(unet, keep=False), out)
 
 
+def with_lora(model, strength=0.5, seed=0):
+    """As ComfyUI's loader of LoRAs patches a model, every layer of attention."""
+    clone, generator = model.clone(), torch.Generator().manual_seed(seed)
+    lora = {}
+    for key, weight in model.model.state_dict().items():
+        if key.endswith("attn1.to_q.weight"):
+            up, down = (torch.randn(shape, generator=generator) for shape in ((len(weight), 2), (2, weight.shape[1])))
+            lora[key] = LoRAAdapter(set(), (up, down, 2.0, None, None, None))
+    clone.add_patches(lora, strength)
+    return clone
+
+
+def test_models_are_told_apart_by_their_loras_and_not_by_the_order_of_them(unet):
+    one, again, weaker, other = (model_facts(with_lora(unet, *each)) for each in ((), (), (0.4,), (0.5, 1)))
+    assert one == again
+    assert len({one, weaker, other, model_facts(unet)}) == 4
+    both = [model_facts(with_lora(with_lora(unet, *first), *second)) for first, second in (((), (0.4, 1)), ((0.4, 1), ()))]
+    assert both[0] == both[1] != one
+
+
 @pytest.fixture(scope="module")
 def carried(unet):
     """Momentum of frames 0 and 1, and their noise."""
@@ -224,6 +246,7 @@ def carried(unet):
         ({"noise": "later"}, "previous holds the momentum of frame 1.*frame 2, but its noise begins at frame 4"),
         ({"windows": True}, "each window starts an average of its own"),
         ({"model": "other"}, r"its model was \w+ \(float32, weights \w+\), in this run"),
+        ({"model": "lora"}, r"its model was \w+ \(float32, weights (\w+)\), in this run \w+ .*weights \1, LoRAs \w+\)"),
     ],
 )
 def test_another_run_is_refused_by_name(unet, carried, change, words):
@@ -232,8 +255,8 @@ def test_another_run_is_refused_by_name(unet, carried, change, words):
     conds = ([*positive, [positive[0][0].flip(1), {}]], negative) if "conds" in change else (positive, negative)
     later = {"samples": frames["samples"], "batch_index": [2, 3]}
     noises = {"any": Noise_RandomNoise(1), "later": noise_of(later)}
-    source = unet
-    if "model" in change:
+    source = with_lora(unet) if change.get("model") == "lora" else unet
+    if change.get("model") == "other":
         source = load_model()
         with torch.no_grad():
             for weight in source.model.diffusion_model.parameters():

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from coherence.demo.clips import render_clip
-from coherence.frames.colour import Match, matched_latents, matched_pictures
+from coherence.frames.colour import Match, _to_rgb, matched_latents, matched_pictures
 from coherence.frames.colour_maps import METHODS, MOST_GAIN, STATISTICS
 from coherence.metrics.flow import optical_flow
 from hypothesis import given, settings
@@ -151,6 +151,21 @@ def test_noise_in_what_is_flat_is_not_blown_up():
         assert (lab(matched).std(-1) < 1.01 * MOST_GAIN * lab(flat).std(-1).amax()).all()
 
 
+def test_a_colour_outside_of_rgb_keeps_its_lightness_and_its_hue():
+    wild = torch.stack(torch.meshgrid(*(torch.linspace(*ends, 6) for ends in ((0.2, 0.8), (-1, 1), (-1, 1))), indexing="ij"))
+    wild = wild.flatten(2)
+    made = _to_rgb(wild)
+    assert made.min() >= 0
+    assert made.max() <= 1
+    there = rgb_to_lab(made) / 100
+    torch.testing.assert_close(there[0], wild[0], atol=5e-4, rtol=0)  # cut off: up to 0.22
+    hue, before = (torch.atan2(each[2], each[1]) for each in (there, wild))
+    clear = there[1:].norm(dim=0) > 0.1
+    assert torch.cos(hue - before)[clear].min() > 0.8  # cut off: 0.38
+    inside = torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
+    torch.testing.assert_close(_to_rgb(rgb_to_lab(inside) / 100), inside, atol=1e-4, rtol=0)
+
+
 # Over the frames -----------------------------------------------------------------------------------------------------
 
 
@@ -192,15 +207,28 @@ def slopes(clip: Tensor) -> Tensor:
     return time @ figures / (time @ time)
 
 
+KNOWN = {
+    "": ("star", "yellow", "purple", "slide"),
+    "at the edge of RGB": ("circle", "orange", "blue", "turn"),
+    "of edges that turn": ("triangle", "blue", "yellow", "turn"),
+}
+
+
 @every_method
-def test_a_known_drift_is_removed_and_the_motion_stays(method):
-    clip = render_clip("star", "yellow", "purple", "slide", 32, seed=1, size=64).frames
+@pytest.mark.parametrize("kind", KNOWN.values(), ids=KNOWN)
+def test_a_known_drift_is_removed_and_the_motion_stays(method, kind):
+    *scene, motion = kind
+    clip = render_clip(*scene, motion, 32, seed=1, size=64).frames
     drifted = drifting(clip)
     matched = matched_pictures(drifted, clip[:1], Match(method))
     drift, left = (slopes(each) - slopes(clip) for each in (drifted, matched))
-    assert (drift.abs() > 0.03).all(), "more than 3 in 100 frames"
+    assert (drift.abs() > 0.025).all(), "more than 2.5 in 100 frames"
     assert (left.abs() < 0.1 * drift.abs()).all()
-    assert (matched - clip).abs().mean() < 0.1 * (drifted - clip).abs().mean()
+    wrong = (matched - clip).abs().mean() / (drifted - clip).abs().mean()
+    if motion == "turn":  # a circle turns unseen; and where thing and background share a channel, edges bend it
+        assert wrong < 0.25
+        return
+    assert wrong < 0.1
     flow, moved = (optical_flow(each[:1], each[1:2]) for each in (clip, matched))
     assert (moved - flow).norm(dim=-1).mean() < 0.05 * flow.norm(dim=-1).mean()
 

@@ -39,7 +39,7 @@ def test_the_pointwise_divergence_has_a_closed_form(shape, kl):
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-@pytest.mark.parametrize(("kl", "clips"), [(0.001, 10), (0.01, 6), (0.1, 3), (0.5, 2)])
+@pytest.mark.parametrize(("kl", "clips"), [(0.001, 6), (0.01, 4), (0.1, 3), (0.5, 2)])
 def test_256_frames_stay_standard_normal_by_every_divergence(divergence, kl, clips):
     """In float64, over clips and frames: the kurtosis of 256 independent normal values alone is -0.02 ± 0.3, so that
     of one frame says nothing. Slow chains keep a frame's, and need more clips."""
@@ -57,5 +57,5 @@ def test_256_frames_stay_standard_normal_by_every_divergence(divergence, kl, cli
     variance = centred.square().mean(1)
     assert abs(variance.sqrt().mean() - 1) <= 0.03
     assert abs((centred.pow(4).mean(1) / variance.square() - 3).mean()) <= 0.15
-    assert values.mean().abs() <= 0.04
+    assert values.mean().abs() <= 3 / (clips * values.shape[1]) ** 0.5
     assert values.abs().amax(1).mean() <= 3.3
