@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..frames.streams import generator
+from ..frames.streams import generator as generator
 
 Indices = Sequence[int] | None
 """A latent's ``batch_index``: which item of the batch each one was; None where that is 0, 1, 2, ..."""
