@@ -26,6 +26,7 @@ from . import (
     noise_chart,
     one_shot,
     perturbation,
+    pix2video,
 )
 
 FACES = (
@@ -42,6 +43,7 @@ FACES = (
     layer_sweep,
     perturbation,
     guidance,
+    pix2video,
     consistency,
     colour,
     inversion,

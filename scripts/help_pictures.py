@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from help_scenes import COLUMNS, Link, Scene, Server, chart, start, strips
+from zero_shot_scenes import pix2video_guidance
 
 STAR = "a yellow star on a blue background"  # size and place are left to the noise
 ANY_COLOURS = "a large star in the centre"
@@ -347,6 +348,9 @@ PAINTERS: dict[str, Callable[[Server], None]] = {
         dependency_noise, video_noise_prior, noise_correlation, noise_frames, keyframe_noise, coherent_sampler,
         motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention, registers, layer_sweep,
         select_layers, inversions, demo_clips, demo_models, consistency, colours, tuning, adapters,
+        motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention,
+        pix2video_guidance,
+        registers, select_layers, inversions, demo_clips, demo_models, consistency, colours, tuning, adapters,
     )
 }  # fmt: skip
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..frames.draws import generator
+from ..frames.streams import generator
 from .branches import rows_of
 from .matching import nearest, taken, unit
 from .pairs import pairs_in

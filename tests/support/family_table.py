@@ -31,6 +31,7 @@ from coherence.nodes.noise import DependencyNoise, KeyframeNoise, NoiseFrames, V
 from coherence.nodes.noise_chart import NoiseCorrelation
 from coherence.nodes.one_shot import OneShotTune
 from coherence.nodes.perturbation import PerturbAttention
+from coherence.nodes.pix2video import Pix2VideoGuidance
 from coherence.noise.streams import frames_axis
 from coherence.samplers.noises import clip_of
 from coherence.samplers.unfit import UnfitError
@@ -247,6 +248,7 @@ TRIALS: dict[str, Trial] = {
     "PerturbAttention": patched(lambda s: PerturbAttention.execute(s.model, s.registry, "uniform")),
     "IEGuidanceCFG": patched(lambda s: IEGuidanceCFG.execute(s.model, s.registry, "U-I", 2.0)),
     "IEGuider": ie_guider,
+    "Pix2VideoGuidance": patched(lambda s: Pix2VideoGuidance.execute(s.model, 20.0, 1.0)),
     "BilateralDDIMInvert": invert,
     "SamplerBilateralDDIMInvert": invert_by_sampler,
     "NoiseFromLatent": noise_from_latent,

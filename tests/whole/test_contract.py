@@ -40,6 +40,7 @@ PROMISED = {
     "PerturbAttention": "model registry matrix alpha start_percent end_percent → MODEL",
     "IEGuidanceCFG": "model registry guidance scale start_percent end_percent rescale → MODEL",
     "IEGuider": "model registry guidance scale start_percent end_percent rescale positive negative cfg → GUIDER",
+    "Pix2VideoGuidance": "model scale end_percent → MODEL",
     "BilateralDDIMInvert": "model positive negative cfg latent_image sigmas mode kernel_size sigma_spatial "
     "sigma_intensity filter_until restandardise refine_iterations seed keep_trajectory → LATENT STRING TRAJECTORY",
     "SamplerBilateralDDIMInvert": "mode kernel_size sigma_spatial sigma_intensity filter_until restandardise "
