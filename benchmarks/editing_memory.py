@@ -4,11 +4,14 @@
 
 The demo model at ``--size`` pixels, every layer replaced. Plain: the same four branches a step (CFG of two clips, as a
 batch of twice the frames), by ComfyUI's own sampling. Counted are the tensors that live at once, beside the model's
-weights, and not what an operator needs while it runs. The attention is PyTorch's, as on GPUs.
+weights, and not what an operator needs while it runs. The attention is PyTorch's, as on GPUs. ``blend`` is FateZero's,
+with one more branch a step and two calls of each replaced attention; ``s`` are seconds of the processor, the least of
+three.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -16,16 +19,21 @@ from claims import Cost
 from figures import table
 from harness import Json, command_line, empty, enter, pack, peak_of, sampling, save
 
+WORDS = ("a small red star on a white background", "a blue pentagon on a white background")
 
-def editing(model: object, frames: int, side: int) -> Callable[[], None]:
+
+def editing(model: object, frames: int, side: int, replace: str = "map") -> Callable[[], None]:
     """Two steps of an edit."""
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 
     editing, sampler = pack("samplers.editing"), comfy.samplers.sampler_object("euler")
     generator, sigmas = torch.Generator().manual_seed(0), torch.tensor([10.0, 1.0, 0.0])
-    prompts = editing.Prompts(*([[torch.randn(1, 32, 128, generator=generator), {}]] for _ in range(3)))
-    edit = editing.Edit("*", cfg=4.0, source_cfg=4.0)
+    clip = pack("demo.model").load_clip()
+    source, target, alignment, _ = pack("samplers.aligning").align_prompts(clip, *WORDS)
+    prompts = editing.Prompts(source, target, [[torch.randn(1, 32, 128, generator=generator), {}]])
+    words = None if replace == "map" else alignment
+    edit = editing.Edit("*", replace, cfg=4.0, source_cfg=4.0, alignment=words)
 
     def run() -> None:
         start = (Noise_RandomNoise(0), sampler, sigmas, empty(frames, side))
@@ -37,7 +45,21 @@ def editing(model: object, frames: int, side: int) -> Callable[[], None]:
 def costs(results: list[Json]) -> list[Cost]:
     longest = results[-1]
     what = f"Memory of an edit of {longest['frames']} frames, of plain sampling of both clips"
-    return [Cost(what, f"{longest['edit'] / longest['plain']:.2f}", "1, no map is stored")]
+    blend = f"Memory and time of an edit with blend of {longest['frames']} frames, of plain sampling of both clips"
+    of_blend = f"{longest['blend'] / longest['plain']:.2f}, {longest['blend s'] / longest['plain s']:.2f}"
+    return [
+        Cost(what, f"{longest['edit'] / longest['plain']:.2f}", "1, no map is stored"),
+        Cost(blend, of_blend, "at most 1.4, no map is stored"),
+    ]
+
+
+def seconds_of(run: Callable[[], None]) -> float:
+    def once() -> float:
+        start = time.process_time()
+        run()
+        return time.process_time() - start
+
+    return min(once() for _ in range(3))
 
 
 def main() -> None:
@@ -49,8 +71,14 @@ def main() -> None:
     with torch.inference_mode():
         sampling(model, 1, 64)()  # loads the model
         for frames in arguments.frames:
-            plain = peak_of(sampling(model, 2 * frames, arguments.size))
-            results.append({"frames": frames, "plain": plain, "edit": peak_of(editing(model, frames, arguments.size))})
+            runs = {
+                "plain": sampling(model, 2 * frames, arguments.size),
+                "edit": editing(model, frames, arguments.size),
+                "blend": editing(model, frames, arguments.size, "blend"),
+            }
+            peaks = {name: peak_of(run) for name, run in runs.items()}
+            seconds = {f"{name} s": seconds_of(run) for name, run in runs.items()}
+            results.append({"frames": frames, **peaks, **seconds})
     save(arguments.out, results)
     print(table(results[0], ([f"{value:.4g}" for value in each.values()] for each in results)))
 

@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import (
+    align_prompts,
     coherent_sampler,
     colour,
     consistency,
@@ -48,6 +49,7 @@ FACES = (
     colour,
     inversion,
     editing,
+    align_prompts,
     frame_references,
     flow_edit,
     inflation,

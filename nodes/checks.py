@@ -18,6 +18,7 @@ from ..attention.forms import InflationWeights
 from ..attention.registry import AttentionRegistry
 from ..samplers.trajectory import Trajectory
 from ..techniques.kept import Momentum
+from ..techniques.prompt_to_prompt import Alignment
 from ..training.ge_adapter import GEAdapter
 
 
@@ -188,6 +189,7 @@ _TYPED: dict[str, Callable[[str, Any], None]] = {
     "VAE": _require_vae,
     "MODEL": _require_a(ModelPatcher, "a model loader"),
     "SAMPLER": _require_a(Sampler, "KSamplerSelect"),
+    "PROMPT_ALIGNMENT": _require_a(Alignment, "AlignPrompts"),
     "ATTENTION_REGISTRY": _require_a(AttentionRegistry, "EntropyRegister or SelectAttentionLayers"),
     "STAM_WEIGHTS": _require_a(InflationWeights, "OneShotTune or LoadSTAM"),
     "MOMENTUM": _require_a(Momentum, "MomentumOfRun or LoadMomentum"),

@@ -8,10 +8,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention.registry import AttentionRegistry, require_model
-from ..samplers.editing import REPLACES, Edit, Prompts, Replace, sample_edit
+from ..samplers.editing import Edit, Prompts, sample_edit
 from ..samplers.latents import with_samples
+from ..samplers.replacing import REPLACES, Replace
 from ..samplers.trajectory import Trajectory
-from .inputs import EDITING, Registry, TrajectoryType, cfg_input, percent_inputs
+from ..techniques.prompt_to_prompt import Alignment
+from .inputs import EDITING, PromptAlignment, Registry, TrajectoryType, cfg_input, percent_inputs
 from .node import Node
 
 
@@ -88,7 +90,9 @@ class EntropyGuidedEdit(Node):
                     tooltip="What the target takes from the source. map: where it attends (the paper's choice). "
                     "key_value: what it attends to (MasaCtrl), for other poses of the same subject. value: the "
                     "content only. cross_map: where each word applies, in all cross-attention layers "
-                    "(Prompt-to-Prompt).",
+                    "(Prompt-to-Prompt). map_and_cross: both. blend: the same, but where the edited words are, the "
+                    "target attends as it would by itself (FateZero). The last three go word by word with alignment; "
+                    "without it token by token, for prompts that differ in single words.",
                 ),
                 *percent_inputs(),
                 io.Mask.Input(
@@ -108,6 +112,12 @@ class EntropyGuidedEdit(Node):
                     optional=True,
                     tooltip="From BilateralDDIMInvert. The source then is the real clip's own latent at every step "
                     "instead of a reconstruction, and comes out unchanged.",
+                ),
+                PromptAlignment.Input(
+                    "alignment",
+                    optional=True,
+                    tooltip="Which words of target belong to which of source, from AlignPrompts, together with its "
+                    "source and target. For cross_map, map_and_cross and blend. Needed to insert or remove words.",
                 ),
             ],
             outputs=[
@@ -140,10 +150,11 @@ class EntropyGuidedEdit(Node):
         mask: Tensor | None = None,
         target_latent: dict | None = None,
         trajectory: Trajectory | None = None,
+        alignment: Alignment | None = None,
     ) -> io.NodeOutput:
         if replace != "cross_map":  # which does not use it
             require_model(registry, model, cls.node_name)
-        edit = Edit(registry.selector, replace, cfg, source_cfg, start_percent, end_percent, mask)
+        edit = Edit(registry.selector, replace, cfg, source_cfg, start_percent, end_percent, mask, alignment)
         prompts = Prompts(source, target, negative)
         start = (noise, sampler, sigmas, latent_image)
         clips = sample_edit(model, prompts, edit, *start, cls.node_name, target_latent, trajectory)

@@ -23,6 +23,7 @@ Weights = io.Custom("STAM_WEIGHTS")
 Adapter = io.Custom("GE_ADAPTER")
 MomentumType = io.Custom("MOMENTUM")
 TrajectoryType = io.Custom("TRAJECTORY")
+PromptAlignment = io.Custom("PROMPT_ALIGNMENT")
 Floats = io.Custom("FLOATS")
 """A list of numbers, as core's and other packs' keyframe nodes take; many others call the same FLOAT."""
 

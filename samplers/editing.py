@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -30,13 +30,11 @@ from latent_preview import prepare_callback
 from torch import Tensor
 
 from ..attention.keys import PAIRS, TECHNIQUES
-from ..attention.registry import SELECTABLE
 from ..attention.sites import UnknownModelError, known_family
-from ..attention.tap import tap
 from ..noise.streams import frames_axis
 from ..techniques.branches import OfClip, branches_of
 from ..techniques.pairs import UNPAIRED, UnpairedBranchError
-from ..techniques.replacement import Replacement
+from ..techniques.prompt_to_prompt import Alignment
 from .animatediff import AnimateDiff
 from .branches import StepBranches
 from .by_clip import ByClip
@@ -46,6 +44,7 @@ from .finite import require_finite_prediction, step_at
 from .latents import input_scale, noise_for, require_clip_alone, require_falling, require_levels, samples_for
 from .lockstep import Lockstep, NothingToTakeError
 from .pairing import PairSampler
+from .replacing import Replace, Replacing, require_words
 from .stages import acts_in_stage, require_no_noise_mask, target_samples
 from .told import Conds, in_told_order, meanwhile, told
 from .trajectory import Pinned, Trajectory
@@ -53,8 +52,6 @@ from .unfit import explain_unfit_inputs
 
 SOURCE, TARGET = range(2)
 """The clips, in the order of their rows."""
-Replace = Literal["map", "key_value", "value", "cross_map"]
-REPLACES = get_args(Replace)
 
 
 @dataclass(frozen=True)
@@ -70,10 +67,11 @@ class Prompts:
 class Edit:
     """What is replaced, and how strongly each clip is guided.
 
-    ``layers``: a selector of self-attention layers (:func:`..attention.sites.select_sites`), "" for none; ``cross_map``
-    takes all cross-attention layers instead. At ``source_cfg`` 1 the source has no negative branch, and both of the
-    target's take from its positive one. ``mask``: (H, W) or (frames, H, W) of any size, 0 where the target keeps the
-    source, 1 where it is free.
+    ``layers``: a selector of self-attention layers (:func:`..attention.sites.select_sites`), "" for none. ``cross_map``
+    takes all cross-attention layers instead, ``map_and_cross`` and ``blend`` those, too, by ``alignment``. At
+    ``source_cfg`` 1 the source has no negative branch, and both of the target's take from its positive one; at
+    cross-attention none does. ``mask``: (H, W) or (frames, H, W) of any size, 0 where the target keeps the source, 1
+    where it is free.
     """
 
     layers: str
@@ -83,6 +81,7 @@ class Edit:
     start_percent: float = 0.0
     end_percent: float = 1.0
     mask: Tensor | None = None
+    alignment: Alignment | None = None
 
 
 def sample_edit(
@@ -105,12 +104,14 @@ def sample_edit(
     Raises:
         ValueError: ``sampler`` cannot take the same steps with both, or an input does not fit the others.
         TrajectoryError: ``trajectory`` is of another run.
+        AlignmentError: the words of the prompts are not aligned as ``edit`` needs.
         UnpairedBranchError: the branches of source and target cannot go through the model in step.
         UnknownModelError, NoSuchSiteError: as in :mod:`..attention`.
     """
     require_editable(model, latent, asked_by)
     require_falling(sigmas)
     require_levels(model, sigmas)
+    require_words(model, edit, prompts)
     samples, target = samples_for(model, latent), None
     for name, given in (("target_latent", target_latent), ("trajectory", trajectory)):
         if given is not None:
@@ -167,28 +168,15 @@ class EditGuider(CFGGuider):
         asked_by: str,
         pinned: Pinned | None = None,
     ) -> None:
-        cross = edit.replace == "cross_map"
-        layers = "*" if cross else edit.layers
         self._lockstep = Lockstep()
-        self._replacement = Replacement("map" if edit.replace == "cross_map" else edit.replace, {}, self._lockstep)
-        if layers:
-            model, _ = tap(
-                model,
-                self._replacement,
-                layers=layers,
-                kinds=("cross",) if cross else SELECTABLE,
-                asked_by=asked_by,
-                start_percent=edit.start_percent,
-                end_percent=edit.end_percent,
-            )
-        else:
-            model = model.clone()
+        self._replacing = Replacing(edit, self._lockstep)
+        model = self._replacing.on(model, asked_by)
         model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "coherence.editing", _reserve_for_both)
         super().__init__(model)
         self.inner_set_conds({"positive": prompts.target, "negative": prompts.negative, "source": prompts.source})
         tapped = model.model_options["transformer_options"].get(TECHNIQUES, ())
         self._edit, self._rows, self._pinned = edit, 2 * shape[0], pinned
-        self._pairs = bool(layers) or any(each.technique.takes_from_source for each in tapped)
+        self._others_take = any(each.technique.takes_from_source for each in tapped)
         self._mask = None if edit.mask is None else _latent_mask(edit.mask, shape).to(model.load_device)
 
     def pair_branches(self, sampler: Sampler, options: Mapping[str, Any]) -> None:
@@ -278,13 +266,16 @@ class EditGuider(CFGGuider):
     ) -> dict[str, Tensor]:
         """Every branch of ``groups``: all in one call or, where ComfyUI splits that, a call for each group or, where it
         splits these, too, two calls in step."""
-        if self._pairs:
-            pairs = (pair for pair in groups if len(pair) == 2)
-            self._replacement.source_of.update(uuids for pair in pairs for uuids in self._paired(*pair))
+        for pair in (pair for pair in groups if len(pair) == 2):
+            if self._replacing.active or self._others_take:
+                self._replacing.pair(*pair, self._paired(*pair))
         call = partial(self._call, x=x, timestep=timestep, options=options)
         call_model = partial(self._call_model, told(options.get("model_function_wrapper")))
         on_one_gpu = {"multigpu_clones": None}  # on several the branches would part
         with meanwhile(options, model_function_wrapper=call_model, **on_one_gpu):
+            if self._replacing.looks(float(timestep[0]), self.inner_model.model_sampling):
+                with self._replacing.looking():
+                    call(("source",))
             if self._in_one_call:
                 try:
                     return call(tuple(dict.fromkeys(name for group in groups for name in group)))
@@ -330,11 +321,13 @@ class EditGuider(CFGGuider):
     def _call_model(self, call: Callable, apply_model: Callable, args: dict[str, Any]) -> Tensor:
         """ComfyUI's ``model_function_wrapper``: around another pack's, which sees nothing unusual."""
         options = args["c"]["transformer_options"]
-        pairs = self._replacement.pairs
-        if self._pairs and not self._lockstep.is_running:
-            pairs.donors(branches_of(options))
+        if not self._lockstep.is_running:
+            self._replacing.require_donors(branches_of(options))
+            if self._others_take:
+                self._replacing.pairs.donors(branches_of(options))
         x = _own_clip(args["input"], options)
-        c = {**args["c"], "transformer_options": {**self._by_clip.options(options, len(x)), PAIRS: pairs}}
+        told_of = {**self._by_clip.options(options, len(x)), PAIRS: self._replacing.pairs}
+        c = {**args["c"], "transformer_options": told_of}
         out = call(apply_model, {**args, "input": x, "c": c})
         return torch.cat([out, out], dim=1)
 

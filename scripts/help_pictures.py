@@ -207,6 +207,33 @@ def inversions(server: Server) -> None:
         strips(name, source | {row: rows[row] for row in part})
 
 
+def word_edits(server: Server) -> None:
+    """One source, and a word replaced, inserted and re-weighted in it, by three choices of ``replace``."""
+    scene = Scene("", steps=16, cfg=4.0)
+    text = "a yellow star in the middle, blue background"
+    registry = scene.add("SelectAttentionLayers", model=scene.model, layers="*")[0]
+    sampler = scene.add("KSamplerSelect", sampler_name="euler")[0]
+    shared = {"model": scene.model, "negative": scene.negative, "registry": registry, "sampler": sampler}
+    shared |= {"noise": scene.dependency_noise(0.05), "sigmas": scene.sigmas, "latent_image": scene.latent}
+
+    def edit(name: str, target: str, replace: str) -> None:
+        prompts = scene.add("AlignPrompts", clip=scene.text_encoder, source_text=text, target_text=target)
+        words = {"source": prompts[0], "target": prompts[1], "alignment": prompts[2]}
+        settings = {"cfg": 4.0, "source_cfg": 4.0, "start_percent": 0.0, "end_percent": 1.0}
+        made = scene.add("EntropyGuidedEdit", **shared, **words, **settings, replace=replace)
+        if name == "the source":
+            scene.decode(name, made[1])
+        else:
+            scene.decode(f"{name}\n{replace}", made[0])
+
+    edit("the source", text, "cross_map")
+    for replace in ("cross_map", "map_and_cross", "blend"):
+        edit("yellow → white", text.replace("yellow", "white"), replace)
+    edit("+ large", text.replace("yellow", "large yellow"), "cross_map")
+    edit("blue times 3", text.replace("blue", "(blue:3)"), "cross_map")
+    strips("AlignPrompts", scene.run(server))
+
+
 def demo_clips(server: Server) -> None:
     scene = Scene(STAR)
     for shape, colour, background, motion in (
@@ -351,6 +378,8 @@ PAINTERS: dict[str, Callable[[Server], None]] = {
         motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention,
         pix2video_guidance,
         registers, select_layers, inversions, demo_clips, demo_models, consistency, colours, tuning, adapters,
+        motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention, registers, select_layers,
+        inversions, word_edits, demo_clips, demo_models, consistency, colours, tuning, adapters,
     )
 }  # fmt: skip
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from .branches import Branch
 
 if TYPE_CHECKING:
-    from .technique import AttentionCall, FeaturesCall
+    from .technique import AttentionCall, FeaturesCall, Proceed
 
 Call = TypeVar("Call", "AttentionCall", "FeaturesCall")
 
@@ -41,10 +41,17 @@ class Partner(Protocol):
     def take(self) -> Any: ...
 
 
+class Given(NamedTuple, Generic[Call]):
+    """A layer of the source, and how it attends there."""
+
+    call: Call
+    proceed: Proceed | None
+
+
 @dataclass(frozen=True)
 class Pairs:
     """Every branch whose uuid is in ``source_of`` takes from the branch with the uuid found there: one of the same call
-    or, while ``partner`` runs, of the source's."""
+    or, while ``partner`` runs, of the source's. None there: from none."""
 
     source_of: MutableMapping[Any, Any]
     partner: Partner | None = None
@@ -62,19 +69,27 @@ class Pairs:
         except KeyError:
             raise UnpairedBranchError(UNPAIRED) from None
 
-    def from_partner(self, call: Call) -> Call | None:
-        """In calls that go in step: of the target's the rows that its branches take from, None of the source's, which
-        gives its own. Asked once a layer by each technique, in either."""
+    def given(self, call: Call, proceed: Proceed | None = None) -> Given[Call] | None:
+        """In calls that go in step: of the target's the rows that its branches take from, and how the source attends
+        there. None where it takes from none, and of the source's, which gives its own. Asked once a layer by each
+        technique, in either."""
         assert self.partner is not None
         if not any(tag in self.source_of for _, tag in call.branches):
-            self.partner.give(call)
+            self.partner.give(Given(call, proceed))
             return None
         source = self.partner.take()
-        place = {tag: position for position, (_, tag) in enumerate(source.branches)}
+        if all(self.source_of[tag] is None for _, tag in call.branches):
+            return None
+        place = {tag: position for position, (_, tag) in enumerate(source.call.branches)}
         donors = [place.get(self.source_of[tag]) for _, tag in call.branches]
-        if type(source) is not type(call) or source.site.name != call.site.name or None in donors:
+        if type(source.call) is not type(call) or source.call.site.name != call.site.name or None in donors:
             raise UnpairedBranchError(UNPAIRED)
-        return source.only([donor for donor in donors if donor is not None])
+        return source._replace(call=source.call.only([donor for donor in donors if donor is not None]))
+
+    def from_partner(self, call: Call) -> Call | None:
+        """What is :meth:`given`, without how the source attends."""
+        given = self.given(call)
+        return None if given is None else given.call
 
     @property
     def are_apart(self) -> bool:

@@ -18,15 +18,15 @@ scores the picture's keys as the source's does, and the text's keys by itself, i
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .branches import rows_of
-from .pairs import Pairs, Partner, UnpairedBranchError
+from .branches import Branch, rows_of
+from .pairs import Given, Pairs, Partner, UnpairedBranchError
 from .technique import AttentionCall, Proceed, Stage, Technique
 
 Taken = Literal["map", "key_value", "value"]
@@ -41,14 +41,13 @@ _FROM_SOURCE: dict[Taken, tuple[bool, bool, bool]] = {
 @dataclass(frozen=True)
 class Replacement(Technique):
     """The technique: every branch whose uuid is in ``source_of`` takes from the branch with the uuid found there: one
-    of the same call or, while ``partner`` runs, of the source's."""
+    of the same call or, while ``partner`` runs, of the source's. None there: from none."""
 
     taken: Taken
     source_of: MutableMapping[Any, Any]
     partner: Partner | None = None
     stage = Stage.MAPS
     supports_chunks = True
-
     by_frame = True
 
     @property
@@ -57,9 +56,9 @@ class Replacement(Technique):
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         if self.pairs.are_apart:
-            source = self.pairs.from_partner(call)
-            return proceed(call.q, call.k, call.v) if source is None else self._from_partner(call, source, proceed)
-        branches, donors = len(call.branches), self.pairs.donors(call.branches)
+            given = self.pairs.given(call, proceed)
+            return proceed(call.q, call.k, call.v) if given is None else self._from_partner(call, given, proceed)
+        branches, donors = len(call.branches), self.donors(call.branches)
         if donors == list(range(branches)):
             return proceed(call.q, call.k, call.v)
         query, key, value = _FROM_SOURCE[self.taken]
@@ -71,7 +70,12 @@ class Replacement(Technique):
             return proceed(q, k, v, branches=tuple(call.branches[donor] for donor in donors))
         return proceed(q, k, v)
 
-    def _from_partner(self, call: AttentionCall, source: AttentionCall, proceed: Proceed) -> Tensor:
+    def donors(self, branches: Sequence[Branch]) -> list[int]:
+        """As of :class:`.pairs.Pairs`."""
+        return self.pairs.donors(branches)
+
+    def _from_partner(self, call: AttentionCall, given: Given[AttentionCall], proceed: Proceed) -> Tensor:
+        source = given.call
         if _are_alike(call, source):
             query, key, value = _FROM_SOURCE[self.taken]
             return proceed(source.q if query else call.q, source.k if key else call.k, source.v if value else call.v)
@@ -79,8 +83,9 @@ class Replacement(Technique):
         if call.site.kind == "cross" or call.q.shape[-2] != call.k.shape[-2] or call.of_frame(call.k).shape != k.shape:
             raise UnpairedBranchError(
                 f"In attention layer {call.site.name} source and target differ in their tokens: {source.k.shape[-2]} "
-                f"and {call.k.shape[-2]}. cross_map needs prompts with the same number of tokens. With another "
-                "choice, give both clips the same areas, step ranges and reference pictures, or leave that layer out."
+                f"and {call.k.shape[-2]}. cross_map needs prompts with the same number of tokens, or an alignment. "
+                "With another choice, give both clips the same areas, step ranges and reference pictures, or leave "
+                "that layer out."
             )
         if self.taken == "key_value":
             return proceed(call.q, call.with_frame(call.k, k), call.with_frame(call.v, v))

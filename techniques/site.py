@@ -56,7 +56,8 @@ class Site:
     call, so no two threads may share the module (AnimateDiff-Evolved's own rule too). ``replaced_in`` is the
     transformer block, and the name there, by which other packs replace the attention. ``needs``: what a run must be
     given for the attention to happen at all, such as ``sound``; empty where it always does. ``shows_input``: the
-    module's first argument is the layer's input, normed, as it is projected.
+    module's first argument is the layer's input, normed, as it is projected. ``reads_text``: of a ``cross`` site,
+    whether its keys are the prompt's tokens.
     """
 
     name: str
@@ -70,3 +71,4 @@ class Site:
     replaced_in: tuple[nn.Module, str] | None = field(default=None, repr=False, compare=False)
     needs: str = field(default="", repr=False)
     shows_input: bool = field(default=False, repr=False)
+    reads_text: bool = field(default=True, repr=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 from comfy.ldm.cogvideo.model import CogVideoXTransformer3DModel
@@ -50,7 +51,7 @@ def _walk_wan(model: Any, order: Iterator[int], _motion_models: object) -> Itera
 
 def _of_sound(name: str, order: Iterator[int], kind: Kind, heads: int, module: nn.Module) -> Site:
     """A site that is there only where a run has sound."""
-    return Site(name, next(order), kind, heads, module, frames_in=None, needs="sound")
+    return Site(name, next(order), kind, heads, module, frames_in=None, needs="sound", reads_text=False)
 
 
 def _wan_layers(model: Any) -> Iterator[nn.Module]:
@@ -66,7 +67,8 @@ def _wan_block(place: str, block: Any, order: Iterator[int], leading: Leading) -
     yield Site(f"{place}.self_attn", next(order), "joint", heads, block.self_attn, "tokens", leading)
     names = ("cross_attn.image", "cross_attn.text") if _sees_an_image(block) else ("cross_attn",)
     for name in names:
-        yield Site(f"{place}.{name}", next(order), "cross", heads, block.cross_attn, "tokens", leading)
+        site = Site(f"{place}.{name}", next(order), "cross", heads, block.cross_attn, "tokens", leading)
+        yield replace(site, reads_text=not name.endswith(".image"))
     if isinstance(block, WanAttentionBlockAudio):  # a frame to a row, and more frames than the latents have
         sound = block.audio_cross_attn_wrapper.audio_cross_attn
         yield _of_sound(f"{place}.audio_cross_attn", order, "cross", heads, sound)
@@ -163,6 +165,7 @@ def _walk_ltxav(model: Any, order: Iterator[int], _motion_models: object) -> Ite
             attention = getattr(block, name)
             where: dict[str, Any] = {"frames_in": "tokens", "leading": alone} if of_video else {"frames_in": None}
             where["needs"] = "sound" if "audio" in name else ""
+            where["reads_text"] = name.endswith("attn2")
             yield Site(f"blocks.{number}.{name}", next(order), kind, attention.heads, attention, **where)
 
 

@@ -152,7 +152,9 @@ def test_noise_in_what_is_flat_is_not_blown_up():
 
 
 def test_a_colour_outside_of_rgb_keeps_its_lightness_and_its_hue():
-    wild = torch.stack(torch.meshgrid(*(torch.linspace(*ends, 6) for ends in ((0.2, 0.8), (-1, 1), (-1, 1))), indexing="ij"))
+    wild = torch.stack(
+        torch.meshgrid(*(torch.linspace(*ends, 6) for ends in ((0.2, 0.8), (-1, 1), (-1, 1))), indexing="ij")
+    )
     wild = wild.flatten(2)
     made = _to_rgb(wild)
     assert made.min() >= 0

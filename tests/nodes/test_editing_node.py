@@ -16,7 +16,7 @@ from inversion_runs import FILTER
 from watching import DEMO, difference
 
 FACE = "model source target negative registry noise sampler sigmas latent_image cfg source_cfg replace"
-FACE += " start_percent end_percent mask target_latent trajectory"
+FACE += " start_percent end_percent mask target_latent trajectory alignment"
 GENERATED = PACK / "workflows" / "edit_generated_clip.json"
 
 
@@ -56,7 +56,8 @@ def test_the_face_is_the_promised_one():
     expected = {"cfg": 7.5, "source_cfg": 1.0, "replace": "map", "start_percent": 0.0, "end_percent": 1.0}
     assert defaults == expected
     assert [output.display_name or output.id for output in schema.outputs] == ["edited", "source"]
-    assert [item.id for item in schema.inputs if item.optional] == ["mask", "target_latent", "trajectory"]
+    optional = ["mask", "target_latent", "trajectory", "alignment"]
+    assert [item.id for item in schema.inputs if item.optional] == optional
 
 
 def test_it_gives_the_edited_clip_first_and_then_the_source(unet, inputs):

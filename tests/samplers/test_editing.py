@@ -7,8 +7,9 @@ from itertools import pairwise
 import pytest
 import torch
 from coherence.demo.model import load_model
-from coherence.samplers.editing import REPLACES, Edit, EditGuider, Prompts
+from coherence.samplers.editing import Edit, EditGuider, Prompts
 from coherence.samplers.pairing import PairSampler
+from coherence.samplers.replacing import REPLACES
 from coherence.techniques.replacement import Replacement
 from comfy.samplers import KSAMPLER
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
@@ -47,7 +48,7 @@ def test_equal_prompts_give_equal_clips_bitwise(run_of, name):
     assert source.isfinite().all()
 
 
-@pytest.mark.parametrize("what", REPLACES)
+@pytest.mark.parametrize("what", [each for each in REPLACES if each != "blend"])  # which needs an alignment
 def test_equal_prompts_give_equal_clips_whatever_is_replaced(run_of, what):
     run = run_of(EPS)
     assert torch.equal(*replace(run, target=run.source).edit(replace=what))

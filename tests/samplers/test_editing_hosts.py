@@ -28,8 +28,8 @@ from watching import DEMO, difference, watched
 
 from nodes import ControlNetApplyAdvanced
 
-
 pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def unet():

@@ -149,6 +149,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "TuneAVideoInflate": {"weights": None, "layers": "middle"},
     "GEAdapterTokens": {"clip_vision_output": None},
     "FrameReferences": {"latents": None},
+    "EntropyGuidedEdit": {"alignment": None},  # that of other prompts is refused
 }
 """Inputs that are not their types' usual ones; None leaves an optional one out."""
 SEEN_BY = {

@@ -153,7 +153,8 @@ def stepwise(
     ``technique`` keeps what it must of the source's call, while its ``keeping`` is set, for the target's after it.
     ``pinned``: where the source is at each step, whatever its own steps do.
     """
-    model, _ = tap(run.model, technique, layers=layers, kinds=["spatial", "temporal", "joint"], asked_by="test")
+    kinds = getattr(technique, "kinds", ("spatial", "temporal", "joint"))
+    model, _ = tap(run.model, technique, layers=layers, kinds=kinds, asked_by="test")
     guider = CFGGuider(model)
     guider.inner_set_conds({"source": run.source, "positive": run.target, "negative": run.negative})
 

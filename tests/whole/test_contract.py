@@ -47,7 +47,8 @@ PROMISED = {
     "refine_iterations → SAMPLER",
     "NoiseFromLatent": "latent model → NOISE",
     "EntropyGuidedEdit": "model source target negative registry noise sampler sigmas latent_image cfg source_cfg "
-    "replace start_percent end_percent mask target_latent trajectory → LATENT LATENT",
+    "replace start_percent end_percent mask target_latent trajectory alignment → LATENT LATENT",
+    "AlignPrompts": "clip source_text target_text → CONDITIONING CONDITIONING PROMPT_ALIGNMENT STRING",
     "FrameReferences": "conditioning images latents vae → CONDITIONING",
     "FlowEdit": "model source target negative latent_image sigmas source_cfg target_cfg skip_steps averages seed "
     "registry → LATENT",
