@@ -36,7 +36,8 @@ class StandIn:
     """How the demo model draws a workflow in place of the models that it is for.
 
     Args:
-        text: The prompt.
+        text: The prompt; of an edit, the target's.
+        source: The source prompt of an edit.
         denoise: Share of the noise that the workflow's video gets, which takes the place of what would have
             conditioned the frames by it; 1: there is no video.
         kind: Of the demo model.
@@ -45,6 +46,7 @@ class StandIn:
     text: str
     denoise: float = 1.0
     kind: str = "image"
+    source: str = ""
 
 
 STAND_INS = {
@@ -53,6 +55,11 @@ STAND_INS = {
     "zs2_instruct_pix2pix": StandIn("a large orange circle on a white background", 0.6),
     "zs2_flux": StandIn("a large yellow star in the centre on a blue background"),
     "edit_video_with_image_editor": StandIn("a large orange circle on a white background", 0.6),
+    "edit_two_experts": StandIn(
+        "a blue star moving right on a red background",
+        kind="video",
+        source="a green star moving right on a red background",
+    ),
     "ie_guidance_video_transformer": StandIn("a green star moving right on a red background", kind="video"),
 }
 LOADERS = {"UNETLoader": 0, "CLIPLoader": 1, "VAELoader": 2}
@@ -64,7 +71,7 @@ BYPASSED = {
     "ModelSamplingSD3": ("model",),
 }
 """Nodes that the demo model cannot use: the inputs that stand for their outputs."""
-SMALL = {"width": 128, "height": 128, "size": 128, "cfg": 5.0, "cfg_conds": 5.0}
+SMALL = {"width": 128, "height": 128, "size": 128, "cfg": 5.0, "cfg_conds": 5.0, "source_cfg": 5.0}
 
 
 def with_demo_model(prompt: Prompt, stand_in: StandIn) -> Prompt:
@@ -75,8 +82,8 @@ def with_demo_model(prompt: Prompt, stand_in: StandIn) -> Prompt:
         if node["class_type"] == "CheckpointLoaderSimple":
             node |= {"class_type": "CoherenceDemoModel", "inputs": {}}
         if node["class_type"] == "CLIPTextEncode":
-            is_negative = node["_meta"]["title"].startswith("Negative")
-            node["inputs"]["text"] = "" if is_negative else stand_in.text
+            texts = {"Negative": "", "Source": stand_in.source}
+            node["inputs"]["text"] = texts.get(node["_meta"]["title"].partition(" ")[0], stand_in.text)
         if node["class_type"] in ("EmptyFlux2LatentImage", "EmptyHunyuanLatentVideo"):
             frames = 16 if "length" in node["inputs"] else node["inputs"]["batch_size"]
             node |= {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": frames}}
@@ -88,18 +95,17 @@ def with_demo_model(prompt: Prompt, stand_in: StandIn) -> Prompt:
     load = named.get("CheckpointLoaderSimple", "demo")
     if load == "demo":
         prompt[load] = {"class_type": "CoherenceDemoModel", "inputs": {"kind": stand_in.kind}}
-        for loader, output in LOADERS.items():
-            relink(prompt, named[loader], [[load, output]])
-            del prompt[named[loader]]
+        for key in [key for key, node in prompt.items() if node["class_type"] in LOADERS]:
+            relink(prompt, key, [[load, LOADERS[prompt[key]["class_type"]]]])
+            del prompt[key]
     if stand_in.denoise < 1:
         frames = {"pixels": [named["CoherenceDemoClip"], 0], "vae": [load, 2]}
         prompt["start"] = {"class_type": "VAEEncode", "inputs": frames}
         prompt[named["SamplerCustomAdvanced"]]["inputs"]["latent_image"] = ["start", 0]
         prompt[named["BasicScheduler"]]["inputs"]["denoise"] = stand_in.denoise
-    for bypassed, passing in BYPASSED.items():
-        if bypassed in named:
-            removed = prompt.pop(named[bypassed])["inputs"]
-            relink(prompt, named[bypassed], [removed[name] for name in passing])
+    for key in [key for key, node in prompt.items() if node["class_type"] in BYPASSED]:
+        removed = prompt.pop(key)
+        relink(prompt, key, [removed["inputs"][name] for name in BYPASSED[removed["class_type"]]])
     return {key: node for key, node in prompt.items() if node["class_type"] != "ControlNetLoader"}
 
 

@@ -21,11 +21,11 @@ CLIPS = [path for path in AS_SHIPPED if '"SaveAnimatedWEBP"' in path.read_text("
 TAKING_VIDEOS = [path for path in WORKFLOWS if '"LoadVideo"' in path.read_text("utf-8")]
 ZS2 = PACK / "workflows" / "zs2_text_to_video.json"
 SMALL = {"width": 64, "height": 64, "size": 64, "batch_size": 2, "frames": 2, "steps": 2, "lossless": True}
-SMALL |= {"length": 2, "skip_steps": 0, "refine_iterations": 0}
+SMALL |= {"length": 2, "skip_steps": 0, "refine_iterations": 0, "step": 1}
 """Inputs of a workflow on small random models."""
 SHORTER = {"ei2_tune": {"steps": 20}, "zs2_long_clip": {"steps": 4}}
 """Of the workflows that run for a minute and more: inputs that make them shorter and nothing else."""
-FRAMES = {"edit_flow": 5, "ie_guidance_video_transformer": 5}
+FRAMES = {"edit_flow": 5, "edit_two_experts": 5, "ie_guidance_video_transformer": 5}
 """Of clips for models that do not take any number: 4k + 1."""
 MODEL_FILES = {
     "ckpt_name": "checkpoints",

@@ -57,26 +57,27 @@ WITHOUT = {
     "edit_video_with_image_editor": ("CoherenceDemoClip", {"colour": "green"}),
     "ie_guidance_video_transformer": ("IEGuidanceCFG", {"scale": 0.0}),
     "edit_flow": ("FlowEdit", {"target_cfg": 1.0}),
+    "edit_two_experts": ("EntropyGuidedEdit", {"start_percent": 1.0}),
 }
-"""How each is run without what it adds to its checkpoint, or on another video: a node's class, and its inputs."""
+"""How each is run without what it adds to its checkpoint, or on another video: a class of nodes, and their inputs."""
 SHOWING = {"zs2_flux": [1], "ie_guidance_video_transformer": [0]}
 """Frames that must differ, where not all do: momentum keeps the first, and a small random VAE of videos saturates."""
-TELLING = ("TemporalMomentumAttention", "FlowEdit")
+TELLING = ("TemporalMomentumAttention", "FlowEdit", "EntropyGuidedEdit")
 """The nodes whose help pages say which models these workflows load."""
 
 
 @pytest.fixture(scope="module")
 def drawn_small(server, to_api, stand_ins, tmp_path_factory):
-    """Frames of a workflow on small random models: (workflow's name, a node's class, its inputs) → as it ships but
-    for the size, or with these inputs of that node."""
+    """Frames of a workflow on small random models: (workflow's name, a class of nodes, their inputs) → as it ships but
+    for the size, or with these inputs of these nodes."""
 
     def draw(name: str, class_type: str = "", inputs: dict | None = None) -> np.ndarray:
         path = PACK / "workflows" / f"{name}.json"
         prompt = to_api(path)
         for node in prompt.values():
             node["inputs"] |= {key: value for key, value in small(path).items() if key in node["inputs"]}
-        if inputs:
-            inputs_of(prompt, class_type).update(inputs)
+            if node["class_type"] == class_type:
+                node["inputs"] |= inputs or {}
         return frames_of(server, server.queue(prompt), tmp_path_factory.mktemp(name))
 
     return draw

@@ -42,10 +42,10 @@ def write_wan21(path: Path) -> None:
     _write_wan(path, seed=21)
 
 
-def write_wan21_for_clip(path: Path) -> None:
-    """Wan 2.1 for the texts of a CLIP-L: the file says how wide they are."""
+def write_wan21_for_clip(path: Path, seed: int = 24) -> None:
+    """Wan 2.1, or an expert of Wan 2.2, for the texts of a CLIP-L: the file says how wide they are."""
     config = {"text_dim": 768}
-    _write_wan(path, seed=24, metadata={"config": json.dumps({"transformer": config})}, **config)
+    _write_wan(path, seed=seed, metadata={"config": json.dumps({"transformer": config})}, **config)
 
 
 def write_wan_vae(path: Path) -> None:

@@ -20,6 +20,8 @@ STAND_INS: dict[str, Callable[[Path], None]] = {
     "text_encoders/qwen_3_4b.safetensors": adapters.write_text_encoder_as_safetensors,
     "vae/flux2-vae.safetensors": pictures.write_flux2_vae,
     "diffusion_models/wan2.1_t2v_1.3B_fp16.safetensors": dits.write_wan21_for_clip,
+    "diffusion_models/wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors": partial(dits.write_wan21_for_clip, seed=26),
+    "diffusion_models/wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors": partial(dits.write_wan21_for_clip, seed=27),
     "text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors": adapters.write_text_encoder_as_safetensors,
     "vae/wan_2.1_vae.safetensors": dits.write_wan_vae,
 }
