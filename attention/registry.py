@@ -179,23 +179,40 @@ def _some(names: list[str]) -> str:
 def selector_for(model: ModelPatcher, registry: AttentionRegistry, asked_by: str) -> str:
     """The layers of ``model`` that ``registry`` selects, for :func:`.tap.tap`.
 
-    RegistryError where it selects none, or as in :func:`require_model`.
+    RegistryError where it selects none, or as in :func:`require_model` and :func:`require_whole_layers`.
     """
+    require_whole_layers(registry, asked_by)
+    _require_selected(model, registry, asked_by)
+    return registry.selector
+
+
+def require_whole_layers(registry: AttentionRegistry, asked_by: str) -> None:
+    """RegistryError where ``registry`` chooses heads, or other layers at each step."""
+    ranking = registry.selection
+    if isinstance(ranking, Ranking) and (ranking.live or ranking.per_head):
+        what = "single heads" if ranking.per_head else "other layers at each step (live)"
+        raise RegistryError(
+            f"{asked_by}: the registry chooses {what}, but this node acts at whole layers, the same at every step. "
+            "Turn live and per_head of EntropyRegister off. IEGuidanceCFG, IEGuider and PerturbAttention take both."
+        )
+
+
+def _require_selected(model: ModelPatcher, registry: AttentionRegistry, asked_by: str) -> None:
     require_model(registry, model, asked_by)
     if not registry.selected:
         raise RegistryError(
             f"{asked_by}: the registry selects no layer, expected at least one. Connect one from EntropyRegister or "
             "SelectAttentionLayers, or choose layers again with ReselectAttentionLayers."
         )
-    return registry.selector
 
 
 def choice_for(model: ModelPatcher, registry: AttentionRegistry, asked_by: str) -> tuple[str, Where]:
     """The layers of ``model`` to put a technique on, for :func:`.tap.tap`, and at which of their heads it acts.
 
-    RegistryError as in :func:`selector_for`.
+    RegistryError where it selects none, or as in :func:`require_model`.
     """
-    selector, ranking = selector_for(model, registry, asked_by), registry.selection
+    _require_selected(model, registry, asked_by)
+    selector, ranking = registry.selector, registry.selection
     if not isinstance(ranking, Ranking) or not (ranking.live or ranking.per_head):
         return selector, ALL_HEADS
     heads = {

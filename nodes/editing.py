@@ -7,7 +7,7 @@ from comfy.samplers import Sampler
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention.registry import AttentionRegistry, require_model
+from ..attention.registry import AttentionRegistry, require_model, require_whole_layers
 from ..samplers.editing import Edit, Prompts, sample_edit
 from ..samplers.latents import with_samples
 from ..samplers.replacing import REPLACES, Replace
@@ -153,6 +153,7 @@ class EntropyGuidedEdit(Node):
         alignment: Alignment | None = None,
     ) -> io.NodeOutput:
         if replace != "cross_map":  # which does not use it
+            require_whole_layers(registry, cls.node_name)
             require_model(registry, model, cls.node_name)
         edit = Edit(registry.selector, replace, cfg, source_cfg, start_percent, end_percent, mask, alignment)
         prompts = Prompts(source, target, negative)

@@ -6,7 +6,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention.registry import AttentionRegistry, require_model
+from ..attention.registry import AttentionRegistry, require_model, require_whole_layers
 from ..samplers.editing import Prompts
 from ..samplers.flow_edit import FlowEdit as Settings
 from ..samplers.flow_edit import edit_flow
@@ -106,6 +106,7 @@ class FlowEdit(Node):
         registry: AttentionRegistry | None = None,
     ) -> io.NodeOutput:
         if registry is not None:
+            require_whole_layers(registry, cls.node_name)
             require_model(registry, model, cls.node_name)
         layers = "" if registry is None else registry.selector
         edit = Settings(source_cfg, target_cfg, skip_steps, averages, seed)

@@ -26,8 +26,8 @@ class MomentumError(ValueError):
 class RunFacts:
     """What a run and the one that goes on from it must have in common.
 
-    ``model``: its class, dtype and fingerprints of its weights and LoRAs; ``latent``: the shape of one frame's; ``sigmas``: the
-    noise levels; ``conditionings``: their names; ``layers``: the attention layers with momentum.
+    ``model``: its class, dtype and fingerprints of its weights and LoRAs; ``latent``: the shape of one frame's;
+    ``sigmas``: the noise levels; ``conditionings``: their names; ``layers``: the attention layers with momentum.
     """
 
     model: str
