@@ -14,8 +14,10 @@ from coherence.demo.shapes import COLOURS, COLUMNS, ROWS, SHAPES, SIZE, Scene, d
 from coherence.metrics.similarity import iou
 from torch import Tensor
 
-COUNT = 400
-RIGHT = 0.995  # share of the pictures
+pytestmark = pytest.mark.slow
+
+COUNT = 200
+RIGHT = 0.99  # share of the pictures
 
 
 @functools.cache
