@@ -18,12 +18,16 @@ sys.path.insert(0, sys.argv[1])
 import comfy.options
 from comfy.cli_args import args
 args.cpu = True
+import comfy.samplers, comfy.sd, comfy_api.latest
+host = set(sys.modules)
 spec = importlib.util.spec_from_file_location("pack", "__init__.py", submodule_search_locations=["."])
 sys.modules["pack"] = pack = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(pack)
 nodes = asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())
 print("nodes:", *(node.GET_SCHEMA().node_id for node in nodes))
+print("libraries:", *sorted({name.partition(".")[0] for name in set(sys.modules) - host}))
 """
+HEAVY = {"matplotlib", "kornia", "av", "scipy", "transformers", "pandas", "torchvision", "sklearn"}
 
 
 def git(*arguments: str, **options) -> list[str]:
@@ -59,12 +63,23 @@ def test_nothing_that_only_developers_need_is_in_the_package(package):
     assert not list(package.rglob("*.safetensors"))
 
 
-def test_every_node_loads_from_the_package_alone(package, comfyui_path):
+@pytest.fixture(scope="module")
+def loaded(package, comfyui_path) -> dict[str, list[str]]:
+    """What the package alone gives ComfyUI, and what it imports beyond it."""
     command = [sys.executable, "-c", LOADED, str(comfyui_path)]
     done = subprocess.run(command, cwd=package, capture_output=True, text=True, env=os.environ, check=False)
     assert done.returncode == 0, done.stderr
-    loaded = done.stdout.rpartition("nodes:")[2].split()
-    assert sorted(loaded) == sorted(path.stem for path in (PACK / "web" / "docs").glob("*.md"))
+    told = (line.split() for line in done.stdout.splitlines())
+    return {words[0]: words[1:] for words in told if words and words[0] in ("nodes:", "libraries:")}
+
+
+def test_every_node_loads_from_the_package_alone(loaded):
+    assert sorted(loaded["nodes:"]) == sorted(path.stem for path in (PACK / "web" / "docs").glob("*.md"))
+
+
+def test_loading_the_pack_loads_no_heavy_library(loaded):
+    assert "pack" in loaded["libraries:"]
+    assert not HEAVY & set(loaded["libraries:"])
 
 
 def test_help_pages_in_the_package_have_their_pictures(package):
