@@ -248,6 +248,11 @@ FAMILIES = (
 )
 
 REFUSED = {
+    "GeneralDIT": (
+        "Cosmos 1",
+        "its layers keep the rows of a batch behind frames, height and width, where they cannot be told apart by "
+        "branch. Use Cosmos-Predict2.",
+    ),
     "WanAnimate2Model": (
         "Wan Animate 2",
         "each of its frames attends to its own pose, in calls that PyTorch's hooks do not see. Use Wan Animate or "

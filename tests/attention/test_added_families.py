@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import get_args
 
 import comfy.ldm.cosmos.predict2
 import comfy.ldm.flux.layers
@@ -29,14 +30,17 @@ from coherence.nodes.guidance import IEGuidanceCFG
 from coherence.nodes.map_preview import AttentionMapPreview
 from coherence.nodes.momentum import TemporalMomentumAttention
 from coherence.nodes.perturbation import PerturbAttention
+from coherence.techniques.cross_frame import CrossFrame, Keys
+from coherence.techniques.fine_coarse import FineCoarse
 from coherence.techniques.momentum import TemporalMomentum
+from comfy.ldm.cosmos.model import GeneralDIT
 from comfy.ldm.wan.model import WanModel
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import sampler_object
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 from guidance_runs import ONE_STEP, Calls, agree, guided, one_by_one
 from measured import figures_of
-from picture_runs import SAME, WatchAfter, momentum
+from picture_runs import SAME, WatchAfter, momentum, patched
 from register_runs import start_of
 from tiny_models import RELATIVES, sample
 from watching import ALL_KINDS, Watch, difference
@@ -141,8 +145,8 @@ def late(model):
     return {"sigmas": torch.tensor([float(sampling.percent_to_sigma(0.5)), 0.0])}
 
 
-def draw(picture, noise, mu=None, frames_per_batch=0):
-    model = picture.model
+def draw(picture, noise, mu=None, frames_per_batch=0, model=None):
+    model = model or picture.model
     if mu is not None:
         model = momentum(model, mu, frames_per_batch)
     return sample(model, picture.family, noise=noise, empty=torch.zeros_like(noise), cfg=3.0, **late(model))
@@ -158,6 +162,17 @@ def test_momentum_carries_a_frame_to_later_ones_alone_whole_or_in_chunks(picture
     changed[2] = torch.randn(changed[2].shape, generator=torch.Generator().manual_seed(4))
     parted = [difference(a, b) > SAME for a, b in zip(draw(picture, changed, 0.8), tied, strict=True)]
     assert parted == [False, False, True, True]
+
+
+@pytest.mark.parametrize("technique", [*map(CrossFrame, get_args(Keys)), FineCoarse(2)])
+def test_frames_that_attend_to_others_do_so_whole_or_in_chunks(picture, technique):
+    """Fine and coarse patches are of all frames, which chunks do not have together."""
+    model = patched(picture.model, technique)
+    tied = draw(picture, picture.noise, model=model)
+    assert difference(tied, draw(picture, picture.noise)) > 0.002
+    if technique.supports_chunks:
+        chunked = draw(picture, picture.noise, 0.0, frames_per_batch=3, model=model)
+        assert difference(chunked, draw(picture, picture.noise, 0.0, model=model)) <= SAME
 
 
 def test_momentum_leaves_the_keys_of_the_text_as_they_are(picture):
@@ -214,10 +229,16 @@ def refused_models():
         seedvr = comfy.ldm.seedvr.model.NaDiT(
             1e-5, 2, "normal", vid_dim=32, txt_in_dim=16, heads=2, head_dim=16, rope_dim=12, operations=torch.nn
         )
-    return {"Wan Animate 2": animate, "SeedVR2": seedvr}
+        size = {"max_img_h": 240, "max_img_w": 240, "max_frames": 128, "patch_spatial": 2, "patch_temporal": 1}
+        width = {"in_channels": 16, "out_channels": 16, "model_channels": 64, "num_blocks": 1, "num_heads": 2}
+        cosmos = GeneralDIT(**size, **width, crossattn_emb_channels=48, pos_emb_cls="rope3d", operations=torch.nn)
+    return {"Wan Animate 2": animate, "SeedVR2": seedvr, "Cosmos 1": cosmos}
 
 
-@pytest.mark.parametrize(("title", "reason"), [("Wan Animate 2", "own pose"), ("SeedVR2", "packed into one sequence")])
+@pytest.mark.parametrize(
+    ("title", "reason"),
+    [("Wan Animate 2", "own pose"), ("SeedVR2", "packed into one sequence"), ("Cosmos 1", "behind frames")],
+)
 def test_models_that_no_technique_can_act_on_are_refused_by_name_and_reason(title, reason):
     network = refused_models()[title]
 

@@ -24,6 +24,7 @@ EDITORS = {
     "krea2": ("krea2", "index"),
     "krea2, references at time 0": ("krea2", "index_timestep_zero"),
     "z_image": ("z_image", ""),
+    "Flux.2": ("Flux.2", ""),
     "OmniGen2": ("OmniGen2", ""),
 }
 """Family, and how references are told apart where its default is not tried."""

@@ -17,6 +17,8 @@ from tiny_models import FAMILIES, RELATIVES
 from tiny_models.pictures import COSMOS, build
 
 VIDEO = ["cogvideox", "wan21", "wan22", "ltxv", "hunyuan_video"]
+ROWS = ["Flux.2", "Chroma", "Lumina 2", "OmniGen2", "HiDream", "Kandinsky 5 Image", "HunyuanImage"]
+ADDED_VIDEO = ["Wan 2.2 Animate", "Wan 2.1 SCAIL", "HunyuanVideo 1.5", "Kandinsky 5", "Mochi", "Cosmos-Predict2 Video"]
 FRAMES = 4
 
 
@@ -77,7 +79,7 @@ def test_a_picture_model_with_video_latents_gets_the_noise_that_the_chart_shows(
     torch.testing.assert_close(got, asked_of(expected, 8), atol=0.08, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["Flux.2", "HiDream", "Kandinsky 5 Image", "HunyuanImage"])
+@pytest.mark.parametrize("name", ROWS)
 def test_rows_of_pictures_are_the_noise_itself(tiny_models, name):
     family, (noise, _) = RELATIVES[name], ASKED["dependency"]
     latent = torch.zeros(8, *family.latent_shape[1:])
@@ -93,7 +95,7 @@ def frames_correlation(x):
 
 @pytest.mark.parametrize(
     ("name", "asked"),
-    [*product(VIDEO, ASKED), *product(["Kandinsky 5", "Mochi", "Cosmos-Predict2 Video"], ["dependency"])],
+    [*product(VIDEO, ASKED), *product(ADDED_VIDEO, ["dependency"])],
 )
 def test_frames_reach_a_video_model_correlated_as_asked(tiny_models, name, asked):
     family, (noise, expected) = (FAMILIES | RELATIVES)[name], ASKED[asked]

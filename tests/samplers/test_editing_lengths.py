@@ -13,10 +13,13 @@ from coherence.techniques.replacement import Replacement, UnpairedBranchError
 from comfy.model_management import InterruptProcessingException
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from editing_runs import StoredMaps, demo_run, halves, longer, stepwise, tiny_run
+from tiny_models import RELATIVES
 from watching import difference
 
 PICTURES = ["flux", "sd3", "qwen_image", "z_image", "krea2"]
 VIDEOS = ["wan21", "cogvideox", "ltxv", "hunyuan_video"]
+ADDED = [name for name in RELATIVES if name not in ("MiniMax H3", "Z-Image Omni")]
+"""MiniMax H3 refuses edits; Z-Image Omni is of Z-Image's class."""
 FURTHER = 3  # tokens of the target's prompt
 
 
@@ -36,7 +39,7 @@ def run_of(tiny_models, unet):
     return run_of
 
 
-@pytest.mark.parametrize("name", ["eps", *VIDEOS, *PICTURES])
+@pytest.mark.parametrize("name", ["eps", *VIDEOS, *PICTURES, *ADDED])
 def test_prompts_of_other_lengths_edit_as_with_all_maps_in_memory(run_of, name):
     run = run_of(name)
     target, source = run.edit()

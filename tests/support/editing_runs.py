@@ -13,7 +13,7 @@ from coherence.samplers.editing import Edit, Prompts, sample_edit
 from coherence.techniques.technique import Stage, Technique
 from comfy.samplers import KSAMPLER, CFGGuider, Sampler, calc_cond_batch, calculate_sigmas, sampler_object
 from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise, Noise_RandomNoise
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, RELATIVES
 from watching import DEMO
 
 from nodes import ConditioningSetArea
@@ -124,7 +124,7 @@ def halves(prompt: list) -> list:
 
 def tiny_run(tiny_models: Any, name: str, **settings: Any) -> Run:
     """The target's text differs from the source's; the other parts of the conditioning are the same."""
-    family = FAMILIES[name]
+    family = RELATIVES.get(name) or FAMILIES[name]
     source, negative = family.conditioning(seed=1)
     target = [[family.conditioning(seed=2)[0][0][0], source[0][1]]]
     return Run(tiny_models.load(name), source, target, negative, **{"shape": family.latent_shape} | settings)
