@@ -1,6 +1,6 @@
 """Does a clip that is made in several runs drift, and what holds it?
 
-    python benchmarks/drift_study.py --comfyui DIR [--scenes 6] [--runs 8] [--minutes M] [--out FOLDER] [--publish]
+    python benchmarks/drift_study.py --comfyui DIR [--scenes 4] [--runs 8] [--minutes M] [--out FOLDER] [--publish]
 
 The demo model draws clips in a row: each run of 4 frames begins with the last frame of the one before, noised for 60%
 of the steps, as clips are chained with models that begin with a picture. The ways:
@@ -48,7 +48,7 @@ NAME = "drift_study"
 FRAMES = 4
 """Of a run."""
 SETTINGS: dict[str, Any] = {
-    "steps": 20,
+    "steps": 10,
     "cfg": 5.0,
     "sampler": "dpmpp_2m",
     "scheduler": "karras",
@@ -238,7 +238,7 @@ def chart(records: list[Json]) -> Any:
 
 def main() -> None:
     parser = command_line(
-        __doc__, "minutes", "publish", scenes=(6, "prompts, each with a seed"), runs=(8, "of 4 frames each")
+        __doc__, "minutes", "publish", scenes=(4, "prompts, each with a seed"), runs=(8, "of 4 frames each")
     )
     arguments = parser.parse_args()
     enter(arguments, attention="pytorch")

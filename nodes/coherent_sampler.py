@@ -28,7 +28,7 @@ class CoherentSampler(Node):
                 io.Sampler.Input(
                     "sampler",
                     tooltip="From KSamplerSelect or a sampler node: lcm, euler_ancestral, dpmpp_2m_sde, dpmpp_sde and "
-                    "others that add noise. A sampler that adds none works as without this node, and the log says so.",
+                    "others that add noise. A sampler that adds none passes through unchanged, and the log says so.",
                 ),
                 io.Noise.Input(
                     "noise",

@@ -224,9 +224,8 @@ def test_models_are_told_apart_by_their_loras_and_not_by_the_order_of_them(unet)
     one, again, weaker, other = (model_facts(with_lora(unet, *each)) for each in ((), (), (0.4,), (0.5, 1)))
     assert one == again
     assert len({one, weaker, other, model_facts(unet)}) == 4
-    both = [
-        model_facts(with_lora(with_lora(unet, *first), *second)) for first, second in (((), (0.4, 1)), ((0.4, 1), ()))
-    ]
+    first, second = (0.5, 0), (0.4, 1)
+    both = [model_facts(with_lora(with_lora(unet, *a), *b)) for a, b in ((first, second), (second, first))]
     assert both[0] == both[1] != one
 
 

@@ -152,10 +152,8 @@ def test_noise_in_what_is_flat_is_not_blown_up():
 
 
 def test_a_colour_outside_of_rgb_keeps_its_lightness_and_its_hue():
-    wild = torch.stack(
-        torch.meshgrid(*(torch.linspace(*ends, 6) for ends in ((0.2, 0.8), (-1, 1), (-1, 1))), indexing="ij")
-    )
-    wild = wild.flatten(2)
+    axes = [torch.linspace(*ends, 6) for ends in ((0.2, 0.8), (-1, 1), (-1, 1))]
+    wild = torch.cartesian_prod(*axes).mT.unflatten(1, (6, 36))
     made = _to_rgb(wild)
     assert made.min() >= 0
     assert made.max() <= 1

@@ -218,12 +218,9 @@ def ways(model, samplers, levels=LEVELS):
 
 def test_every_sampler_of_the_host_is_known(unet, tiny_models):
     samplers = [sampler_object(name) for name in SAMPLER_NAMES]
-    expected = ["nothing" if name in DETERMINISTIC else "by noise_sampler" for name in SAMPLER_NAMES]
-    assert dict(zip(SAMPLER_NAMES, ways(unet, samplers), strict=True)) == dict(
-        zip(SAMPLER_NAMES, expected, strict=True)
-    )
-    flow = ways(tiny_models.load("wan21"), samplers, [1.0, 0.8, 0.4, 0.0])
-    assert dict(zip(SAMPLER_NAMES, flow, strict=True)) == dict(zip(SAMPLER_NAMES, expected, strict=True))
+    expected = {name: "nothing" if name in DETERMINISTIC else "by noise_sampler" for name in SAMPLER_NAMES}
+    for model, levels in ((unet, LEVELS), (tiny_models.load("wan21"), [1.0, 0.8, 0.4, 0.0])):
+        assert dict(zip(SAMPLER_NAMES, ways(model, samplers, levels), strict=True)) == expected
 
 
 @pytest.mark.parametrize("function", ["euler", quiet, never_asking])
