@@ -60,8 +60,9 @@ WITHOUT = {
     "edit_two_experts": ("EntropyGuidedEdit", {"start_percent": 1.0}),
 }
 """How each is run without what it adds to its checkpoint, or on another video: a class of nodes, and their inputs."""
-SHOWING = {"zs2_flux": [1], "ie_guidance_video_transformer": [0]}
-"""Frames that must differ, where not all do: momentum keeps the first, and a small random VAE of videos saturates."""
+SHOWING = {"zs2_flux": [1], "ie_guidance_video_transformer": [0], "edit_two_experts": [2, 3]}
+"""Frames that must differ, where not all do: momentum keeps the first, a small random VAE of videos saturates, and the
+maps of two prompts are much alike in random models."""
 TELLING = ("TemporalMomentumAttention", "FlowEdit", "EntropyGuidedEdit")
 """The nodes whose help pages say which models these workflows load."""
 
