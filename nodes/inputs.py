@@ -16,6 +16,7 @@ from .checks import InputError
 NOISE = "coherence/noise"
 ATTENTION = "coherence/attention"
 EDITING = "coherence/editing"
+INVERSION = "coherence/inversion"
 TUNING = "coherence/tuning"
 
 Registry = io.Custom("ATTENTION_REGISTRY")
@@ -118,6 +119,26 @@ def percent_inputs(optional: bool = False) -> list[io.Float.Input]:
 
 def adapter_input() -> Any:
     return Adapter.Input("adapter", tooltip="A GE-Adapter, from GEAdapterTrain or LoadGEAdapter.")
+
+
+def refine_input() -> io.Int.Input:
+    return io.Int.Input(
+        "refine_iterations",
+        default=0,
+        min=0,
+        max=10,
+        tooltip="Number of corrections per step, 0 to 10, so that sampling retraces the inversion. Each costs one "
+        "more model call per step. Use 2 or 3 with fewer than 50 steps.",
+    )
+
+
+def precision_input(what: str) -> io.Combo.Input:
+    return io.Combo.Input(
+        "precision",
+        options=["auto", "fp32", "bf16"],
+        default="auto",
+        tooltip=f"{what}. auto: bf16 on GPUs that support it, otherwise fp32. Use fp32 if the loss becomes NaN.",
+    )
 
 
 def start_inputs() -> list[io.Input]:

@@ -14,11 +14,9 @@ from ..samplers.latents import with_samples
 from ..samplers.noises import GivenNoise, clip_of
 from ..samplers.trajectory import NOTHING
 from .checks import InputError
-from .inputs import TrajectoryType, cfg_input, seed_input
+from .inputs import INVERSION, TrajectoryType, cfg_input, refine_input, seed_input
 from .node import Node
 from .reports import to_json
-
-CATEGORY = "coherence/inversion"
 
 KEPT_IN = {"fp32": torch.float32, "fp16": torch.float16, "off": None}
 
@@ -85,14 +83,7 @@ def filter_inputs(modes: tuple[Mode, ...]) -> list[io.Input]:
             tooltip="Restores the standard deviation that filtering reduces, because a model takes a smaller one for "
             "less noise. Turn it off to follow the paper to the letter.",
         ),
-        io.Int.Input(
-            "refine_iterations",
-            default=0,
-            min=0,
-            max=10,
-            tooltip="Number of corrections per step, 0 to 10, so that sampling retraces the inversion. Each costs one "
-            "more model call per step. Use 2 or 3 with fewer than 50 steps.",
-        ),
+        refine_input(),
     ]
 
 
@@ -102,7 +93,7 @@ class BilateralDDIMInvert(Node):
         return io.Schema(
             node_id="BilateralDDIMInvert",
             display_name="Bilateral DDIM Invert (GE-Adapter)",
-            category=CATEGORY,
+            category=INVERSION,
             description="Finds the noise from which a model would draw a given clip, so that you can redraw it with "
             "another prompt. A bilateral filter can smooth the clip on the way.",
             search_aliases=["ddim inversion", "unsampler", "invert video", "ge-adapter", "video editing", "bilateral"],
@@ -205,7 +196,7 @@ class SamplerBilateralDDIMInvert(Node):
         return io.Schema(
             node_id="SamplerBilateralDDIMInvert",
             display_name="Sampler: Bilateral DDIM Invert (GE-Adapter)",
-            category=CATEGORY,
+            category=INVERSION,
             description="Bilateral DDIM inversion as a sampler, for SamplerCustomAdvanced with any guider. It needs "
             "FlipSigmas after the scheduler, DisableNoise, and the clip as latent_image.",
             search_aliases=["ddim inversion", "unsampler", "invert video", "ge-adapter", "reverse sampling"],
@@ -236,7 +227,7 @@ class NoiseFromLatent(Node):
         return io.Schema(
             node_id="NoiseFromLatent",
             display_name="Noise from Latent",
-            category=CATEGORY,
+            category=INVERSION,
             description="Turns a fully noisy latent, such as the result of an inversion, into noise for a sampler. It "
             "is the only way to restart flow models (Wan, LTXV, HunyuanVideo) and CogVideoX.",
             search_aliases=["latent to noise", "ddim inversion", "restart sampling", "unsampler"],

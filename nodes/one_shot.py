@@ -12,7 +12,7 @@ from ..training.memory import gibibytes
 from ..training.one_shot import Settings, Tuned, tune
 from ..training.sampler import Precision
 from .charts import drawn
-from .inputs import TUNING, Weights, seed_input
+from .inputs import TUNING, Weights, precision_input, seed_input
 from .node import Node
 from .saved_files import LoadingNode, SavingNode
 from .training import Progress, draw_losses, time_text
@@ -70,13 +70,7 @@ class OneShotTune(Node):
                     tooltip="Recomputes parts of the model in the backward pass instead of storing them: a seventh to "
                     "a third of the memory, half to three quarters more time. Turn it on if memory runs out.",
                 ),
-                io.Combo.Input(
-                    "precision",
-                    options=["auto", "fp32", "bf16"],
-                    default="auto",
-                    tooltip="The dtype of the computation; the tuned weights are always fp32. auto: bf16 on GPUs that "
-                    "support it, otherwise fp32. Use fp32 if the loss becomes NaN.",
-                ),
+                precision_input("The dtype of the computation; the tuned weights are always fp32"),
                 seed_input(
                     "Seeds the noise, noise levels and initial weights. The same seed gives the same weights.",
                     control_after_generate=False,

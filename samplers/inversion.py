@@ -198,7 +198,7 @@ class InversionSampler(Sampler):
         def smooth(x: Tensor, level: int) -> Tensor:
             if self.inversion.mode not in ("latent_spatial", "literal") or level >= filtered_levels:
                 return x
-            scale = _model_scale(sampling, sigmas[level])
+            scale = model_scale(sampling, sigmas[level])
             filtered = bilateral_spatial(x * scale, *self.inversion.kernel)
             return (restandardised(filtered, x * scale) if self.inversion.restandardise else filtered) / scale
 
@@ -207,7 +207,7 @@ class InversionSampler(Sampler):
             self.keep(step.x)
             if self.report is not None:
                 self.report.sigma.append(sigma.item())
-                self.report.norm.append((step.x * _model_scale(sampling, sigma)).square().mean().sqrt().item())
+                self.report.norm.append((step.x * model_scale(sampling, sigma)).square().mean().sqrt().item())
                 self.report.drift.append(step.drift)
             if callback is not None:
                 callback(step.level - 1, step.x - step.slope * sigma, step.x, steps)
@@ -248,7 +248,7 @@ def _refuse(mode: Mode, sampling: Any, sigmas: Tensor, latent: Tensor, denoise_m
         )
 
 
-def _model_scale(sampling: Any, sigma: Tensor) -> Tensor | float:
+def model_scale(sampling: Any, sigma: Tensor) -> Tensor | float:
     """What makes a latent one of unit variance, as the model sees it."""
     return sampling.calculate_input(sigma, torch.ones_like(sigma)) * input_scale(sampling, sigma)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import comfy.model_management as management
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from .loop import TrainingError
 
@@ -14,19 +15,22 @@ OPTIMISER_COPIES = 4  # a weight, its gradient, and AdamW's two moments
 
 
 def kept_for_backward(forward: Callable[[], Tensor]) -> int:
-    """Bytes that autograd keeps of one ``forward``, parameters left out: what its backward pass needs."""
-    kept: dict[int, int] = {}
+    """Bytes that autograd keeps of one ``forward``, parameters left out: what its backward pass needs.
 
-    def pack(x: Tensor) -> Tensor:
+    Nothing is kept meanwhile. A weak reference tells apart what comes to lie in the same place.
+    """
+    kept: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def pack(x: Tensor) -> None:
         if not x.is_leaf:
             storage = x.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
-        return x.detach()  # x itself would hold the graph that holds it, for ever
+            reference = StorageWeakRef(storage)
+            kept[reference.cdata] = reference, storage.nbytes()
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda _: torch.empty(0)):
         result = forward()
     del result
-    return sum(kept.values())
+    return sum(size for _, size in kept.values())
 
 
 def extrapolated(few: int, at_few: int, more: int, at_more: int, frames: int) -> int:
@@ -48,6 +52,12 @@ def needed_for(
     if more > few:
         kept = extrapolated(few, kept, more, kept_for_backward(lambda: loss_of_first(more)), frames)
     return kept + OPTIMISER_COPIES * 4 * parameters
+
+
+def needed_to_follow(loss_of: Callable[[], Tensor], text: Tensor) -> int:
+    """Bytes that a step on a negative prompt takes beside the model; ``loss_of``: its loss, with a gradient to
+    ``text``."""
+    return kept_for_backward(loss_of) + OPTIMISER_COPIES * text.nbytes
 
 
 def is_free(needed: int) -> bool:

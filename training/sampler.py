@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Generic, Literal, TypeVar
@@ -15,7 +15,7 @@ from comfy.ldm.modules.attention import BasicTransformerBlock, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from comfy.samplers import Sampler
+from comfy.samplers import CFGGuider, Sampler
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -53,10 +53,25 @@ def trainable(model: ModelPatcher, dtype: torch.dtype) -> ModelPatcher:
     return copied
 
 
-class _Held(ExitStack):
+class Held(ExitStack):
     """What a model call put on modules, which its backward pass needs again."""
 
     is_taken = False
+
+    def clear(self) -> None:
+        """Undo what the last call left, before the next."""
+        self.close()
+        self.is_taken = False
+
+
+def recompute_blocks(diffusion_model: nn.Module) -> Held:
+    """Gradient checkpointing: from now on blocks are recomputed in the backward pass instead of being stored. What is
+    returned belongs under HOLD of the transformer_options of every call with a gradient."""
+    for module in diffusion_model.modules():
+        # these get transformer_options that nobody writes into later, or none
+        if isinstance(module, BasicTransformerBlock | ResBlock):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+    return Held()
 
 
 def _once_a_loss(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
@@ -126,21 +141,16 @@ class Denoiser:
         self._guider, self._extra_args, self._dtype = guider, extra_args, dtype
         self._prompts = list(guider.conds.values())
         self._told = self._prompts[0]
-        self._held: _Held | None = None
+        self._held: Held | None = None
 
     def enable_checkpointing(self) -> None:
-        """Gradient checkpointing: from now on blocks are recomputed in the backward pass instead of being stored."""
-        for module in self._guider.inner_model.diffusion_model.modules():
-            # these get transformer_options that nobody writes into later, or none
-            if isinstance(module, BasicTransformerBlock | ResBlock):
-                module.forward = partial(checkpoint, module.forward, use_reentrant=False)
-        self._held = _Held()
+        """As :func:`recompute_blocks`."""
+        self._held = recompute_blocks(self._guider.inner_model.diffusion_model)
 
     def close(self) -> None:
         """Undo what the last call left on the modules for its backward pass."""
         if self._held is not None:
-            self._held.close()
-            self._held.is_taken = False
+            self._held.clear()
 
     def sigma_at(self, share: float) -> float:
         """The noise level at a share of sampling, 0 pure noise: for uniform shares, of uniform timesteps."""
@@ -247,20 +257,36 @@ def train_in_run(
             f"latent_image has shape {tuple(samples.shape)}, expected a clip of two frames or more, (frames, channels, "
             "height, width). Load a video, and encode its frames with VAEEncode."
         )
-    with torch.inference_mode():  # the others' memory is needed, but their weights must not move outside of it
-        management.free_memory(1e20, model.load_device)
-    management.load_models_gpu([model], memory_required=1e20, force_full_load=True)
-    guider = UnguidedGuider(model, asked_by)
     names = ("positive", *(f"positive {number}" for number in range(1, len(prompts))))
-    guider.inner_set_conds({name: _fresh(prompt) for name, prompt in zip(names, prompts, strict=True)})
     sampling = model.get_model_object("model_sampling")
     # a step may be at any level: what acts between two percentages of sampling finds some there
     levels = torch.tensor([float(sampling.percent_to_sigma(percent / LEVELS)) for percent in range(LEVELS + 1)])
     sigmas = levels.clamp(max=float(sampling.sigma_max))
     run = _TrainingRun(train, dtype)
-    with torch.random.fork_rng(devices=[]), explain_unfit_inputs(model, {"samples": samples}, positive=prompts[0]):
-        guider.sample(torch.zeros_like(samples), samples, run, sigmas, disable_pbar=True, seed=0)
+    told = dict(zip(names, prompts, strict=True))
+    sample_trainable(model, UnguidedGuider(model, asked_by), told, samples, run, sigmas)
     return run.result
+
+
+def sample_trainable(
+    model: ModelPatcher,
+    guider: CFGGuider,
+    prompts: Mapping[str, list],
+    samples: Tensor,
+    sampler: Sampler,
+    sigmas: Tensor,
+    denoise_mask: Tensor | None = None,
+) -> None:
+    """A sampling run of ``guider`` on ``model`` (:func:`trainable`), loaded whole, in :func:`autograd_enabled`."""
+    with torch.inference_mode():  # the others' memory is needed, but their weights must not move outside of it
+        management.free_memory(1e20, model.load_device)
+    management.load_models_gpu([model], memory_required=1e20, force_full_load=True)
+    guider.inner_set_conds({name: _fresh(prompt) for name, prompt in prompts.items()})
+    shown = {name: prompts[name] for name in ("positive", "negative") if name in prompts}
+    with torch.random.fork_rng(devices=[]), explain_unfit_inputs(model, {"samples": samples}, **shown):
+        guider.sample(
+            torch.zeros_like(samples), samples, sampler, sigmas, denoise_mask=denoise_mask, disable_pbar=True, seed=0
+        )
 
 
 def _fresh(value: Any) -> Any:
