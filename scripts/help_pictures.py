@@ -234,6 +234,21 @@ def word_edits(server: Server) -> None:
     strips("AlignPrompts", scene.run(server))
 
 
+def null_text(server: Server) -> None:
+    scene = Scene("a small red circle in the centre on a white background", frames=4, steps=8)
+    clip = scene.demo_clip("the clip", "circle", "red", "white", "slide", 0, 4)
+    latent = scene.add("VAEEncode", pixels=clip[0], vae=scene.vae)[0]
+    found = scene.add(
+        "NullTextInvert", model=scene.model, positive=scene.positive, negative=scene.negative, cfg=5.0,
+        latent_image=latent, sigmas=scene.sigmas, inner_steps=6, learning_rate=0.1, early_stop=1e-5,
+        refine_iterations=2, precision="fp32",
+    )  # fmt: skip
+    again = {"noise": scene.add("DisableNoise")[0], "sampler": "euler", "latent": found[1]}
+    scene.clip("with the empty\nnegative prompt", **again)
+    scene.clip("with that of\neach step", negative=found[0], **again)
+    strips("NullTextInvert", scene.run(server))
+
+
 def demo_clips(server: Server) -> None:
     scene = Scene(STAR)
     for shape, colour, background, motion in (
@@ -380,6 +395,7 @@ PAINTERS: dict[str, Callable[[Server], None]] = {
         registers, select_layers, inversions, demo_clips, demo_models, consistency, colours, tuning, adapters,
         motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention, registers, select_layers,
         inversions, word_edits, demo_clips, demo_models, consistency, colours, tuning, adapters,
+        inversions, null_text, demo_clips, demo_models, consistency, colours, tuning, adapters,
     )
 }  # fmt: skip
 

@@ -99,10 +99,12 @@ class Scene:
         """A clip that is sampled and shown; returns its images."""
         return self.decode(name, self.sample(**changed))
 
-    def demo_clip(self, name: str, shape: str, colour: str, background: str, motion: str, seed: int) -> Node:
+    def demo_clip(
+        self, name: str, shape: str, colour: str, background: str, motion: str, seed: int, frames: int = COLUMNS
+    ) -> Node:
         """A rendered clip, shown: its images and masks."""
         settings = {"shape": shape, "colour": colour, "background": background, "motion": motion, "seed": seed}
-        clip = self.add("CoherenceDemoClip", frames=COLUMNS, size=128, **settings)
+        clip = self.add("CoherenceDemoClip", frames=frames, size=128, **settings)
         self.show(name, clip[0])
         return clip
 
