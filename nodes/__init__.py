@@ -29,6 +29,7 @@ from . import (
     one_shot,
     perturbation,
     pix2video,
+    word_maps,
 )
 
 FACES = (
@@ -43,6 +44,7 @@ FACES = (
     entropy_register,
     map_preview,
     layer_sweep,
+    word_maps,
     perturbation,
     guidance,
     pix2video,

@@ -23,6 +23,7 @@ from ..attention.recorder import EntropyRecorder
 from ..attention.registry import SELECTABLE, Figures, Precision
 from ..attention.sites import Kind, Site, select_sites, sites_of
 from ..attention.tap import tap
+from ..attention.word_maps import WordRecorder
 from .finite import require_finite_prediction
 from .latents import input_scale, noise_for, require_levels, samples_for
 from .unfit import explain_unfit_inputs
@@ -82,7 +83,7 @@ def measure_layers(
     UnknownModelError, NoSuchSiteError and RegistryError as in :mod:`..attention`.
     """
     recorder = EntropyRecorder(precision)
-    sites = _look_on(model, start, recorder, steps, layers="*", kinds=get_args(Kind), asked_by=asked_by)
+    sites = look_on(model, start, recorder, steps, layers="*", kinds=get_args(Kind), asked_by=asked_by)
     return sites, recorder.figures(sites)
 
 
@@ -101,7 +102,7 @@ def record_maps(
         )
     site = _one_site(sites_of(model), layer)
     recorder = MapRecorder(threshold, get_free_memory)
-    _look_on(model, start, recorder, [step], layers=site.name, kinds=[site.kind], asked_by=asked_by)
+    look_on(model, start, recorder, [step], layers=site.name, kinds=[site.kind], asked_by=asked_by)
     return site, recorder.maps
 
 
@@ -117,8 +118,12 @@ def _one_site(sites: list[Site], layer: str) -> Site:
     return matched[0]
 
 
-def _look_on(
-    model: ModelPatcher, start: Start, recorder: EntropyRecorder | MapRecorder, steps: Sequence[int], **where: Any
+def look_on(
+    model: ModelPatcher,
+    start: Start,
+    recorder: EntropyRecorder | MapRecorder | WordRecorder,
+    steps: Sequence[int],
+    **where: Any,
 ) -> list[Site]:
     """Run ``model`` with ``recorder`` on the sites of ``where``, recording at ``steps``."""
     require_levels(model, start.sigmas)

@@ -249,6 +249,19 @@ def null_text(server: Server) -> None:
     strips("NullTextInvert", scene.run(server))
 
 
+def word_maps(server: Server) -> None:
+    scene = Scene("a small red circle in the centre on a white background", frames=4)
+    clip = scene.demo_clip("the clip", "circle", "red", "white", "slide", 0, 4)
+    noise = scene.invert(scene.add("VAEEncode", pixels=clip[0], vae=scene.vae)[0])
+    maps = scene.add(
+        "WordMaps", model=scene.model, conditioning=scene.positive, clip=scene.text_encoder, words="circle",
+        latent_image=noise, noise=scene.add("DisableNoise")[0], sigmas=scene.sigmas, measure_steps="6-11",
+        layers="output.2", threshold=0.3,
+    )  # fmt: skip
+    scene.show("maps", maps[0])
+    chart("WordMaps", scene.run(server)["maps"][0])
+
+
 def demo_clips(server: Server) -> None:
     scene = Scene(STAR)
     for shape, colour, background, motion in (
@@ -396,6 +409,7 @@ PAINTERS: dict[str, Callable[[Server], None]] = {
         motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention, registers, select_layers,
         inversions, word_edits, demo_clips, demo_models, consistency, colours, tuning, adapters,
         inversions, null_text, demo_clips, demo_models, consistency, colours, tuning, adapters,
+        inversions, null_text, word_maps, demo_clips, demo_models, consistency, colours, tuning, adapters,
     )
 }  # fmt: skip
 

@@ -144,6 +144,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "clip_vision_output": None,
     },
     "NullTextInvert": {"inner_steps": 1, "precision": "fp32"},
+    "WordMaps": {"words": "star"},
     "FlowEdit": {"model": ["flow", 0], "sigmas": ["flow sigmas", 0], "skip_steps": 0, "registry": ["layers", 0]},
     "LayerSweep": {"layers": "middle"},
     "STAMInflate": {"weights": None, "layers": "middle"},

@@ -40,7 +40,7 @@ from comfy.samplers import sampler_object
 from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise, Noise_RandomNoise
 from family_subjects import Encoder, Subject, subject
 from random_lora import lora_for
-from text_trials import null_text
+from text_trials import null_text, word_maps
 from tiny_models import TinyModels
 from watching import difference
 
@@ -252,6 +252,7 @@ TRIALS: dict[str, Trial] = {
     "Pix2VideoGuidance": patched(lambda s: Pix2VideoGuidance.execute(s.model, 20.0, 1.0)),
     "BilateralDDIMInvert": invert,
     "NullTextInvert": null_text,
+    "WordMaps": word_maps,
     "SamplerBilateralDDIMInvert": invert_by_sampler,
     "NoiseFromLatent": noise_from_latent,
     "EntropyGuidedEdit": edit,

@@ -45,6 +45,8 @@ PROMISED = {
     "NoiseFromLatent": "latent model → NOISE",
     "NullTextInvert": "model positive negative cfg latent_image sigmas inner_steps learning_rate early_stop "
     "refine_iterations precision → CONDITIONING LATENT LATENT STRING",
+    "WordMaps": "model conditioning clip words latent_image noise sigmas measure_steps layers threshold prompt "
+    "→ IMAGE MASK",
     "EntropyGuidedEdit": "model source target negative registry noise sampler sigmas latent_image cfg source_cfg "
     "replace start_percent end_percent mask target_latent trajectory alignment → LATENT LATENT",
     "AlignPrompts": "clip source_text target_text → CONDITIONING CONDITIONING PROMPT_ALIGNMENT STRING",
