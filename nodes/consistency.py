@@ -95,7 +95,6 @@ class TemporalConsistency(Node):
                 io.String.Input(
                     "prompt",
                     default="",
-                    multiline=True,
                     optional=True,
                     tooltip="What the clip should show; the first 75 tokens count. With clip_vision and clip, the "
                     "report tells how well each frame fits it (CLIP similarity). Leave it empty for none.",
@@ -103,7 +102,6 @@ class TemporalConsistency(Node):
                 io.String.Input(
                     "reference_prompt",
                     default="",
-                    multiline=True,
                     optional=True,
                     tooltip="What the reference shows. With prompt and reference, the report tells whether the "
                     "pictures changed as the texts did (directional similarity). Leave it empty for none.",

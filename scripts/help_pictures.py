@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from attention_scenes import layer_sweep, null_text, registers, select_layers, word_edits, word_maps
 from help_scenes import COLUMNS, Link, Scene, Server, chart, start, strips
 from zero_shot_scenes import pix2video_guidance
 
@@ -127,48 +128,6 @@ def cross_frame_attention(server: Server) -> None:
     strips("CrossFrameAttention", scene.run(server))
 
 
-def registers(server: Server) -> None:
-    scene = Scene("a large red circle in the middle on a blue background", frames=1, steps=20, seed=7)
-    start = {"model": scene.model, "conditioning": scene.positive, "noise": scene.noise, "sigmas": scene.sigmas}
-    start |= {"latent_image": scene.latent}
-    register = scene.add(
-        "EntropyRegister", kind="all", select="lowest", count=0, percent=50.0, measure_steps="0, 5, 10, 15",
-        precision="exact", **start,
-    )  # fmt: skip
-    other = scene.add(
-        "ReselectAttentionLayers", registry=register[0], kind="all", select="highest", count=1, percent=50.0
-    )
-    maps = scene.add("AttentionMapPreview", layer="output.0.attn1", step=10, threshold=2.0, **start)
-    scene.show("EntropyRegister", register[1])
-    scene.show("ReselectAttentionLayers", other[1])
-    scene.show("AttentionMapPreview", maps[0])
-    for name, pictures in scene.run(server).items():
-        chart(name, pictures[0])
-
-
-def layer_sweep(server: Server) -> None:
-    scene = Scene("a large yellow triangle on the right on a blue background", frames=2, steps=8, seed=3)
-    swept = scene.add(
-        "LayerSweep", model=scene.model, positive=scene.positive, negative=scene.negative,
-        noise=scene.dependency_noise(0.02, seed=3), sampler=scene.add("KSamplerSelect", sampler_name="dpmpp_2m")[0],
-        sigmas=scene.sigmas, latent_image=scene.latent, vae=scene.vae, perturbation="identity", score="change",
-        kind="all",
-    )  # fmt: skip
-    scene.show("chart", swept[1])
-    chart("LayerSweep", scene.run(server)["chart"][0])
-
-
-def select_layers(server: Server) -> None:
-    scene = Scene("a large yellow triangle on the right on a blue background", seed=3)
-    scene.clip("plain")
-    for layers in ("middle", "output.2", "output", "*"):
-        registry = scene.add("SelectAttentionLayers", model=scene.model, layers=layers)[0]
-        model = scene.add("PerturbAttention", model=scene.model, registry=registry, matrix="uniform", alpha=0.5,
-                          start_percent=0.0, end_percent=1.0)[0]  # fmt: skip
-        scene.clip(f"layers {layers}", model=model)
-    strips("SelectAttentionLayers", scene.run(server))
-
-
 def inversions(server: Server) -> None:
     """A clip through all ways to its noise and back."""
     scene = Scene("a small red circle in the centre on a white background", cfg=1.0)
@@ -205,61 +164,6 @@ def inversions(server: Server) -> None:
         ("BilateralDDIMInvert", names[:4]), ("SamplerBilateralDDIMInvert", names[4:6]), ("NoiseFromLatent", names[6:])
     ):  # fmt: skip
         strips(name, source | {row: rows[row] for row in part})
-
-
-def word_edits(server: Server) -> None:
-    """One source, and a word replaced, inserted and re-weighted in it, by three choices of ``replace``."""
-    scene = Scene("", steps=16, cfg=4.0)
-    text = "a yellow star in the middle, blue background"
-    registry = scene.add("SelectAttentionLayers", model=scene.model, layers="*")[0]
-    sampler = scene.add("KSamplerSelect", sampler_name="euler")[0]
-    shared = {"model": scene.model, "negative": scene.negative, "registry": registry, "sampler": sampler}
-    shared |= {"noise": scene.dependency_noise(0.05), "sigmas": scene.sigmas, "latent_image": scene.latent}
-
-    def edit(name: str, target: str, replace: str) -> None:
-        prompts = scene.add("AlignPrompts", clip=scene.text_encoder, source_text=text, target_text=target)
-        words = {"source": prompts[0], "target": prompts[1], "alignment": prompts[2]}
-        settings = {"cfg": 4.0, "source_cfg": 4.0, "start_percent": 0.0, "end_percent": 1.0}
-        made = scene.add("EntropyGuidedEdit", **shared, **words, **settings, replace=replace)
-        if name == "the source":
-            scene.decode(name, made[1])
-        else:
-            scene.decode(f"{name}\n{replace}", made[0])
-
-    edit("the source", text, "cross_map")
-    for replace in ("cross_map", "map_and_cross", "blend"):
-        edit("yellow → white", text.replace("yellow", "white"), replace)
-    edit("+ large", text.replace("yellow", "large yellow"), "cross_map")
-    edit("blue times 3", text.replace("blue", "(blue:3)"), "cross_map")
-    strips("AlignPrompts", scene.run(server))
-
-
-def null_text(server: Server) -> None:
-    scene = Scene("a small red circle in the centre on a white background", frames=4, steps=8)
-    clip = scene.demo_clip("the clip", "circle", "red", "white", "slide", 0, 4)
-    latent = scene.add("VAEEncode", pixels=clip[0], vae=scene.vae)[0]
-    found = scene.add(
-        "NullTextInvert", model=scene.model, positive=scene.positive, negative=scene.negative, cfg=5.0,
-        latent_image=latent, sigmas=scene.sigmas, inner_steps=6, learning_rate=0.1, early_stop=1e-5,
-        refine_iterations=2, precision="fp32",
-    )  # fmt: skip
-    again = {"noise": scene.add("DisableNoise")[0], "sampler": "euler", "latent": found[1]}
-    scene.clip("with the empty\nnegative prompt", **again)
-    scene.clip("with that of\neach step", negative=found[0], **again)
-    strips("NullTextInvert", scene.run(server))
-
-
-def word_maps(server: Server) -> None:
-    scene = Scene("a small red circle in the centre on a white background", frames=4)
-    clip = scene.demo_clip("the clip", "circle", "red", "white", "slide", 0, 4)
-    noise = scene.invert(scene.add("VAEEncode", pixels=clip[0], vae=scene.vae)[0])
-    maps = scene.add(
-        "WordMaps", model=scene.model, conditioning=scene.positive, clip=scene.text_encoder, words="circle",
-        latent_image=noise, noise=scene.add("DisableNoise")[0], sigmas=scene.sigmas, measure_steps="6-11",
-        layers="output.2", threshold=0.3,
-    )  # fmt: skip
-    scene.show("maps", maps[0])
-    chart("WordMaps", scene.run(server)["maps"][0])
 
 
 def demo_clips(server: Server) -> None:
@@ -401,15 +305,9 @@ PAINTERS: dict[str, Callable[[Server], None]] = {
     painter.__name__: painter
     for painter in (
         dependency_noise, video_noise_prior, noise_correlation, noise_frames, keyframe_noise, coherent_sampler,
-        motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention, registers, layer_sweep,
-        select_layers, inversions, demo_clips, demo_models, consistency, colours, tuning, adapters,
-        motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention,
-        pix2video_guidance,
-        registers, select_layers, inversions, demo_clips, demo_models, consistency, colours, tuning, adapters,
-        motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention, registers, select_layers,
-        inversions, word_edits, demo_clips, demo_models, consistency, colours, tuning, adapters,
-        inversions, null_text, demo_clips, demo_models, consistency, colours, tuning, adapters,
-        inversions, null_text, word_maps, demo_clips, demo_models, consistency, colours, tuning, adapters,
+        motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention, pix2video_guidance, registers,
+        layer_sweep, select_layers, inversions, null_text, word_edits, word_maps, demo_clips, demo_models, consistency,
+        colours, tuning, adapters,
     )
 }  # fmt: skip
 
