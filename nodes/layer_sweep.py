@@ -300,8 +300,8 @@ def _sampler_name(sampler: Any) -> str:
 
 
 def _decoded(vae: Any, samples: Tensor) -> Tensor:
-    """(F, H, W, 3) in [0, 1], of pictures and videos alike."""
-    images = vae.decode(samples)
+    """(F, H, W, 3) in [0, 1], of pictures and videos alike; of video with sound the video."""
+    images = vae.decode(samples.unbind()[0] if samples.is_nested else samples)
     return images.flatten(0, -4).clamp(0, 1)[..., :3]
 
 

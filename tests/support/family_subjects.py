@@ -34,6 +34,17 @@ class Encoder:
         return self._conditioning
 
 
+class Decoder:
+    """A VAE for families whose own is too large: the first channels as a picture, 16 pixels a latent."""
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def decode(self, samples: torch.Tensor) -> torch.Tensor:
+        shown = samples.movedim(1, -1)[..., :3].sigmoid()
+        return shown.repeat_interleave(16, dim=-3).repeat_interleave(16, dim=-2)
+
+
 @dataclass
 class Subject:
     """A family's model with latents and prompts for it. ``family``: of tiny_models, or the demo model's like."""

@@ -23,6 +23,7 @@ from coherence.nodes.ge_adapter_train import GEAdapterTrain
 from coherence.nodes.guidance import IEGuidanceCFG, IEGuider
 from coherence.nodes.inflation import STAMInflate, TuneAVideoInflate
 from coherence.nodes.inversion import BilateralDDIMInvert, NoiseFromLatent, SamplerBilateralDDIMInvert
+from coherence.nodes.layer_sweep import LayerSweep
 from coherence.nodes.map_preview import AttentionMapPreview
 from coherence.nodes.momentum import TemporalMomentumAttention
 from coherence.nodes.momentum_of_run import MomentumOfRun
@@ -38,7 +39,7 @@ from coherence.samplers.unfit import UnfitError
 from coherence.training.ge_adapter import GEAdapter, Training
 from comfy.samplers import sampler_object
 from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise, Noise_RandomNoise
-from family_subjects import Encoder, Subject, subject
+from family_subjects import Decoder, Encoder, Subject, subject
 from random_lora import lora_for
 from text_trials import null_text, word_maps
 from tiny_models import TinyModels
@@ -137,6 +138,12 @@ def map_preview(s: Subject) -> tuple[Any, float]:
 
 def select(s: Subject) -> tuple[Any, float]:
     return torch.zeros(1), len(SelectAttentionLayers.execute(s.model, s.layers)[0].selected)
+
+
+def layer_sweep(s: Subject) -> tuple[Any, float]:
+    how = (*s.conditioning, Noise_RandomNoise(3), sampler_object("euler"), s.late, s.empty, Decoder())
+    registry, chart, _ = LayerSweep.execute(s.model, *how, "uniform", "change", "all", 1.0, s.layers)
+    return chart, max(layer.damage or 0.0 for layer in registry.layers)
 
 
 def ie_guider(s: Subject) -> tuple[Any, float]:
@@ -246,6 +253,7 @@ TRIALS: dict[str, Trial] = {
     "EntropyRegister": entropy_register,
     "SelectAttentionLayers": select,
     "AttentionMapPreview": map_preview,
+    "LayerSweep": layer_sweep,
     "PerturbAttention": patched(lambda s: PerturbAttention.execute(s.model, s.registry, "uniform")),
     "IEGuidanceCFG": patched(lambda s: IEGuidanceCFG.execute(s.model, s.registry, "U-I", 2.0)),
     "IEGuider": ie_guider,
