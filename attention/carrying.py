@@ -171,7 +171,7 @@ def model_facts(model: ModelPatcher) -> str:
     return f"{type(model.model.model_config).__name__} ({dtype}, weights {digest.hexdigest()}{loras})"
 
 
-def _fingerprint(patches: Mapping[str, Sequence[tuple]]) -> str:
+def _fingerprint(patches: Mapping[str, Sequence[tuple[Any, ...]]]) -> str:
     """Of all keys and strengths, and of some weights; the order in which a key's patches were added is no matter."""
     digest = blake2b(digest_size=4)
     sampled = {key for key, _ in _some(sorted(patches.items()))}
