@@ -31,8 +31,9 @@ def video() -> Any:
 
 @pytest.fixture(scope="module")
 def results(video: Any, artefacts: Path) -> video_evaluation.ClipsEvaluation:
-    """Fifty clips of 16 frames, sampled in 10 steps at cfg 5 and read; the model's card has figures of more."""
-    results = video_evaluation.evaluate_clips(*video, count=50, seed=1, steps=10)
+    """Twenty clips of 16 frames, of all motions, in 10 steps at cfg 5; the model's card has figures of more."""
+    results = video_evaluation.evaluate_clips(*video, count=20, seed=5, steps=10)
+    assert {scene.motion for scene in results.scenes} == set(motion.MOTIONS)
     (artefacts / "demo_video.md").write_text(video_evaluation.table(results) + "\n", "utf-8")
     sheet = torch.cat([torch.cat([*clip[::3]], dim=1) for clip in results.clips[:40]])
     Image.fromarray((sheet * 255).round().byte().numpy()).save(artefacts / "demo_video.png")
@@ -69,11 +70,10 @@ def test_the_bank_of_clips_holds_the_latents_of_drawn_ones(monkeypatch):
 
 @pytest.mark.slow
 def test_clips_move_as_their_captions_say(results):
-    """Measured: 98% of the directions, 86% of all motions; the second has the room that other processors' sums need."""
+    """Of more clips: 98% of the directions, 86% of all motions. At 70% or 50%, these fail 94 times in 100."""
     directed = torch.tensor([scene.motion in motion.MOVES for scene in results.scenes])
-    assert len(results.scenes) == 50
     assert results.moves_right[directed].float().mean() >= 0.85, video_evaluation.table(results)
-    assert results.moves_right.float().mean() >= 0.8, video_evaluation.table(results)
+    assert results.moves_right.float().mean() >= 0.7, video_evaluation.table(results)
 
 
 @pytest.mark.slow
@@ -83,15 +83,18 @@ def test_clips_show_what_their_captions_say(results, attribute):
 
 
 @pytest.mark.slow
-def test_clips_are_steadier_than_the_picture_models_with_momentum_attention(results):
+def test_clips_are_steadier_than_the_picture_models_with_momentum_attention(video):
     picture, _ = tap(model.load_model(), TemporalMomentum(0.98, ""), layers="*", kinds=["spatial"], asked_by="test")
     clip, vae = model.load_clip(), model.load_vae()
-    still = [n for n, scene in enumerate(results.scenes) if scene.motion == "standing still"]
-    theirs = []
+    rng = random.Random(1)
+    scenes = [motion.random_moving_scene(rng) for _ in range(50)]
+    captions = [motion.moving_caption(scene, rng) for scene in scenes]
+    still = [n for n, scene in enumerate(scenes) if scene.motion == "standing still"]
+    ours, theirs = [], []
     for n in still:
-        caption = results.captions[n].removesuffix(", standing still")
+        ours.append(neighbours(video_evaluation.sample_clip(*video, captions[n], 50 + n, steps=10)))
+        caption = captions[n].removesuffix(", standing still")
         theirs.append(neighbours(video_evaluation.sample_clip(picture, clip, vae, caption, 100 + n, steps=10)))
-    ours = [neighbours(results.clips[n]) for n in still]
     assert len(still) >= 3
     assert sum(ours) / len(ours) > sum(theirs) / len(theirs) + 0.005
 
