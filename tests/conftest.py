@@ -167,19 +167,10 @@ def blank_page(server):
 
     A browser for each test: while one runs, its event loop keeps other tests from ``asyncio.run``.
     """
-    from coherence.hosting.browser import CHROMIUM_FLAGS, find_browser
-    from playwright.sync_api import sync_playwright
+    from pages import browser_for, new_page
 
-    executable = find_browser()
-    if executable is None:
-        pytest.fail("this test drives a browser and none is installed: run `python3 host.py test`, which gets one")
-    server.post("/settings/Comfy.TutorialCompleted", True)  # else a dialog covers the page
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=list(CHROMIUM_FLAGS))
-        opened = browser.new_page(viewport={"width": 1600, "height": 1000})
-        opened.set_default_timeout(120_000)  # milliseconds: machines that run tests may be busy
-        yield opened
-        browser.close()
+    with browser_for(server) as browser:
+        yield new_page(browser)
 
 
 @pytest.fixture

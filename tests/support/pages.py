@@ -1,7 +1,10 @@
 """What tests do and see in ComfyUI's page, with playwright's synchronous interface."""
 
 import json
+from contextlib import contextmanager
 
+import pytest
+from coherence.hosting.browser import CHROMIUM_FLAGS, find_browser
 from coherence.hosting.provision import PACK, PACK_NAME
 
 COMPLAINTS = """() => ({
@@ -45,6 +48,37 @@ SET = """values => app.graph.nodes.flatMap(node => node.widgets ?? [])
     .filter(widget => widget.name in values).forEach(widget => { widget.value = values[widget.name] })"""
 IN_VIEW = "() => app.graph.nodes.every(node => app.canvas.visible_nodes.includes(node))"
 BOXES = "() => app.graph.nodes.map(node => [node.title, ...node.getBounding()])"
+
+
+@contextmanager
+def browser_for(server):
+    """A browser of a user who knows the server's page already."""
+    from playwright.sync_api import sync_playwright
+
+    executable = find_browser()
+    if executable is None:
+        pytest.fail("this test drives a browser and none is installed: run `python3 host.py test`, which gets one")
+    server.post("/settings/Comfy.TutorialCompleted", True)  # else a dialog covers the page
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=list(CHROMIUM_FLAGS))
+        yield browser
+        browser.close()
+
+
+def new_page(browser):
+    """Of a browser, or of one of its contexts."""
+    opened = browser.new_page()
+    opened.set_viewport_size({"width": 1600, "height": 1000})
+    opened.set_default_timeout(120_000)  # milliseconds: machines that run tests may be busy
+    return opened
+
+
+def forget(page, server) -> None:
+    """Take from the page's context what the server's page has stored there; its code stays in the cache."""
+    kinds = "cookies,local_storage,indexeddb,service_workers,cache_storage"
+    session = page.context.new_cdp_session(page)
+    session.send("Storage.clearDataForOrigin", {"origin": server.url, "storageTypes": kinds})
+    session.detach()
 
 
 def wait_for_template(page, name: str) -> None:

@@ -14,11 +14,38 @@ from coherence.client.clip import temporal_consistency
 from coherence.client.server import outputs
 from coherence.hosting.provision import PACK
 from coherence.metrics.similarity import psnr, ssim
-from pages import BLANK, IN_VIEW, SET, open_template, press_run, require_no_complaint, require_nodes_apart
+from pages import (
+    BLANK,
+    IN_VIEW,
+    SET,
+    browser_for,
+    forget,
+    new_page,
+    open_template,
+    press_run,
+    require_no_complaint,
+    require_nodes_apart,
+)
 from PIL import Image
 from shipped import AS_SHIPPED, CLIPS, FOR_CHECKPOINTS, SHORTER, WORKFLOWS, ZS2, frames_of, inputs_of, small
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def context(server):
+    """One browser for all workflows: from the second on it has the page's code."""
+    with browser_for(server) as browser:
+        yield browser.new_context()
+
+
+@pytest.fixture
+def blank_page(context, server):
+    """An empty page; what the pages before it have stored is gone."""
+    page = new_page(context)
+    forget(page, server)
+    yield page
+    page.close()
 
 
 @pytest.fixture(scope="module")
