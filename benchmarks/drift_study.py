@@ -179,6 +179,11 @@ def values_of(records: list[Json], way: str, name: str) -> Tensor:
     return signed if name.startswith("signed ") else signed.abs()
 
 
+def drawn(records: list[Json]) -> list[str]:
+    """The ways that a study came to."""
+    return [way for way in WAYS if any(each["way"] == way for each in records)]
+
+
 def paired(records: list[Json], way: str) -> list[Json]:
     """Those of scenes that both ways have drawn."""
     both = [{each["scene"] for each in records if each["way"] == name} for name in (way, "plain")]
@@ -191,7 +196,7 @@ def tables(records: list[Json], of_known: dict[str, Json], runs: int) -> str:
     signed = {f"signed {name}": (name, "+" + UNITS[name]) for name in LOOKS}
     more = {"seam": ("jump at a seam, in other steps", ".2f"), "obeys": ("last run obeys the prompt", ".1%")}
     values = partial(values_of, records)
-    ways = [way for way in WAYS if any(each["way"] == way for each in records)]
+    ways = drawn(records)
     less = table(
         ["less plain, clip by clip", *LOOKS],
         [
@@ -253,13 +258,14 @@ def main() -> None:
         kept = Records(folder, SETTINGS | {"runs": runs, "momentum handed on": True})
         done = list(kept.take(wanted, arguments.minutes))
         of_known = known()
-    shown_scenes = [number for number in range(arguments.scenes) if path_of(folder, WAYS[-1], number).exists()][:2]
+    ways = drawn(done)
+    whole = [n for n in range(arguments.scenes) if all(path_of(folder, way, n).exists() for way in ways)]
     blocks = [
         (
             f"“{open_prompt(scene_of(number))}”",
-            {way: strip(path_of(folder, way, number))[FRAMES - 1 :: FRAMES] for way in WAYS},
+            {way: strip(path_of(folder, way, number))[FRAMES - 1 :: FRAMES] for way in ways},
         )
-        for number in shown_scenes
+        for number in whole[:2]
     ]
     columns = [f"frame {number}" for number in range(FRAMES - 1, FRAMES * runs, FRAMES)]
     pictures = sheet(blocks, columns, side=80) if blocks else None
