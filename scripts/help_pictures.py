@@ -166,6 +166,31 @@ def inversions(server: Server) -> None:
         strips(name, source | {row: rows[row] for row in part})
 
 
+def word_edits(server: Server) -> None:
+    """What the template edit_words draws: a word replaced and one inserted."""
+    scene = Scene("", steps=16)
+    model = scene.add(
+        "TemporalMomentumAttention", model=scene.model, mu=0.98, mu_schedule="", layers="*", start_percent=0.0,
+        end_percent=1.0, frames_per_batch=0,
+    )[0]  # fmt: skip
+    prompts = scene.add(
+        "AlignPrompts", clip=scene.text_encoder, source_text="a yellow star in the middle, blue background",
+        target_text="a large white star in the middle, blue background",
+    )  # fmt: skip
+    shared = {"model": model, "noise": scene.dependency_noise(0.05, seed=6), "sigmas": scene.sigmas}
+    shared["latent_image"] = scene.latent
+    registry = scene.add(
+        "EntropyRegister", **shared, conditioning=prompts[0], kind="all", select="lowest", count=0, percent=50.0,
+        measure_steps="0", precision="exact",
+    )[0]  # fmt: skip
+    edit = scene.add(
+        "EntropyGuidedEdit", **shared, source=prompts[0], target=prompts[1], negative=scene.negative,
+        registry=registry, sampler=scene.add("KSamplerSelect", sampler_name="euler")[0], cfg=4.0, source_cfg=4.0,
+        replace="blend", start_percent=0.0, end_percent=1.0, alignment=prompts[2],
+    )  # fmt: skip
+    scene.decode("the source", edit[1])
+    scene.decode("yellow → white,\n+ large,\nblend", edit[0])
+    strips("AlignPrompts", scene.run(server))
 def demo_clips(server: Server) -> None:
     scene = Scene(STAR)
     for shape, colour, background, motion in (
