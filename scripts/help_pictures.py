@@ -128,6 +128,63 @@ def cross_frame_attention(server: Server) -> None:
     strips("CrossFrameAttention", scene.run(server))
 
 
+def vidtome(server: Server) -> None:
+    scene = Scene(ANY_COLOURS)
+    scene.clip("without")
+    for local, among in ((0.9, 0.0), (0.9, 0.8), (0.5, 0.5)):
+        model = scene.add("VidToMe", model=scene.model, chunk=4, local_ratio=local, global_ratio=among, seed=1,
+                          layers="*", start_percent=0.0, end_percent=1.0)[0]  # fmt: skip
+        scene.clip(f"local_ratio {local:g}\nglobal_ratio {among:g}", model=model)
+    strips("VidToMe", scene.run(server))
+def edits_of_a_clip(server: Server) -> None:
+    """A clip and its edits, by Plug-and-Play and TokenFlow."""
+    scene = Scene("a large red circle in the middle, white background", steps=6, cfg=4.0)
+    clip = scene.demo_clip("the clip", "circle", "red", "white", "slide", 0)
+    noise = scene.invert(scene.add("VAEEncode", pixels=clip[0], vae=scene.vae)[0])
+    quiet, euler = scene.add("DisableNoise")[0], scene.add("KSamplerSelect", sampler_name="euler")[0]
+    target = scene.encode("a large blue square in the middle, white background")
+    registry = scene.add("SelectAttentionLayers", model=scene.model, layers="middle")[0]
+    when = {"start_percent": 0.0, "end_percent": 1.0}
+    plugged = scene.add("PlugAndPlay", model=scene.model, features=True, layers="output", **when)[0]
+    flowing = scene.add("TokenFlow", model=plugged, chunk=4, seed=1, layers="*", **when)[0]
+    for name, model in (("plain edit", scene.model), ("Plug-and-Play", plugged), ("and TokenFlow", flowing)):
+        edit = scene.add(
+            "EntropyGuidedEdit", model=model, source=scene.positive, target=target, negative=scene.negative,
+            registry=registry, noise=quiet, sampler=euler, sigmas=scene.sigmas, latent_image=noise, cfg=4.0,
+            source_cfg=1.0, replace="map", **when,
+        )  # fmt: skip
+        scene.decode(name, edit[0])
+    rows = scene.run(server)
+    flow = {name: rows[name] for name in ("the clip", "Plug-and-Play", "and TokenFlow")}
+    rows.pop("and TokenFlow")
+    strips("PlugAndPlay", rows)
+    strips("TokenFlow", flow)
+def registers(server: Server) -> None:
+    scene = Scene("a large red circle in the middle on a blue background", frames=1, steps=20, seed=7)
+    start = {"model": scene.model, "conditioning": scene.positive, "noise": scene.noise, "sigmas": scene.sigmas}
+    start |= {"latent_image": scene.latent}
+    register = scene.add(
+        "EntropyRegister", kind="all", select="lowest", count=0, percent=50.0, measure_steps="0, 5, 10, 15",
+        precision="exact", **start,
+    )  # fmt: skip
+    other = scene.add(
+        "ReselectAttentionLayers", registry=register[0], kind="all", select="highest", count=1, percent=50.0
+    )
+    maps = scene.add("AttentionMapPreview", layer="output.0.attn1", step=10, threshold=2.0, **start)
+    scene.show("EntropyRegister", register[1])
+    scene.show("ReselectAttentionLayers", other[1])
+    scene.show("AttentionMapPreview", maps[0])
+    for name, pictures in scene.run(server).items():
+        chart(name, pictures[0])
+def select_layers(server: Server) -> None:
+    scene = Scene("a large yellow triangle on the right on a blue background", seed=3)
+    scene.clip("plain")
+    for layers in ("middle", "output.2", "output", "*"):
+        registry = scene.add("SelectAttentionLayers", model=scene.model, layers=layers)[0]
+        model = scene.add("PerturbAttention", model=scene.model, registry=registry, matrix="uniform", alpha=0.5,
+                          start_percent=0.0, end_percent=1.0)[0]  # fmt: skip
+        scene.clip(f"layers {layers}", model=model)
+    strips("SelectAttentionLayers", scene.run(server))
 def inversions(server: Server) -> None:
     """A clip through all ways to its noise and back."""
     scene = Scene("a small red circle in the centre on a white background", cfg=1.0)
@@ -333,6 +390,8 @@ PAINTERS: dict[str, Callable[[Server], None]] = {
         motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention, pix2video_guidance, registers,
         layer_sweep, select_layers, inversions, null_text, word_edits, word_maps, demo_clips, demo_models, consistency,
         colours, tuning, adapters,
+        motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention, vidtome, registers,
+        select_layers, inversions, edits_of_a_clip, demo_clips, demo_models, consistency, colours, tuning, adapters,
     )
 }  # fmt: skip
 
