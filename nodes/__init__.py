@@ -29,6 +29,7 @@ from . import (
     one_shot,
     perturbation,
     pix2video,
+    rave,
     word_maps,
 )
 
@@ -56,6 +57,7 @@ FACES = (
     align_prompts,
     frame_references,
     flow_edit,
+    rave,
     inflation,
     one_shot,
     ge_adapter_train,

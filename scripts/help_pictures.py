@@ -15,7 +15,7 @@ from typing import Any
 
 from attention_scenes import layer_sweep, null_text, registers, select_layers, word_edits, word_maps
 from help_scenes import COLUMNS, Link, Scene, Server, chart, start, strips
-from zero_shot_scenes import pix2video_guidance
+from zero_shot_scenes import pix2video_guidance, rave_grid
 
 STAR = "a yellow star on a blue background"  # size and place are left to the noise
 ANY_COLOURS = "a large star in the centre"
@@ -392,6 +392,9 @@ PAINTERS: dict[str, Callable[[Server], None]] = {
         colours, tuning, adapters,
         motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention, vidtome, registers,
         select_layers, inversions, edits_of_a_clip, demo_clips, demo_models, consistency, colours, tuning, adapters,
+        motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention, rave_grid,
+        pix2video_guidance,
+        registers, select_layers, inversions, demo_clips, demo_models, consistency, colours, tuning, adapters,
     )
 }  # fmt: skip
 

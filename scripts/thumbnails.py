@@ -52,6 +52,7 @@ class StandIn:
 STAND_INS = {
     "zs2_lora": StandIn("a large white star in the centre on a blue background"),
     "zs2_controlnet": StandIn("a large purple circle on a white background", 0.6),
+    "rave_controlnet": StandIn("a large orange circle on a white background", 0.6),
     "zs2_instruct_pix2pix": StandIn("a large orange circle on a white background", 0.6),
     "zs2_flux": StandIn("a large yellow star in the centre on a blue background"),
     "edit_video_with_image_editor": StandIn("a large orange circle on a white background", 0.6),

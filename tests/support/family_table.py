@@ -33,6 +33,7 @@ from coherence.nodes.noise_chart import NoiseCorrelation
 from coherence.nodes.one_shot import OneShotTune
 from coherence.nodes.perturbation import PerturbAttention
 from coherence.nodes.pix2video import Pix2VideoGuidance
+from coherence.nodes.rave import RAVEGrid
 from coherence.noise.streams import frames_axis
 from coherence.samplers.noises import clip_of
 from coherence.samplers.unfit import UnfitError
@@ -196,6 +197,13 @@ def flow_edit(s: Subject) -> tuple[Any, float]:
     return edited, difference(edited, s.latent["samples"])
 
 
+def rave_grid(s: Subject) -> tuple[Any, float]:
+    rows = torch.zeros(4, *s.family.latent_shape[1:])
+    latent = {"samples": rows if frames_axis(rows.shape) == 0 else s.empty["samples"]}
+    out = s.drawn(RAVEGrid.execute(s.model, 2, 0)[0], latent=latent)
+    return out, difference(out, s.drawn(s.model, latent=latent))
+
+
 def motion_field(s: Subject) -> tuple[Any, float]:
     latent, rest = MotionFieldNoise.execute(
         s.model, *s.conditioning, 1.0, 0, s.empty, s.sigmas(3), 16.0, 0.0, 0.4, 0.7
@@ -265,6 +273,7 @@ TRIALS: dict[str, Trial] = {
     "NoiseFromLatent": noise_from_latent,
     "EntropyGuidedEdit": edit,
     "FlowEdit": flow_edit,
+    "RAVEGrid": rave_grid,
     "STAMInflate": patched(
         lambda s: STAMInflate.execute(s.model, "before_cross", "fine_coarse", 2, "spectral", 1.0, "*")
     ),

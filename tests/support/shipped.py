@@ -25,8 +25,8 @@ SMALL |= {"length": 2, "skip_steps": 0, "refine_iterations": 0, "step": 1}
 """Inputs of a workflow on small random models."""
 SHORTER = {"ei2_tune": {"steps": 20}, "zs2_long_clip": {"steps": 4}}
 """Of the workflows that run for a minute and more: inputs that make them shorter and nothing else."""
-FRAMES = {"edit_flow": 5, "edit_two_experts": 5, "ie_guidance_video_transformer": 5}
-"""Of clips for models that do not take any number: 4k + 1."""
+FRAMES = {"edit_flow": 5, "edit_two_experts": 5, "ie_guidance_video_transformer": 5, "rave_controlnet": 9}
+"""Of clips for models that do not take any number (4k + 1), and for a grid of 3 × 3 frames."""
 MODEL_FILES = {
     "ckpt_name": "checkpoints",
     "control_net_name": "controlnet",

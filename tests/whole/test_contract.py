@@ -51,6 +51,7 @@ PROMISED = {
     "replace start_percent end_percent mask target_latent trajectory alignment → LATENT LATENT",
     "AlignPrompts": "clip source_text target_text → CONDITIONING CONDITIONING PROMPT_ALIGNMENT STRING",
     "FrameReferences": "conditioning images latents vae → CONDITIONING",
+    "RAVEGrid": "model grid seed → MODEL",
     "FlowEdit": "model source target negative latent_image sigmas source_cfg target_cfg skip_steps averages seed "
     "registry → LATENT",
     "STAMInflate": "model position frame_attention pool norm weights strength layers → MODEL",

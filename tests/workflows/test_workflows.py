@@ -58,6 +58,7 @@ WITHOUT = {
     "ie_guidance_video_transformer": ("IEGuidanceCFG", {"scale": 0.0}),
     "edit_flow": ("FlowEdit", {"target_cfg": 1.0}),
     "edit_two_experts": ("EntropyGuidedEdit", {"start_percent": 1.0}),
+    "rave_controlnet": ("RAVEGrid", {"grid": 1}),
 }
 """How each is run without what it adds to its checkpoint, or on another video: a class of nodes, and their inputs."""
 SHOWING = {"zs2_flux": [1], "ie_guidance_video_transformer": [0], "edit_two_experts": [2, 3]}
