@@ -48,29 +48,29 @@ def select_layers(server: Server) -> None:
 
 
 def word_edits(server: Server) -> None:
-    """One source, and a word replaced, inserted and re-weighted in it, by three choices of ``replace``."""
-    scene = Scene("", steps=16, cfg=4.0)
-    text = "a yellow star in the middle, blue background"
-    registry = scene.add("SelectAttentionLayers", model=scene.model, layers="*")[0]
-    sampler = scene.add("KSamplerSelect", sampler_name="euler")[0]
-    shared = {"model": scene.model, "negative": scene.negative, "registry": registry, "sampler": sampler}
-    shared |= {"noise": scene.dependency_noise(0.05), "sigmas": scene.sigmas, "latent_image": scene.latent}
-
-    def edit(name: str, target: str, replace: str) -> None:
-        prompts = scene.add("AlignPrompts", clip=scene.text_encoder, source_text=text, target_text=target)
-        words = {"source": prompts[0], "target": prompts[1], "alignment": prompts[2]}
-        settings = {"cfg": 4.0, "source_cfg": 4.0, "start_percent": 0.0, "end_percent": 1.0}
-        made = scene.add("EntropyGuidedEdit", **shared, **words, **settings, replace=replace)
-        if name == "the source":
-            scene.decode(name, made[1])
-        else:
-            scene.decode(f"{name}\n{replace}", made[0])
-
-    edit("the source", text, "cross_map")
-    for replace in ("cross_map", "map_and_cross", "blend"):
-        edit("yellow → white", text.replace("yellow", "white"), replace)
-    edit("+ large", text.replace("yellow", "large yellow"), "cross_map")
-    edit("blue times 3", text.replace("blue", "(blue:3)"), "cross_map")
+    """What the template edit_words draws: a word replaced and one inserted."""
+    scene = Scene("", steps=16)
+    model = scene.add(
+        "TemporalMomentumAttention", model=scene.model, mu=0.98, mu_schedule="", layers="*", start_percent=0.0,
+        end_percent=1.0, frames_per_batch=0,
+    )[0]  # fmt: skip
+    prompts = scene.add(
+        "AlignPrompts", clip=scene.text_encoder, source_text="a yellow star in the middle, blue background",
+        target_text="a large white star in the middle, blue background",
+    )  # fmt: skip
+    shared = {"model": model, "noise": scene.dependency_noise(0.05, seed=6), "sigmas": scene.sigmas}
+    shared["latent_image"] = scene.latent
+    registry = scene.add(
+        "EntropyRegister", **shared, conditioning=prompts[0], kind="all", select="lowest", count=0, percent=50.0,
+        measure_steps="0", precision="exact",
+    )[0]  # fmt: skip
+    edit = scene.add(
+        "EntropyGuidedEdit", **shared, source=prompts[0], target=prompts[1], negative=scene.negative,
+        registry=registry, sampler=scene.add("KSamplerSelect", sampler_name="euler")[0], cfg=4.0, source_cfg=4.0,
+        replace="blend", start_percent=0.0, end_percent=1.0, alignment=prompts[2],
+    )  # fmt: skip
+    scene.decode("the source", edit[1])
+    scene.decode("yellow → white,\n+ large,\nblend", edit[0])
     strips("AlignPrompts", scene.run(server))
 
 

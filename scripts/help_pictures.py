@@ -15,7 +15,7 @@ from typing import Any
 
 from attention_scenes import layer_sweep, null_text, registers, select_layers, word_edits, word_maps
 from help_scenes import COLUMNS, Link, Scene, Server, chart, start, strips
-from zero_shot_scenes import pix2video_guidance, rave_grid
+from zero_shot_scenes import edits_of_a_clip, pix2video_guidance, rave_grid, vidtome
 
 STAR = "a yellow star on a blue background"  # size and place are left to the noise
 ANY_COLOURS = "a large star in the centre"
@@ -128,63 +128,6 @@ def cross_frame_attention(server: Server) -> None:
     strips("CrossFrameAttention", scene.run(server))
 
 
-def vidtome(server: Server) -> None:
-    scene = Scene(ANY_COLOURS)
-    scene.clip("without")
-    for local, among in ((0.9, 0.0), (0.9, 0.8), (0.5, 0.5)):
-        model = scene.add("VidToMe", model=scene.model, chunk=4, local_ratio=local, global_ratio=among, seed=1,
-                          layers="*", start_percent=0.0, end_percent=1.0)[0]  # fmt: skip
-        scene.clip(f"local_ratio {local:g}\nglobal_ratio {among:g}", model=model)
-    strips("VidToMe", scene.run(server))
-def edits_of_a_clip(server: Server) -> None:
-    """A clip and its edits, by Plug-and-Play and TokenFlow."""
-    scene = Scene("a large red circle in the middle, white background", steps=6, cfg=4.0)
-    clip = scene.demo_clip("the clip", "circle", "red", "white", "slide", 0)
-    noise = scene.invert(scene.add("VAEEncode", pixels=clip[0], vae=scene.vae)[0])
-    quiet, euler = scene.add("DisableNoise")[0], scene.add("KSamplerSelect", sampler_name="euler")[0]
-    target = scene.encode("a large blue square in the middle, white background")
-    registry = scene.add("SelectAttentionLayers", model=scene.model, layers="middle")[0]
-    when = {"start_percent": 0.0, "end_percent": 1.0}
-    plugged = scene.add("PlugAndPlay", model=scene.model, features=True, layers="output", **when)[0]
-    flowing = scene.add("TokenFlow", model=plugged, chunk=4, seed=1, layers="*", **when)[0]
-    for name, model in (("plain edit", scene.model), ("Plug-and-Play", plugged), ("and TokenFlow", flowing)):
-        edit = scene.add(
-            "EntropyGuidedEdit", model=model, source=scene.positive, target=target, negative=scene.negative,
-            registry=registry, noise=quiet, sampler=euler, sigmas=scene.sigmas, latent_image=noise, cfg=4.0,
-            source_cfg=1.0, replace="map", **when,
-        )  # fmt: skip
-        scene.decode(name, edit[0])
-    rows = scene.run(server)
-    flow = {name: rows[name] for name in ("the clip", "Plug-and-Play", "and TokenFlow")}
-    rows.pop("and TokenFlow")
-    strips("PlugAndPlay", rows)
-    strips("TokenFlow", flow)
-def registers(server: Server) -> None:
-    scene = Scene("a large red circle in the middle on a blue background", frames=1, steps=20, seed=7)
-    start = {"model": scene.model, "conditioning": scene.positive, "noise": scene.noise, "sigmas": scene.sigmas}
-    start |= {"latent_image": scene.latent}
-    register = scene.add(
-        "EntropyRegister", kind="all", select="lowest", count=0, percent=50.0, measure_steps="0, 5, 10, 15",
-        precision="exact", **start,
-    )  # fmt: skip
-    other = scene.add(
-        "ReselectAttentionLayers", registry=register[0], kind="all", select="highest", count=1, percent=50.0
-    )
-    maps = scene.add("AttentionMapPreview", layer="output.0.attn1", step=10, threshold=2.0, **start)
-    scene.show("EntropyRegister", register[1])
-    scene.show("ReselectAttentionLayers", other[1])
-    scene.show("AttentionMapPreview", maps[0])
-    for name, pictures in scene.run(server).items():
-        chart(name, pictures[0])
-def select_layers(server: Server) -> None:
-    scene = Scene("a large yellow triangle on the right on a blue background", seed=3)
-    scene.clip("plain")
-    for layers in ("middle", "output.2", "output", "*"):
-        registry = scene.add("SelectAttentionLayers", model=scene.model, layers=layers)[0]
-        model = scene.add("PerturbAttention", model=scene.model, registry=registry, matrix="uniform", alpha=0.5,
-                          start_percent=0.0, end_percent=1.0)[0]  # fmt: skip
-        scene.clip(f"layers {layers}", model=model)
-    strips("SelectAttentionLayers", scene.run(server))
 def inversions(server: Server) -> None:
     """A clip through all ways to its noise and back."""
     scene = Scene("a small red circle in the centre on a white background", cfg=1.0)
@@ -223,31 +166,6 @@ def inversions(server: Server) -> None:
         strips(name, source | {row: rows[row] for row in part})
 
 
-def word_edits(server: Server) -> None:
-    """What the template edit_words draws: a word replaced and one inserted."""
-    scene = Scene("", steps=16)
-    model = scene.add(
-        "TemporalMomentumAttention", model=scene.model, mu=0.98, mu_schedule="", layers="*", start_percent=0.0,
-        end_percent=1.0, frames_per_batch=0,
-    )[0]  # fmt: skip
-    prompts = scene.add(
-        "AlignPrompts", clip=scene.text_encoder, source_text="a yellow star in the middle, blue background",
-        target_text="a large white star in the middle, blue background",
-    )  # fmt: skip
-    shared = {"model": model, "noise": scene.dependency_noise(0.05, seed=6), "sigmas": scene.sigmas}
-    shared["latent_image"] = scene.latent
-    registry = scene.add(
-        "EntropyRegister", **shared, conditioning=prompts[0], kind="all", select="lowest", count=0, percent=50.0,
-        measure_steps="0", precision="exact",
-    )[0]  # fmt: skip
-    edit = scene.add(
-        "EntropyGuidedEdit", **shared, source=prompts[0], target=prompts[1], negative=scene.negative,
-        registry=registry, sampler=scene.add("KSamplerSelect", sampler_name="euler")[0], cfg=4.0, source_cfg=4.0,
-        replace="blend", start_percent=0.0, end_percent=1.0, alignment=prompts[2],
-    )  # fmt: skip
-    scene.decode("the source", edit[1])
-    scene.decode("yellow → white,\n+ large,\nblend", edit[0])
-    strips("AlignPrompts", scene.run(server))
 def demo_clips(server: Server) -> None:
     scene = Scene(STAR)
     for shape, colour, background, motion in (
@@ -387,14 +305,9 @@ PAINTERS: dict[str, Callable[[Server], None]] = {
     painter.__name__: painter
     for painter in (
         dependency_noise, video_noise_prior, noise_correlation, noise_frames, keyframe_noise, coherent_sampler,
-        motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention, pix2video_guidance, registers,
-        layer_sweep, select_layers, inversions, null_text, word_edits, word_maps, demo_clips, demo_models, consistency,
-        colours, tuning, adapters,
-        motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention, vidtome, registers,
-        select_layers, inversions, edits_of_a_clip, demo_clips, demo_models, consistency, colours, tuning, adapters,
-        motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention, rave_grid,
-        pix2video_guidance,
-        registers, select_layers, inversions, demo_clips, demo_models, consistency, colours, tuning, adapters,
+        motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention, pix2video_guidance, rave_grid,
+        vidtome, registers, layer_sweep, select_layers, inversions, null_text, word_edits, word_maps, edits_of_a_clip,
+        demo_clips, demo_models, consistency, colours, tuning, adapters,
     )
 }  # fmt: skip
 

@@ -27,3 +27,38 @@ def rave_grid(server: Server) -> None:
     model = scene.add("RAVEGrid", model=scene.model, grid=2, seed=0)[0]
     scene.clip("grid 2", model=model, latent=latent, sigmas=part)
     strips("RAVEGrid", scene.run(server))
+
+
+def vidtome(server: Server) -> None:
+    scene = Scene(ANY_COLOURS)
+    scene.clip("without")
+    for local, among in ((0.9, 0.0), (0.9, 0.8), (0.5, 0.5)):
+        model = scene.add("VidToMe", model=scene.model, chunk=4, local_ratio=local, global_ratio=among, seed=1,
+                          layers="*", start_percent=0.0, end_percent=1.0)[0]  # fmt: skip
+        scene.clip(f"local_ratio {local:g}\nglobal_ratio {among:g}", model=model)
+    strips("VidToMe", scene.run(server))
+
+
+def edits_of_a_clip(server: Server) -> None:
+    """A clip and its edits, by Plug-and-Play and TokenFlow."""
+    scene = Scene("a large red circle in the middle, white background", steps=6, cfg=4.0)
+    clip = scene.demo_clip("the clip", "circle", "red", "white", "slide", 0)
+    noise = scene.invert(scene.add("VAEEncode", pixels=clip[0], vae=scene.vae)[0])
+    quiet, euler = scene.add("DisableNoise")[0], scene.add("KSamplerSelect", sampler_name="euler")[0]
+    target = scene.encode("a large blue square in the middle, white background")
+    registry = scene.add("SelectAttentionLayers", model=scene.model, layers="middle")[0]
+    when = {"start_percent": 0.0, "end_percent": 1.0}
+    plugged = scene.add("PlugAndPlay", model=scene.model, features=True, layers="output", **when)[0]
+    flowing = scene.add("TokenFlow", model=plugged, chunk=4, seed=1, layers="*", **when)[0]
+    for name, model in (("plain edit", scene.model), ("Plug-and-Play", plugged), ("and TokenFlow", flowing)):
+        edit = scene.add(
+            "EntropyGuidedEdit", model=model, source=scene.positive, target=target, negative=scene.negative,
+            registry=registry, noise=quiet, sampler=euler, sigmas=scene.sigmas, latent_image=noise, cfg=4.0,
+            source_cfg=1.0, replace="map", **when,
+        )  # fmt: skip
+        scene.decode(name, edit[0])
+    rows = scene.run(server)
+    flow = {name: rows[name] for name in ("the clip", "Plug-and-Play", "and TokenFlow")}
+    rows.pop("and TokenFlow")
+    strips("PlugAndPlay", rows)
+    strips("TokenFlow", flow)
