@@ -30,7 +30,7 @@ def rave_grid(server: Server) -> None:
 
 
 def vidtome(server: Server) -> None:
-    scene = Scene(ANY_COLOURS)
+    scene = Scene("a large star in the centre")
     scene.clip("without")
     for local, among in ((0.9, 0.0), (0.9, 0.8), (0.5, 0.5)):
         model = scene.add("VidToMe", model=scene.model, chunk=4, local_ratio=local, global_ratio=among, seed=1,
