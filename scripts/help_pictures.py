@@ -15,7 +15,7 @@ from typing import Any
 
 from attention_scenes import layer_sweep, null_text, registers, select_layers, word_edits, word_maps
 from help_scenes import COLUMNS, Link, Scene, Server, chart, start, strips
-from zero_shot_scenes import edits_of_a_clip, pix2video_guidance, rave_grid, vidtome
+from zero_shot_scenes import edits_of_a_clip, flow_attention, pix2video_guidance, rave_grid, vidtome
 
 STAR = "a yellow star on a blue background"  # size and place are left to the noise
 ANY_COLOURS = "a large star in the centre"
@@ -305,9 +305,9 @@ PAINTERS: dict[str, Callable[[Server], None]] = {
     painter.__name__: painter
     for painter in (
         dependency_noise, video_noise_prior, noise_correlation, noise_frames, keyframe_noise, coherent_sampler,
-        motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention, pix2video_guidance, rave_grid,
-        vidtome, registers, layer_sweep, select_layers, inversions, null_text, word_edits, word_maps, edits_of_a_clip,
-        demo_clips, demo_models, consistency, colours, tuning, adapters,
+        motion_field_noise, momentum_attention, momentum_of_run, cross_frame_attention, flow_attention,
+        pix2video_guidance, rave_grid, vidtome, registers, layer_sweep, select_layers, inversions, null_text,
+        word_edits, word_maps, edits_of_a_clip, demo_clips, demo_models, consistency, colours, tuning, adapters,
     )
 }  # fmt: skip
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from help_scenes import Scene, Server, strips
+from itertools import pairwise
+
+from help_scenes import SIDE, Frames, Scene, Server, strips
+from PIL import ImageDraw
 
 
 def pix2video_guidance(server: Server) -> None:
@@ -62,3 +65,32 @@ def edits_of_a_clip(server: Server) -> None:
     rows.pop("and TokenFlow")
     strips("PlugAndPlay", rows)
     strips("TokenFlow", flow)
+
+
+def flow_attention(server: Server) -> None:
+    scene = Scene("", frames=1)
+    scene.demo_clip("the clip", "circle", "red", "white", "slide", 0)
+    strips("FlowAttention", with_paths(scene.run(server)["the clip"]))
+
+
+def with_paths(clip: Frames, side: int = 16) -> dict[str, Frames]:
+    """The clip, and in frames of ``side`` × ``side`` patches where some paths are, each in a colour of its own."""
+    import torch
+    from coherence.frames.trajectories import paths
+    from coherence.metrics.flow import optical_flow
+
+    pixels = torch.stack([torch.frombuffer(bytearray(frame.tobytes()), dtype=torch.uint8) for frame in clip])
+    pixels = pixels.reshape(len(clip), clip[0].height, clip[0].width, 3) / 255
+    flow = torch.cat([optical_flow(one[None], other[None]) for one, other in pairwise(pixels)]).movedim(-1, 1)
+    table = paths(flow / torch.tensor([clip[0].width, clip[0].height])[None, :, None, None], (side, side))
+    moving = (table >= 0).all(1) & (table[:, 0] != table[:, -1])
+    shown = [table[moving][:: max(int(moving.sum()) // 6, 1)][:6], table[[side * 2 + 2, side * 13 + 13]]]
+    colours = ["#1d4ed8", "#15803d", "#a21caf", "#0e7490", "#b45309", "#111827", "#6b7280", "#6b7280"]
+    drawn = [frame.resize((SIDE, SIDE)) for frame in clip]
+    for number, frame in enumerate(drawn):
+        pen = ImageDraw.Draw(frame)
+        for colour, path in zip(colours, torch.cat(shown).tolist(), strict=False):
+            x, y = (place * SIDE / side for place in (path[number] % side, path[number] // side))
+            if path[number] >= 0:
+                pen.rectangle((x, y, x + SIDE / side, y + SIDE / side), fill=colour, outline="white")
+    return {"images": clip, "patches on\neight paths": drawn}

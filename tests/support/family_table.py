@@ -17,6 +17,7 @@ from coherence.nodes.coherent_sampler import CoherentSampler
 from coherence.nodes.cross_frame import CrossFrameAttention
 from coherence.nodes.editing import EntropyGuidedEdit
 from coherence.nodes.entropy_register import EntropyRegister, SelectAttentionLayers
+from coherence.nodes.flow_attention import FlowAttention
 from coherence.nodes.flow_edit import FlowEdit
 from coherence.nodes.ge_adapter import GEAdapterApply
 from coherence.nodes.ge_adapter_train import GEAdapterTrain
@@ -258,6 +259,7 @@ TRIALS: dict[str, Trial] = {
     "TemporalMomentumAttention": patched(lambda s: TemporalMomentumAttention.execute(s.model, 0.9)),
     "MomentumOfRun": momentum_of_run,
     "CrossFrameAttention": patched(lambda s: CrossFrameAttention.execute(s.model, "first")),
+    "FlowAttention": patched(lambda s: FlowAttention.execute(s.model, torch.rand(8, 32, 32, 3))),
     "EntropyRegister": entropy_register,
     "SelectAttentionLayers": select,
     "AttentionMapPreview": map_preview,

@@ -30,6 +30,7 @@ PROMISED = {
     "SaveMomentum": "momentum filename_prefix →",
     "LoadMomentum": "file → MOMENTUM",
     "CrossFrameAttention": "model keys layers start_percent end_percent pool seed → MODEL",
+    "FlowAttention": "model images layers start_percent end_percent resolutions → MODEL",
     "CoherenceDemoModel": "kind → MODEL CLIP VAE",
     "CoherenceDemoClip": "shape colour background motion frames size seed → IMAGE MASK",
     "LayerSweep": "model positive negative noise sampler sigmas latent_image vae perturbation score kind cfg layers "

@@ -1,0 +1,100 @@
+"""FlowAttention: attention along optical flow (FLATTEN, arXiv 2310.05922)."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+import torch
+from comfy.model_management import get_torch_device
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..metrics.flow import SMALLEST, optical_flow
+from ..techniques.flow_attention import FlowAttention as Technique
+from .checks import InputError
+from .inputs import ATTENTION, layers_input, percent_inputs
+from .node import Node
+from .tapped import tapped
+
+
+class FlowAttention(Node):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlowAttention",
+            display_name="Flow Attention (FLATTEN)",
+            category=ATTENTION,
+            description="For editing a clip: every frame attends to all frames, then each patch to the places it moves "
+            "through in your video. So what moves keeps its look. For image models (SD1.5, SDXL, Flux ...); the "
+            "latent's batch is the clip.",
+            search_aliases=[
+                "flatten",
+                "optical flow",
+                "flow-guided attention",
+                "trajectory",
+                "zero-shot video editing",
+            ],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="An image model: SD1.5, SDXL, Flux, SD3.5, Qwen-Image and others. It is cloned, not "
+                    "changed.",
+                ),
+                io.Image.Input(
+                    "images",
+                    tooltip="The video whose motion the clip follows: as many frames as the latent has, of any size. "
+                    "Their optical flow is measured when the node runs.",
+                ),
+                layers_input(),
+                *percent_inputs(),
+                io.String.Input(
+                    "resolutions",
+                    default="",
+                    advanced=True,
+                    optional=True,
+                    tooltip="Heights of a frame, in tokens, of the layers that follow the motion, such as '64, 32'; "
+                    "the others attend to all frames only. The authors use 64, the finest layers of SD1.5 at 512 "
+                    "pixels. Empty: all layers.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model, whose attention follows the video's motion.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        images: Tensor,
+        layers: str = "*",
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+        resolutions: str = "",
+    ) -> io.NodeOutput:
+        technique = Technique(_flow_of(images), _heights(resolutions))
+        return tapped(model, technique, cls, ["spatial", "joint"], layers, start_percent, end_percent, by_row=True)
+
+
+def _flow_of(images: Tensor) -> Tensor:
+    """Of every frame to the next, (frames − 1, 2, H, W), as a share of width and height."""
+    if len(images) < 2:
+        raise InputError("images holds one frame, expected two or more: one frame shows no motion. Load a clip.")
+    if min(images.shape[1:3]) < SMALLEST:
+        raise InputError(f"images are {images.shape[2]} × {images.shape[1]} pixels, expected {SMALLEST} or more.")
+    device = get_torch_device()
+    frames = images[..., :3].float()
+    sizes = frames.new_tensor([frames.shape[2], frames.shape[1]])
+    pairs = ((one[None].to(device), other[None].to(device)) for one, other in pairwise(frames))
+    return torch.cat([optical_flow(*pair).cpu() / sizes for pair in pairs]).movedim(-1, 1)
+
+
+def _heights(resolutions: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\s*(\d{1,4}\s*(,\s*\d{1,4}\s*)*)?", resolutions):
+        raise InputError(
+            f"resolutions is {resolutions!r}, expected whole numbers with commas between, such as '64, 32'."
+        )
+    return tuple(int(height) for height in re.findall(r"\d+", resolutions))
+
+
+NODES = [FlowAttention]
