@@ -23,8 +23,19 @@ ZS2 = PACK / "workflows" / "zs2_text_to_video.json"
 SMALL = {"width": 64, "height": 64, "size": 64, "batch_size": 2, "frames": 2, "steps": 2, "lossless": True}
 SMALL |= {"length": 2, "skip_steps": 0, "refine_iterations": 0, "step": 1}
 """Inputs of a workflow on small random models."""
-SHORTER = {"ei2_tune": {"steps": 20}, "zs2_long_clip": {"steps": 4}}
-"""Of the workflows that run for a minute and more: inputs that make them shorter and nothing else."""
+SHORTER = {
+    "bilateral_inversion": {"frames": 8, "batch_size": 8},
+    "clip_consistency": {"steps": 10, "frames": 8},
+    "demo_video": {"steps": 10, "batch_size": 8},
+    "edit_generated_clip": {"steps": 10},
+    "edit_real_clip": {"steps": 10},
+    "ei2_edit": {"steps": 10},
+    "ei2_tune": {"steps": 8},
+    "ge_adapter_train": {"steps": 8},
+    "ie_guidance": {"steps": 11},
+    "zs2_long_clip": {"steps": 4},
+}
+"""Of the workflows that draw for long: inputs that make them shorter and nothing else. Clips keep eight frames."""
 FRAMES = {"edit_flow": 5, "edit_two_experts": 5, "ie_guidance_video_transformer": 5, "rave_controlnet": 9}
 """Of clips for models that do not take any number (4k + 1), and for a grid of 3 × 3 frames."""
 MODEL_FILES = {
