@@ -33,6 +33,7 @@ SHORTER = {
     "ei2_tune": {"steps": 8},
     "ge_adapter_train": {"steps": 8},
     "ie_guidance": {"steps": 11},
+    "perturbation": {"steps": 11},
     "zs2_long_clip": {"steps": 4},
 }
 """Of the workflows that draw for long: inputs that make them shorter and nothing else. Clips keep eight frames."""
