@@ -1,6 +1,6 @@
 """IE-Adapt's tables 3 and 5 at toy scale: which layers to replace, and what of them, when a clip is edited.
 
-    python benchmarks/editing_study.py --comfyui DIR [--kind video] [--clips 12] [--frames 4] [--out FOLDER] [--publish]
+    python benchmarks/editing_study.py --comfyui DIR [--kind KIND] [--clips 12] [--frames 4] [--out FOLDER] [--publish]
 
 Two kinds of clips. *Rendered*: shapes that slide, turn and grow, which the demo model has never seen (it learned from
 single upright pictures), inverted with plain DDIM inversion, so that the source is a real clip. *Generated*: drawn by
@@ -8,10 +8,13 @@ the model from dependency noise, so that its frames differ. Each clip is edited 
 both. Prompts name size and place, as the model lays a picture out anew where they are left open.
 
 With ``--kind video`` the demo's video model draws the clips, from independent noise and prompts that say how the shape
-moves; its temporal layers are ranked beside the others. Run it with the Python of that ComfyUI.
+moves; its temporal layers are ranked beside the others. With ``--kind peers`` rendered clips alone are edited as other
+papers edit: Prompt-to-Prompt with and without aligned words, FateZero and FlowEdit; where there is an inversion, with
+the source where its own sampling goes, and pinned to the clip. Run it with the Python of that ComfyUI.
 
 Measured: the share of the target prompt that frames obey; the shape's overlap with the source's (IoU); PSNR of what is
-background in both; SSIM of neighbouring frames; whether a video model's clip moves as its prompts say.
+background in both; SSIM of neighbouring frames; whether a video model's clip moves as its prompts say. Of peers, the
+shape's overlap with the ideal edit instead: the same motion, rendered with the target's shape.
 """
 
 from __future__ import annotations
@@ -34,11 +37,12 @@ KINDS = {"rendered": "Rendered clips, inverted", "generated": "Clips drawn by th
 MEASURES = {
     "fidelity": ("obeys the target prompt", ".1%"),
     "iou": ("shape stays in place (IoU)", ".3f"),
+    "form": ("shape of the ideal edit (IoU)", ".3f"),
     "background": ("background kept (PSNR, dB)", ".1f"),
     "consistency": ("SSIM of neighbouring frames", ".3f"),
     "moves": ("moves as the prompts say", ".1%"),
 }
-STEPS, CFG, KL = {"image": 16, "video": 8}, 3.0, 0.05
+STEPS, CFG, KL = {"image": 16, "video": 8, "peers": 16}, 3.0, 0.05
 CHANGES = (("colour",), ("shape",), ("colour", "shape"))
 TEMPLATE = "a {size} {colour} {shape} {where}, {background} background"
 RANKINGS = {f"lowest {percent}%": ("lowest", percent) for percent in (25, 50, 65, 75, 100)}
@@ -50,6 +54,21 @@ PEERS = {
     f"value, {HALF}": "replaced values",
     "cross_map": "P2P’s replaced cross-attention",
 }
+AS_PEERS: dict[str, Json] = {
+    "nothing": {},
+    f"maps, {HALF}": {"maps": True},
+    f"maps, {HALF}, pinned": {"maps": True, "pinned": True},
+    "P2P, by place": {"replace": "cross_map"},
+    "P2P, aligned": {"replace": "cross_map", "aligned": True},
+    "P2P, aligned, pinned": {"replace": "cross_map", "aligned": True, "pinned": True},
+    "P2P and maps, aligned, pinned": {"replace": "map_and_cross", "maps": True, "aligned": True, "pinned": True},
+    "FateZero, not pinned": {"replace": "blend", "maps": True, "aligned": True},
+    "FateZero": {"replace": "blend", "maps": True, "aligned": True, "pinned": True},
+    "FlowEdit": {"flow": True},
+    f"FlowEdit, maps, {HALF}": {"flow": True, "maps": True},
+}
+"""The edits of ``--kind peers``: which layers, what of them, and what the edit is given beside that."""
+FLOW = {"source_cfg": 1.5, "target_cfg": 5.5, "skip_steps": 3, "averages": 1}
 ON_SHEET = ("nothing", "lowest 25%", HALF, "lowest 100%", f"key_value, {HALF}", "cross_map")
 
 
@@ -69,6 +88,10 @@ class Clip:
     mask: Tensor | None = None
     motion: str | None = None
     """Of the video model's clips."""
+    ideal: Tensor | None = None
+    """The mask of the ideal edit."""
+    trajectory: Any = None
+    """Of the inversion."""
 
 
 class Bench(Demo):
@@ -76,16 +99,16 @@ class Bench(Demo):
 
     def __init__(self, kind: str, frames: int) -> None:
         super().__init__(kind)
-        self.is_video, self.frames = kind == "video", frames
+        self.is_video, self.has_peers, self.frames = kind == "video", kind == "peers", frames
         self.schedule = self.sigmas(STEPS[kind])
 
-    def render(self, scene: Any, rng: random.Random, seed: int) -> tuple[Any, Any]:
-        """The scene's shape in motion, and the scene with the size and place that its middle frame shows."""
+    def render(self, scene: Any, rng: random.Random, seed: int) -> tuple[Any, Any, str]:
+        """The scene's shape in motion, the scene with the size and place that its middle frame shows, the motion."""
         clips = pack("demo.clips")
         motion = rng.choice(clips.MOTIONS)
         rendered = clips.render_clip(scene.shape, scene.colour, scene.background, motion, self.frames, seed)
         seen = pack("demo.reader").read(rendered.frames[self.frames // 2][None]).scenes[0]
-        return rendered, replace(scene, size=seen.size, row=seen.row, column=seen.column)
+        return rendered, replace(scene, size=seen.size, row=seen.row, column=seen.column), motion
 
     def clip(self, kind: str, seed: int) -> Clip:
         from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise, Noise_RandomNoise
@@ -96,7 +119,7 @@ class Bench(Demo):
             moving = pack("demo.motion").random_moving_scene(rng)
         scene = moving.scene if moving else shapes.random_scene(rng)
         if kind == "rendered":
-            rendered, scene = self.render(scene, rng, seed)
+            rendered, scene, motion = self.render(scene, rng, seed)
         taken = {"colour": {scene.colour, scene.background}, "shape": {scene.shape}}
         if moving and moving.motion == "spinning":
             taken["shape"].add("circle")
@@ -112,16 +135,33 @@ class Bench(Demo):
             return Clip(*about, Noise_RandomNoise(seed), empty(self.frames), CFG, motion=moving.motion)
         if rendered is None:
             return Clip(*about, dependency_noise(seed, KL), empty(self.frames), CFG)
-        clean, how = self.vae.encode(rendered.frames), {"mode": "none", "refine_iterations": 2}
-        inverted = self.invert(self.model, clean, prompts[0], self.schedule, **how)
-        return Clip(*about, Noise_EmptyNoise(), {"samples": inverted}, 1.0, rendered.frames, rendered.mask > 0.5)
+        clean = self.vae.encode(rendered.frames)
+        real = Clip(*about, Noise_EmptyNoise(), {}, 1.0, rendered.frames, rendered.mask > 0.5)
+        if not self.has_peers:
+            inverted = self.invert(self.model, clean, prompts[0], self.schedule, mode="none", refine_iterations=2)
+            return replace(real, latent={"samples": inverted})
+        same_way = pack("demo.clips").render_clip(
+            target.shape, target.colour, target.background, motion, self.frames, seed
+        )
+        how = {"mode": "none", "kernel_size": 1, "sigma_spatial": 1.0, "sigma_intensity": 1.0, "filter_until": 0.0}
+        start = (self.model, self.encode(prompts[0]), 1.0, {"samples": clean}, self.schedule)
+        invert = pack("nodes.inversion").BilateralDDIMInvert.execute
+        latent, _, *kept = invert(*start, **how, restandardise=False, refine_iterations=2).args
+        return replace(real, latent=latent, ideal=same_way.mask > 0.5, trajectory=kept[0] if kept else None)
 
-    def ways(self, clip: Clip) -> Iterator[tuple[str, dict[str, str]]]:
+    def ways(self, clip: Clip) -> Iterator[tuple[str, Json]]:
         """Name, and which layers and what of them are replaced."""
         register, measure = pack("attention.registry"), pack("samplers.measure")
         start = measure.Start(self.encode(clip.prompts[0]), clip.noise, self.schedule, clip.latent)
         sites, figures = measure.measure_layers(self.model, start, (0,), "exact", "study")
         measured = register.Measurement((0,), (self.schedule[0].item(),), "exact", clip.seed, (1,))
+        if self.has_peers:
+            ranking = register.Ranking("all", "lowest", 0, 50)
+            half = register.ranked_registry("", "", sites, figures, ranking, measured).selector
+            for name, way in AS_PEERS.items():
+                if _is_there(way):
+                    yield name, {**way, "layers": half if "maps" in way else ""}
+            return
         yield "nothing", {"layers": ""}
         layers = {}
         for name in ON_VIDEO if self.is_video else RANKINGS:
@@ -138,22 +178,49 @@ class Bench(Demo):
         yield "cross_map", {"layers": "", "replace": "cross_map"}
 
     def edit_clip(
-        self, clip: Clip, way: dict[str, str], model: Any = None, tokens: Callable[[list], list] = list
+        self, clip: Clip, way: Json, model: Any = None, tokens: Callable[[list], list] = list
     ) -> tuple[Tensor, Tensor]:
         """Frames of target and source; ``tokens`` may change what is encoded."""
-        prompts = (tokens(self.encode(prompt)) for prompt in (*clip.prompts, ""))
+        if "flow" in way:
+            return self.flow_edit(clip, way["layers"]), clip.frames
+        prompts = [tokens(self.encode(prompt)) for prompt in (*clip.prompts, "")]
         how = {"cfg": CFG, "source_cfg": clip.source_cfg, **way}
+        how.pop("maps", None)
+        if how.pop("aligned", False):
+            aligned = pack("nodes.align_prompts").AlignPrompts.execute(self.text, *clip.prompts).args
+            prompts[:2], how["alignment"] = aligned[:2], aligned[2]
+        if how.pop("pinned", False):
+            how["pinned"] = {"trajectory": clip.trajectory}
         drawn = self.edit(model or self.model, prompts, (clip.noise, self.schedule, clip.latent), **how)
         return self.decode(drawn[0]), self.decode(drawn[1])
+
+    def flow_edit(self, clip: Clip, layers: str) -> Tensor:
+        """Frames by FlowEdit, on the demo model read as a flow model."""
+        from comfy.samplers import calculate_sigmas
+
+        flow, editing = pack("samplers.flow_edit"), pack("samplers.editing")
+        model = pack("demo.flow").as_flow(self.model)
+        sigmas = calculate_sigmas(model.get_model_object("model_sampling"), "simple", STEPS["peers"])
+        prompts = editing.Prompts(*(self.encode(prompt) for prompt in (*clip.prompts, "")))
+        latent, how = {"samples": self.vae.encode(clip.frames)}, flow.FlowEdit(**FLOW, seed=clip.seed)
+        return self.decode(flow.edit_flow(model, prompts, how, sigmas, latent, layers, "study"))
+
+
+def _is_there(way: Json) -> bool:
+    """Whether the pack that is measured can edit so: an older one lacks some."""
+    inputs = {each.id for each in pack("nodes.editing").EntropyGuidedEdit.GET_SCHEMA().inputs}
+    wanted = {name for key, name in (("aligned", "alignment"), ("pinned", "trajectory")) if key in way}
+    return wanted <= inputs and way.get("replace", "map") in pack("samplers.editing").REPLACES
 
 
 def measure(frames: Tensor, clip: Clip) -> dict[str, float]:
     """Figures of an edited clip (F, 128, 128, 3); ``clip`` has frames and mask."""
     reader, similarity = pack("demo.reader"), pack("metrics.similarity")
     mask = reader.shape_mask(frames)
+    place = ("iou", clip.mask) if clip.ideal is None else ("form", clip.ideal)
     figures = {
         "fidelity": obeys(frames, clip.target, ("colour", "shape", "background")).mean().item(),
-        "iou": similarity.iou(mask, clip.mask).mean().item(),
+        place[0]: similarity.iou(mask, place[1]).mean().item(),
         "background": similarity.psnr(frames, clip.frames, ~(mask | clip.mask)).nanmean().item(),
         "consistency": similarity.ssim(frames[1:], frames[:-1]).mean().item(),
     }
@@ -201,6 +268,27 @@ def claims(records: list[Json]) -> list[Claim]:
     ]
 
 
+def claims_of_peers(records: list[Json]) -> list[Claim]:
+    """Of the edits that were measured."""
+
+    def claim(text: str, way: str, other: str, name: str) -> Claim | None:
+        if not {way, other} <= records[0]["ways"].keys():
+            return None
+        title, form = MEASURES[name]
+        gain = values(records, way, name) - values(records, other, name)
+        return Claim.of("§13", text, f"{title}, {way} less {other}", gain, "+" + form, 1)
+
+    asked = [
+        claim("A pinned source keeps more of the background", f"maps, {HALF}, pinned", f"maps, {HALF}", "background"),
+        claim("Aligned words obey better than those by place", "P2P, aligned", "P2P, by place", "fidelity"),
+        claim("FateZero's blend obeys better than all maps", "FateZero", f"maps, {HALF}, pinned", "fidelity"),
+        claim("FlowEdit obeys better than replaced maps", "FlowEdit", f"maps, {HALF}", "fidelity"),
+        claim("FlowEdit gives the ideal form better", "FlowEdit", f"maps, {HALF}", "form"),
+        claim("Maps hold FlowEdit's background", f"FlowEdit, maps, {HALF}", "FlowEdit", "background"),
+    ]
+    return [each for each in asked if each]
+
+
 def main() -> None:
     parser = command_line(
         __doc__,
@@ -209,16 +297,16 @@ def main() -> None:
         clips=(12, "clips of each kind"),
         frames=(4, "the video model learned from clips of 16"),
     )
-    parser.add_argument("--kind", choices=list(STEPS), default="image", help="which of the demo models")
+    parser.add_argument("--kind", choices=list(STEPS), default="image", help="a demo model, or what is compared")
     arguments = parser.parse_args()
     enter(arguments)
-    is_video, out = arguments.kind == "video", arguments.out
+    is_video, has_peers, out = arguments.kind == "video", arguments.kind == "peers", arguments.out
     kept = Records(out, {"kind": arguments.kind, "frames": arguments.frames, "steps": STEPS, "cfg": CFG, "kl": KL})
     bench = Bench(arguments.kind, arguments.frames)
     wanted = (
         (f"{kind} {seed:02}", partial(record, bench, out / f"{kind} {seed:02}", kind, seed))
         for seed in range(arguments.clips)
-        for kind in (["generated"] if is_video else KINDS)
+        for kind in (["generated"] if is_video else ["rendered"] if has_peers else KINDS)
     )
     with torch.inference_mode():
         records = list(kept.take(wanted, arguments.minutes))
@@ -231,7 +319,7 @@ def main() -> None:
         for kind, each in of.items()
     )
     if not is_video:
-        text += f"\n\n{claims_table(claims(records))}"
+        text += f"\n\n{claims_table((claims_of_peers if has_peers else claims)(records))}"
     chart = rows_chart(
         "What an edit obeys, and what it keeps",
         "Means with 95% intervals. Right is better; a clip that moves has less SSIM.",
@@ -240,12 +328,12 @@ def main() -> None:
         {KINDS[kind]: partial(values, each) for kind, each in of.items()},
     )
     blocks = []
-    for each in of.values():
-        folder = out / each[0]["key"]
-        shown = ["source", *(way for way in ON_SHEET if way in ways)]
-        drawn = {name: strip(folder / f"{name}.png") for name in shown}
-        blocks.append(("“{}”\n→ “{}”".format(*each[0]["prompts"]), drawn))
-    name = "editing_study" + "_video" * is_video
+    # the first ones, whatever they look like
+    for each in records[:4] if has_peers else [each[0] for each in of.values()]:
+        shown = ["source", *(way for way in (ways if has_peers else ON_SHEET) if way in ways)]
+        drawn = {name: strip(out / each["key"] / f"{name}.png") for name in shown}
+        blocks.append(("“{}”\n→ “{}”".format(*each["prompts"]), drawn))
+    name = "editing_study" + "_video" * is_video + "_peers" * has_peers
     print(publish(name, out, arguments.publish, text, chart, sheet(blocks, side=96)))
 
 

@@ -133,7 +133,7 @@ class Study:
 
     def _rendered(self, seed: int) -> Any:
         shapes, rng = pack("demo.shapes"), random.Random(seed)
-        drawn, scene = self.bench.render(shapes.random_scene(rng), rng, seed)
+        drawn, scene, _ = self.bench.render(shapes.random_scene(rng), rng, seed)
         return Namespace(frames=drawn.frames, prompt=shapes.fill(TEMPLATE, scene, random.Random(0)))
 
     def with_adapter(self, adapter: Any, end_percent: float, frames: Tensor | None) -> tuple[Any, Any]:
