@@ -30,7 +30,10 @@ from . import (
     one_shot,
     perturbation,
     pix2video,
+    plug_and_play,
     rave,
+    token_flow,
+    vidtome,
     word_maps,
 )
 
@@ -43,6 +46,7 @@ FACES = (
     motion_field,
     cross_frame,
     flow_attention,
+    vidtome,
     demo,
     entropy_register,
     map_preview,
@@ -60,6 +64,8 @@ FACES = (
     frame_references,
     flow_edit,
     rave,
+    plug_and_play,
+    token_flow,
     inflation,
     one_shot,
     ge_adapter_train,

@@ -16,7 +16,7 @@ class TokenFlow(Node):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="TokenFlow",
-            display_name="TokenFlow",
+            display_name="Token Flow (TokenFlow)",
             category=EDITING,
             description="Lets an edit move as its source does: a few keyframes are edited together, and all other "
             "frames take their details from these, at the places that belong together in the source. Connect it "

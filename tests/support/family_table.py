@@ -15,7 +15,6 @@ from coherence.attention.registry import model_names
 from coherence.demo.model import load_model
 from coherence.nodes.coherent_sampler import CoherentSampler
 from coherence.nodes.cross_frame import CrossFrameAttention
-from coherence.nodes.editing import EntropyGuidedEdit
 from coherence.nodes.entropy_register import EntropyRegister, SelectAttentionLayers
 from coherence.nodes.flow_attention import FlowAttention
 from coherence.nodes.flow_edit import FlowEdit
@@ -35,12 +34,15 @@ from coherence.nodes.one_shot import OneShotTune
 from coherence.nodes.perturbation import PerturbAttention
 from coherence.nodes.pix2video import Pix2VideoGuidance
 from coherence.nodes.rave import RAVEGrid
+from coherence.nodes.token_flow import TokenFlow
+from coherence.nodes.vidtome import VidToMe
 from coherence.noise.streams import frames_axis
 from coherence.samplers.noises import clip_of
 from coherence.samplers.unfit import UnfitError
 from coherence.training.ge_adapter import GEAdapter, Training
 from comfy.samplers import sampler_object
 from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise, Noise_RandomNoise
+from edited_subjects import edited, edited_by, plug_and_play
 from family_subjects import Decoder, Encoder, Subject, subject
 from random_lora import lora_for
 from text_trials import null_text, word_maps
@@ -184,11 +186,8 @@ def noise_from_latent(s: Subject) -> tuple[Any, float]:
 
 
 def edit(s: Subject) -> tuple[Any, float]:
-    source, negative = s.conditioning
-    target = [[-text, extras] for text, extras in source]
-    how = (s.registry, Noise_RandomNoise(3), sampler_object("euler"), s.late, s.empty, 1.0, 1.0, "map")
-    edited, _ = EntropyGuidedEdit.execute(s.model, source, target, negative, *how).result
-    return edited["samples"], difference(edited["samples"], s.drawn(s.model, positive=target))
+    out = edited(s, s.model, s.registry)
+    return out, difference(out, s.drawn(s.model, positive=[[-text, extras] for text, extras in s.conditioning[0]]))
 
 
 def flow_edit(s: Subject) -> tuple[Any, float]:
@@ -260,6 +259,7 @@ TRIALS: dict[str, Trial] = {
     "MomentumOfRun": momentum_of_run,
     "CrossFrameAttention": patched(lambda s: CrossFrameAttention.execute(s.model, "first")),
     "FlowAttention": patched(lambda s: FlowAttention.execute(s.model, torch.rand(8, 32, 32, 3))),
+    "VidToMe": patched(lambda s: VidToMe.execute(s.model)),
     "EntropyRegister": entropy_register,
     "SelectAttentionLayers": select,
     "AttentionMapPreview": map_preview,
@@ -276,6 +276,8 @@ TRIALS: dict[str, Trial] = {
     "EntropyGuidedEdit": edit,
     "FlowEdit": flow_edit,
     "RAVEGrid": rave_grid,
+    "PlugAndPlay": edited_by(plug_and_play),
+    "TokenFlow": edited_by(lambda s: TokenFlow.execute(s.model, 2)),
     "STAMInflate": patched(
         lambda s: STAMInflate.execute(s.model, "before_cross", "fine_coarse", 2, "spectral", 1.0, "*")
     ),

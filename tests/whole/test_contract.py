@@ -31,6 +31,9 @@ PROMISED = {
     "LoadMomentum": "file → MOMENTUM",
     "CrossFrameAttention": "model keys layers start_percent end_percent pool seed → MODEL",
     "FlowAttention": "model images layers start_percent end_percent resolutions → MODEL",
+    "VidToMe": "model chunk local_ratio global_ratio seed layers start_percent end_percent → MODEL",
+    "PlugAndPlay": "model features layers start_percent end_percent registry → MODEL",
+    "TokenFlow": "model chunk seed layers start_percent end_percent frames_per_batch → MODEL",
     "CoherenceDemoModel": "kind → MODEL CLIP VAE",
     "CoherenceDemoClip": "shape colour background motion frames size seed → IMAGE MASK",
     "LayerSweep": "model positive negative noise sampler sigmas latent_image vae perturbation score kind cfg layers "
