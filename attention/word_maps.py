@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..techniques.entropy import CHUNK_BYTES
+from ..techniques.entropy import CHUNK_BYTES, four_dimensional
 from ..techniques.site import last
 from ..techniques.technique import AttentionCall, Proceed, Stage, Technique
-from .registry import four_dimensional
 from .sites import NoSuchSiteError, Site
 
 Tokens = Sequence[int]

@@ -7,8 +7,8 @@ go through the layers in step: there the source gives every layer's tensors to i
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from .branches import Branch
 
@@ -41,7 +41,8 @@ class Partner(Protocol):
     def take(self) -> Any: ...
 
 
-class Given(NamedTuple, Generic[Call]):
+@dataclass(frozen=True)
+class Given(Generic[Call]):
     """A layer of the source, and how it attends there."""
 
     call: Call
@@ -84,7 +85,7 @@ class Pairs:
         donors = [place.get(self.source_of[tag]) for _, tag in call.branches]
         if type(source.call) is not type(call) or source.call.site.name != call.site.name or None in donors:
             raise UnpairedBranchError(UNPAIRED)
-        return source._replace(call=source.call.only([donor for donor in donors if donor is not None]))
+        return replace(source, call=source.call.only([donor for donor in donors if donor is not None]))
 
     def from_partner(self, call: Call) -> Call | None:
         """What is :meth:`given`, without how the source attends."""

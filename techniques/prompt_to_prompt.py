@@ -243,5 +243,6 @@ class AlignedMaps(Replacement):
     def _from_source(self, call: AttentionCall, source: Given) -> Tensor:
         """attention(Q_s, K_s, M (αw V_t)), by the attention of the source, whose mask it is."""
         assert self.alignment is not None
+        assert source.proceed is not None
         values = self.alignment.of_source(call.v, source.call.k.shape[-2], call.site.name)
         return source.proceed(source.call.q, source.call.k, values, branches=source.call.branches)

@@ -96,6 +96,16 @@ def open_template(page, server, name: str) -> None:
     wait_for_template(page, name)
 
 
+def load_workflow(page, path) -> float:
+    """Load a workflow into a page that has the frontend, and fit the view to it; the scale of the view."""
+    workflow = json.loads(path.read_text("utf-8"))
+    page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+    page.wait_for_function(OPENED, arg=sorted(node["type"] for node in workflow["nodes"]))
+    page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.wait_for_timeout(700)  # with an animation
+    return page.evaluate("app.canvas.ds.scale")
+
+
 def empty_canvas(page) -> None:
     """Wait for the workflow that a new user finds, which else comes later, and take it away."""
     page.wait_for_function("() => app.graph.nodes.length > 1")

@@ -20,6 +20,7 @@ from pages import (
     SET,
     browser_for,
     forget,
+    load_workflow,
     new_page,
     open_template,
     press_run,
@@ -74,8 +75,40 @@ def entry_of(server, prompt_id: str, seconds: float = 10.0) -> dict:
     raise TimeoutError(f"{prompt_id} does not come into the history")
 
 
+PRESSED = [
+    PACK / "workflows" / f"{name}.json"
+    for name in (
+        "zs2_text_to_video",
+        "zs2_flux",
+        "demo_video",
+        "match_clip_colour",
+        "entropy_register",
+        "ie_guidance",
+        "edit_real_clip",
+        "ge_adapter_train",
+    )
+]
+"""Workflows run in the page: between them they have every node that shows something. The others run over the API."""
+
+
 @pytest.mark.usefixtures("stand_ins")
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_every_workflow_opens_whole_and_is_readable_on_the_canvas(blank_page, server, artefacts):
+    page, wrong = blank_page, {}
+    open_template(page, server, ZS2.stem)
+    for path in WORKFLOWS:
+        scale = load_workflow(page, path)
+        page.screenshot(path=artefacts / f"{path.stem}_opened.png")
+        try:
+            require_no_complaint(page)
+            require_nodes_apart(page)
+            assert scale > 0.572, "at a smaller scale the canvas draws no text"
+        except AssertionError as error:
+            wrong[path.stem] = str(error)
+    assert not wrong
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("path", PRESSED, ids=lambda path: path.stem)
 def test_a_workflow_opens_runs_by_the_button_and_shows_what_it_made(blank_page, server, artefacts, finished, path):
     page = blank_page
     open_template(page, server, path.stem)
