@@ -86,7 +86,9 @@ class LayerSweep(Node):
             search_aliases=["ie-adapt", "layer ablation", "perturbation analysis", "attention analysis", "find layers"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to test, of any supported family. It is not changed."),
-                io.Conditioning.Input("positive", tooltip="The prompt to sample with."),
+                io.Conditioning.Input(
+                    "positive", tooltip="The prompt of all runs: the one you sample with, or a typical one."
+                ),
                 io.Conditioning.Input("negative", tooltip="The negative prompt. Used if cfg is not 1."),
                 io.Noise.Input(
                     "noise",

@@ -47,6 +47,12 @@ OPENED = """types => {
 SET = """values => app.graph.nodes.flatMap(node => node.widgets ?? [])
     .filter(widget => widget.name in values).forEach(widget => { widget.value = values[widget.name] })"""
 IN_VIEW = "() => app.graph.nodes.every(node => app.canvas.visible_nodes.includes(node))"
+EXTENT = """() => {
+    const boxes = [...app.graph.nodes.map(node => [...node.getBounding()]),
+        ...app.graph.groups.map(group => [...group.pos, ...group.size])]
+    return [Math.min(...boxes.map(box => box[0])), Math.min(...boxes.map(box => box[1])),
+        Math.max(...boxes.map(box => box[0] + box[2])), Math.max(...boxes.map(box => box[1] + box[3]))]
+}"""
 BOXES = "() => app.graph.nodes.map(node => [node.title, ...node.getBounding()])"
 
 
@@ -96,14 +102,20 @@ def open_template(page, server, name: str) -> None:
     wait_for_template(page, name)
 
 
-def load_workflow(page, path) -> float:
-    """Load a workflow into a page that has the frontend, and fit the view to it; the scale of the view."""
+def load_workflow(page, path) -> None:
+    """Load a workflow into a page that has the frontend already."""
     workflow = json.loads(path.read_text("utf-8"))
     page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
     page.wait_for_function(OPENED, arg=sorted(node["type"] for node in workflow["nodes"]))
     page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     page.wait_for_timeout(700)  # with an animation
-    return page.evaluate("app.canvas.ds.scale")
+
+
+def require_readable(page) -> None:
+    """The workflow is no larger than what the canvas draws with text, in the window that :func:`open_template` sets."""
+    left, top, right, bottom = page.evaluate(EXTENT)
+    assert right - left <= 2480, f"{right - left} wide: fitted to the window it would be drawn without text"
+    assert bottom - top <= 1355, f"{bottom - top} high: fitted to the window it would be drawn without text"
 
 
 def empty_canvas(page) -> None:
