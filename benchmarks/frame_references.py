@@ -9,7 +9,7 @@ frame 2 is exchanged, and the change of each frame's latent is measured, relativ
 from __future__ import annotations
 
 import torch
-from figures import PICTURES, legend, panels, slim, style, table
+from figures import PICTURES, as_webp, legend, panels, slim, style, table
 from harness import Json, command_line, enter, guided, pack, save
 from momentum_flux import SIGMAS, flux, random_prompt, with_momentum
 
@@ -44,6 +44,7 @@ def draw(found: Json) -> None:
     path = PICTURES / "FrameReferences.png"
     figure.savefig(path)
     slim(path)
+    as_webp(path)
 
 
 def main() -> None:

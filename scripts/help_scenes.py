@@ -19,7 +19,7 @@ import _enter_pack  # noqa: E402
 _enter_pack.enter()
 from coherence.hosting.provision import Host  # noqa: E402
 from coherence.hosting.server import Server  # noqa: E402
-from figures import PICTURES, font, slim  # noqa: E402
+from figures import PICTURES, as_webp, font, slim  # noqa: E402
 
 Link = list[Any]
 Frames = list[Image.Image]
@@ -153,7 +153,8 @@ def strips(name: str, rows: Mapping[str, Frames], label: int = LABEL) -> None:
 
 
 def chart(name: str, picture: Image.Image) -> None:
-    """``name``.png."""
+    """``name``.webp."""
     path = PICTURES / f"{name}.png"
     picture.save(path)
     slim(path)
+    as_webp(path)

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, ImageSequence
 
 PACK = Path(__file__).resolve().parent.parent
 FOLDER = PACK / "workflows"
-SIDE, GAP = 256, 4
+SIDE, GAP = 198, 4
 sys.path.append(str(PACK))
 
 import _enter_pack  # noqa: E402

@@ -110,7 +110,7 @@ def test_a_page_shows_its_pictures_in_comfyui_too(page):
     }""")
     page.get_by_test_id("info-button").click()
     pictures = PICTURE.findall((DOCS / "DependencyNoise.md").read_text("utf-8"))
-    assert {Path(name).suffix for name in pictures} == {".png", ".webp"}
+    assert {Path(name).suffix for name in pictures} == {".webp"}
     for name in pictures:
         page.wait_for_function(
             "name => [...document.images].some(image => image.src.endsWith(name) && image.naturalWidth > 0)", arg=name
