@@ -118,7 +118,7 @@ def _draw_heat(axes: Axes, values: list[tuple[float, ...]], rows: int) -> None:
     drawn = axes.imshow(100 * heat, aspect="auto", cmap="viridis", vmin=0, vmax=100, interpolation="nearest")
     bar = axes.inset_axes((1.004, 0, 0.006, 1))
     axes.figure.colorbar(drawn, cax=bar)
-    bar.tick_params(labelsize=8, length=0, colors=MUTED)
+    bar.tick_params(labelsize=7, length=0, pad=1, colors=MUTED)
 
 
 def _frame(x: float, y: float) -> tuple[list[float], list[float]]:

@@ -79,10 +79,11 @@ def draw_sweep(registry: AttentionRegistry, perturbation: str, score: str, found
     for kind, colour in KIND_COLOURS.items():
         if any(layer.kind == kind for layer in layers):
             both.scatter([], [], color=colour, label=kind)
-    both.bar(0, 0, color=BAND, alpha=0.4, label="selected")
+    both.scatter([], [], s=220, color=BAND, alpha=0.5, label="selected")
     both.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=10, labelcolor=INK)
     for layer, x, y in zip(layers, entropies, damages, strict=True):
         if layer.selected:
+            both.scatter(x, y, s=220, color=BAND, alpha=0.5, zorder=2)
             both.annotate(layer.name, (x, y), (5, 4), textcoords="offset points", fontsize=8, color=INK)
     return render(figure)
 
