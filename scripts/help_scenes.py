@@ -149,7 +149,7 @@ def strips(name: str, rows: Mapping[str, Frames], label: int = LABEL) -> None:
         for column, frame in enumerate(frames[:COLUMNS]):
             small = frame.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
             sheet.paste(small, (label + column * (SIDE + GAP), y))
-    sheet.save(PICTURES / f"{name}.webp", quality=62, method=6)
+    sheet.save(PICTURES / f"{name}.webp", quality=50, method=6)
 
 
 def chart(name: str, picture: Image.Image) -> None:

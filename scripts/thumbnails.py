@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, ImageSequence
 
 PACK = Path(__file__).resolve().parent.parent
 FOLDER = PACK / "workflows"
-SIDE, GAP = 198, 4
+SIDE, GAP = 150, 4
 sys.path.append(str(PACK))
 
 import _enter_pack  # noqa: E402
@@ -136,7 +136,7 @@ def thumbnail(clip: list[Image.Image], beside: list[Image.Image]) -> Image.Image
 def save_thumbnail(workflow: Path, clip: list[Image.Image], beside: list[Image.Image]) -> Path:
     """As the template browser finds it: beside its workflow."""
     path = workflow.with_suffix(".jpg")
-    thumbnail(clip, beside).save(path, quality=70, optimize=True, progressive=True)
+    thumbnail(clip, beside).save(path, quality=64, optimize=True, progressive=True)
     return path
 
 

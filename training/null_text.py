@@ -36,6 +36,7 @@ from ..attention.keys import HOLD
 from ..samplers.finite import require_finite_prediction
 from ..samplers.inversion import NO_PICTURES, Inversion, InversionSampler, model_scale
 from ..samplers.latents import input_scale, require_falling, require_levels, samples_for
+from ..samplers.unfit import UnfitError
 from .loop import TrainingError
 from .memory import gibibytes, is_free, needed_to_follow, require
 from .sampler import (
@@ -118,15 +119,24 @@ def null_text(
             raise ValueError(NO_PICTURES)
         copied = trainable(model, dtype)
         run = _Run(settings, negative[0][0].detach().clone().float(), dtype, asked_by, prepare_callback(copied, 1))
-        sample_trainable(
-            copied,
-            _Guider(copied),
-            {"positive": positive, "negative": negative},
-            samples.clone(),
-            run,
-            sigmas.clone(),
-            latent.get("noise_mask"),
-        )
+        try:
+            sample_trainable(
+                copied,
+                _Guider(copied),
+                {"positive": positive, "negative": negative},
+                samples.clone(),
+                run,
+                sigmas.clone(),
+                latent.get("noise_mask"),
+            )
+        except UnfitError as error:
+            if "autograd" not in str(error):
+                raise
+            raise TrainingError(
+                f"{asked_by} finds the negative by gradients, but a kernel that this model "
+                f"({type(model.model.model_config).__name__}) runs on has none here. Use a model of another family, "
+                "such as SD1.5, SDXL, Flux or Wan, or BilateralDDIMInvert at cfg 1."
+            ) from error
         process_out = copied.model.process_latent_out
         noise, reconstruction = (process_out(x.float()).to(intermediate_device()) for x in (run.noise, run.arrived))
     (_, others) = negative[0]

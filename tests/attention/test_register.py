@@ -375,7 +375,7 @@ def test_ranking_takes_the_extreme_layers_of_the_kind_and_earlier_ones_at_ties(l
         for outside in (each for each in eligible if each.name not in chosen):
             ours, theirs = sign * inside.figures.entropy, sign * outside.figures.entropy
             assert ours > theirs or (ours == theirs and inside.order < outside.order)
-    assert chosen <= {each.name for each in eligible}
+    assert set(chosen) <= {each.name for each in eligible}
 
 
 @given(layer_lists.filter(lambda layers: any(each.kind in SELECTABLE for each in layers)))

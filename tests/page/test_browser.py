@@ -52,6 +52,17 @@ def open_page(page, server) -> None:
     page.locator("#splash-loader").wait_for(state="detached")
 
 
+def scroll_to(page, card) -> None:
+    """The browser makes its cards as one scrolls."""
+    page.mouse.move(950, 600)
+    for _ in range(40):
+        if card.count():
+            break
+        page.mouse.wheel(0, 500)
+        page.wait_for_timeout(150)
+    card.scroll_into_view_if_needed()
+
+
 def test_the_template_browser_shows_every_workflow_with_its_picture_and_opens_the_one_clicked(
     blank_page, server, artefacts
 ):
@@ -61,10 +72,11 @@ def test_the_template_browser_shows_every_workflow_with_its_picture_and_opens_th
     page.get_by_text(PACK_NAME).click()
     cards = {path.stem: page.get_by_test_id(f"template-workflow-{path.stem}") for path in WORKFLOWS}
     for name, card in cards.items():
-        card.scroll_into_view_if_needed()
+        scroll_to(page, card)
         page.wait_for_function(PICTURE_LOADED, arg=card.element_handle())
         assert name in card.inner_text()
     page.screenshot(path=artefacts / "template_browser.png")
+    scroll_to(page, cards["zs2_text_to_video"])
     cards["zs2_text_to_video"].click()
     wait_for_template(page, "zs2_text_to_video")
     require_no_complaint(page)

@@ -80,7 +80,7 @@ def test_samplers_of_more_calls_a_step_take_the_same_update(sampler):
     given = Pix2VideoGuidance.execute(model, SCALE)[0]
 
     def effect(name):
-        with_it, without = (run(each, DEMO, sampler_object(name), noise, steps=4) for each in (given, model))
+        with_it, without = (run(each, DEMO, sampler_object(name), noise, steps=12) for each in (given, model))
         return with_it - without
 
     euler, theirs = effect("euler"), effect(sampler)

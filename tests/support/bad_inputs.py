@@ -100,6 +100,7 @@ SOURCES: Prompt = {
         filter_until=0.5,
         restandardise=True,
         refine_iterations=0,
+        seed=0,
     ),
     "momentum": node("MomentumOfRun", model=["keeping", 0], latent=["kept run", 0]),
 }
@@ -147,6 +148,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "WordMaps": {"words": "star"},
     "FlowEdit": {"model": ["flow", 0], "sigmas": ["flow sigmas", 0], "skip_steps": 0, "registry": ["layers", 0]},
     "LayerSweep": {"layers": "middle"},
+    "EntropyGuidedEdit": {"target_latent": None, "trajectory": None},
     "STAMInflate": {"weights": None, "layers": "middle"},
     "TuneAVideoInflate": {"weights": None, "layers": "middle"},
     "GEAdapterTokens": {"clip_vision_output": None},
@@ -161,6 +163,21 @@ SEEN_BY = {
     "GUIDER": ("SamplerCustomAdvanced", "guider"),
 }
 """What an output of a type is tried with; others are looked at themselves."""
+FOR_EDITS = ("PlugAndPlay", "TokenFlow")
+"""Nodes whose model takes from the source clip of an edit."""
+
+
+EDIT: dict[str, Any] = {
+    **{name: ["text", 0] for name in ("source", "target", "negative")},
+    **{name: [name, 0] for name in ("noise", "sampler", "sigmas")},
+    "registry": ["layers", 0],
+    "latent_image": ["latent", 0],
+    "cfg": 1.0,
+    "source_cfg": 1.0,
+    "replace": "map",
+    "start_percent": 0.0,
+    "end_percent": 1.0,
+}
 
 
 def inputs_of(info: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -199,7 +216,10 @@ def prompt(name: str, inputs: dict[str, Any], info: dict[str, Any]) -> Prompt:
         made["test"]["inputs"][each] = [f"given_{each}", 0] if is_node else value
     for place, kind in enumerate(info["output"]):
         seen = ["test", place]
-        if kind in SEEN_BY:
+        if name in FOR_EDITS:
+            made["edit"] = node("EntropyGuidedEdit", **EDIT, model=seen)
+            seen = ["edit", 0]
+        elif kind in SEEN_BY:
             class_type, socket = SEEN_BY[kind]
             made[f"sampled_{place}"] = _sampling(class_type, "rising" if kind == "SAMPLER" else "sigmas")
             made[f"sampled_{place}"]["inputs"][socket] = seen

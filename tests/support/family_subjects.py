@@ -41,7 +41,7 @@ class Decoder:
         raise NotImplementedError
 
     def decode(self, samples: torch.Tensor) -> torch.Tensor:
-        shown = samples.movedim(1, -1)[..., :3].sigmoid()
+        shown = (samples / samples.std()).movedim(1, -1)[..., :3].sigmoid()
         return shown.repeat_interleave(16, dim=-3).repeat_interleave(16, dim=-2)
 
 
