@@ -148,12 +148,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "WordMaps": {"words": "star"},
     "FlowEdit": {"model": ["flow", 0], "sigmas": ["flow sigmas", 0], "skip_steps": 0, "registry": ["layers", 0]},
     "LayerSweep": {"layers": "middle"},
-    "EntropyGuidedEdit": {"target_latent": None, "trajectory": None},
     "STAMInflate": {"weights": None, "layers": "middle"},
     "TuneAVideoInflate": {"weights": None, "layers": "middle"},
     "GEAdapterTokens": {"clip_vision_output": None},
     "FrameReferences": {"latents": None},
-    "EntropyGuidedEdit": {"alignment": None},  # that of other prompts is refused
+    "EntropyGuidedEdit": {"alignment": None, "target_latent": None, "trajectory": None},  # of other runs: refused
 }
 """Inputs that are not their types' usual ones; None leaves an optional one out."""
 SEEN_BY = {

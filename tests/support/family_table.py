@@ -147,7 +147,8 @@ def select(s: Subject) -> tuple[Any, float]:
 def layer_sweep(s: Subject) -> tuple[Any, float]:
     how = (*s.conditioning, Noise_RandomNoise(3), sampler_object("euler"), s.late, s.empty, Decoder())
     registry, chart, _ = LayerSweep.execute(s.model, *how, "uniform", "change", "all", 1.0, s.layers)
-    return chart, max(layer.damage or 0.0 for layer in registry.layers)
+    # 1 − SSIM goes with the square of a change
+    return chart, max(layer.damage or 0.0 for layer in registry.layers) ** 0.5
 
 
 def ie_guider(s: Subject) -> tuple[Any, float]:
