@@ -148,6 +148,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "WordMaps": {"words": "star"},
     "FlowEdit": {"model": ["flow", 0], "sigmas": ["flow sigmas", 0], "skip_steps": 0, "registry": ["layers", 0]},
     "LayerSweep": {"layers": "middle"},
+    "RAVEGrid": {"grid": 1},
     "STAMInflate": {"weights": None, "layers": "middle"},
     "TuneAVideoInflate": {"weights": None, "layers": "middle"},
     "GEAdapterTokens": {"clip_vision_output": None},
