@@ -12,7 +12,7 @@ def generator(seed: int, *path: int | float) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed)
 
 
-def of_level(seed: int, sigma: float) -> torch.Generator:
+def of_level(seed: int, sigma: float, *path: int) -> torch.Generator:
     """The stream of every model call at the noise level ``sigma``, however memory or the user splits the run: told by
-    five digits, as devices round the rest differently."""
-    return generator(seed, float(f"{sigma:.5g}"))
+    five digits, as devices round the rest differently. With a ``path`` one of its own there."""
+    return generator(seed, float(f"{sigma:.5g}"), *path)

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..frames.streams import generator
+from ..frames.streams import of_level
 from .branches import rows_of
 from .matching import nearest, taken, unit
 from .pairs import pairs_in
@@ -65,7 +65,7 @@ class TokenFlow(Technique):
         """The places of the keyframes among ``frames``."""
         starts = range(0, frames, self.chunk)
         lengths = [min(self.chunk, frames - start) for start in starts]
-        sources = [generator(self.seed, sigma, number) for number in range(len(starts))]
+        sources = [of_level(self.seed, sigma, number) for number in range(len(starts))]
         return [
             start + int(torch.randint(length, (), generator=source))
             for start, length, source in zip(starts, lengths, sources, strict=True)

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..frames.streams import generator
+from ..frames.streams import of_level
 from .matching import nearest, taken, unit
 from .technique import AttentionCall, Proceed, Stage, Technique, require_own_keys, seen_input
 
@@ -90,14 +90,14 @@ class VidToMe(Technique):
         carried: list[Tensor] = []
         for number, (start, stop) in enumerate(self.chunks(call.frames, call.sigma)):
             joined = [x.narrow(-3, start, stop - start).flatten(-3, -2) for x in parts]
-            source = generator(self.seed, call.sigma, number)
+            source = of_level(self.seed, call.sigma, number)
             out, carried = self._attended(joined, stop - start, carried, source, proceed)
             outputs[start:stop] = out.unflatten(-2, (stop - start, -1)).unbind(-3)
         return torch.stack(outputs, dim=1).flatten(0, 1)
 
     def chunks(self, frames: int, sigma: float) -> list[tuple[int, int]]:
         """The first frame of every chunk and the one after its last, in the order in which they merge."""
-        source = generator(self.seed, sigma)
+        source = of_level(self.seed, sigma)
         first = _draw(source, self.chunk) + 1
         starts = [0, *range(min(first, frames), frames, self.chunk)]
         spans = list(zip(starts, [*starts[1:], frames], strict=True))

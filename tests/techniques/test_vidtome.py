@@ -6,7 +6,7 @@ from coherence.attention.chunks import ChunkError
 from coherence.attention.sites import Site
 from coherence.attention.tap import tap
 from coherence.demo.model import load_model
-from coherence.frames.streams import generator
+from coherence.frames.streams import of_level
 from coherence.nodes.vidtome import VidToMe as Node
 from coherence.techniques.momentum import TemporalMomentum
 from coherence.techniques.technique import AttentionCall, Stage, Technique
@@ -49,7 +49,7 @@ def reference(technique, frames, sigma, heads):
     """The outputs of one branch; ``frames``: of each its tokens."""
     outputs, carried = [None] * len(frames), []
     for number, (start, stop) in enumerate(technique.chunks(len(frames), sigma)):
-        source = generator(technique.seed, sigma, number)
+        source = of_level(technique.seed, sigma, number)
         whole, rest = frames[start:stop], []
         while len(whole) > 1:
             stride = min(4, len(whole))
