@@ -90,7 +90,7 @@ def first_of_text(call: AttentionCall, text_tokens: int) -> int | None:
     if call.site.frames_in is None:
         return None
     if call.site.kind == "cross":
-        return 0 if call.k.shape[-2] == text_tokens else None
+        return 0 if call.site.reads_text and call.k.shape[-2] == text_tokens else None
     if call.site.kind != "joint" or call.leading_tokens is None or call.tokens_per_frame is None:
         return None
     if call.leading_tokens == text_tokens:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..attention.sites import Kind, Site, sites_of
+from ..attention.sites import Kind, sites_of
 from ..attention.word_maps import Tokens, WordRecorder
 from .latents import require_clip_alone, samples_for
 from .measure import Start, look_on
@@ -53,17 +53,13 @@ def measure_words(
     require_clip_alone(start.latent)
     height, width = samples_for(model, start.latent).shape[-2:]
     sites = sites_of(model)
-    kind: Kind = "cross" if any(_reads_text(site) for site in sites) else "joint"
+    kind: Kind = "cross" if any(site.kind == "cross" and site.reads_text for site in sites) else "joint"
     recorder = WordRecorder(words, tokens.length, (height, width))
     look_on(model, start, recorder, steps, layers=layers, kinds=[kind], asked_by=asked_by)
     maps = recorder.maps()
     peaks = maps.amax((0, 2, 3), keepdim=True)
     named = tuple(site.name for site in sites if site.name in recorder.seen)
     return WordMaps(maps / peaks.clamp(min=1e-30), tuple(phrases), named, kind)
-
-
-def _reads_text(site: Site) -> bool:
-    return site.kind == "cross" and site.frames_in is not None and not site.needs
 
 
 def _tokens_of(tokens: WordTokens, phrase: str) -> Tokens:
