@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, NamedTuple, Protocol
@@ -24,7 +23,7 @@ from comfy.samplers import KSAMPLER, Sampler
 from torch import Tensor
 
 from .coherent import CoherentSampler
-from .rehearsal import rehearsal_args, rehearsed, two_of
+from .rehearsal import random_state_kept, rehearsal_args, rehearsed, two_of
 
 NoiseSampler = Callable[[Any, Any], Tensor]
 """What k-diffusion's samplers ask for noise between two noise levels."""
@@ -85,7 +84,7 @@ class PairSampler(Sampler):
             )
         start = _Start(sigmas, extra_args, noise, latent_image, denoise_mask)
         _require_keeps_pairs(self.sampler, model_wrap, start)
-        with _random_state_kept(noise):
+        with random_state_kept(noise):
             sampler = _drawing_for_both(self.sampler, model_wrap, start)
         model_wrap.pair_branches(self.sampler, extra_args["model_options"])
 
@@ -102,12 +101,6 @@ class PairSampler(Sampler):
 def _name(sampler: Sampler) -> str:
     name = getattr(getattr(sampler, "sampler_function", sampler), "__name__", type(sampler).__name__)
     return name.removeprefix("sample_").removesuffix("_function")
-
-
-@contextmanager
-def _random_state_kept(like: Tensor) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
-        yield
 
 
 # Noise within the steps ----------------------------------------------------------------------------------------
@@ -195,7 +188,7 @@ def _require_keeps_pairs(sampler: Sampler, guider: PairGuider, start: _Start) ->
     )
 
     def rehearse(second: Tensor) -> tuple[Tensor, Tensor]:
-        with _random_state_kept(one):
+        with random_state_kept(one):
             led = _drawing_for_both(sampler, guider, clip)  # anew: what draws noise goes on from where it is
         return rehearsed(led, guider, start.sigmas, one, second, masked=masked)
 

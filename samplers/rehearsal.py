@@ -6,6 +6,8 @@ different ones do not meet unless its steps depend on all of the batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +32,13 @@ class _Rehearsed:
         return cfg_function(self.inner_model, denoised, denoised, 1.0, x, timestep, model_options=model_options or {})
 
 
+@contextmanager
+def random_state_kept(like: Tensor) -> Iterator[None]:
+    """torch's random state, and that of the device of ``like``, are afterwards as they were."""
+    with torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
+        yield
+
+
 def two_of(noise: Tensor) -> Tensor:
     """Two different clips of one row, (2, 1, …), with as many values as a rehearsal takes of ``noise``."""
     shape = (2, 1, *noise.shape[1:-2], 4, 4)  # whole vectors of the processor: no value is computed by other code
@@ -46,7 +55,7 @@ def rehearsed(
 ) -> tuple[Tensor, Tensor]:
     """What ``sampler`` makes of noise ``one`` and ``other``, each (1, …), as two halves of a batch."""
     pair = torch.cat([one, other])
-    with torch.random.fork_rng(devices=[pair.device] if pair.is_cuda else []):
+    with random_state_kept(pair):
         made = sampler.sample(
             _Rehearsed(guider),
             sigmas,
