@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -69,7 +69,14 @@ class OpenTap:
         """Transformer options that lead the attention here."""
         self._options_near, self._thread = self.options, threading.get_ident()
         self._entered: dict[str, str] = {}
-        self._pairs = options.get(PAIRS)
+        self._told: dict[str, Any] = {
+            "frame_indices": self._clip.frame_indices,
+            "clip_numbers": self._run.numbers_of(self._clip.frame_indices),
+            "sigma": sigma,
+            "pairs": options.get(PAIRS),
+            "runs_ahead": chunk is not None and bool(chunk.ahead_for),
+        }
+        """What every technique is told, at every site."""
 
     def _leading_here(self, options: dict) -> dict:
         patches = options.get("patches", {})
@@ -123,24 +130,19 @@ class OpenTap:
         branches = self._branches
         if len(features) != self._rows:  # copies that are still equal are computed once
             branches = tuple(branches[position] for position in originals(branches)[0])
+        for tapped in self._reaching(site):
+            memory = None if self._chunk is None else self._chunk.memory_of(tapped, site.name, branches)
+            call = FeaturesCall(features, site, branches, memory=memory, **self._told)
+            with outside_graphs():
+                features = tapped.technique.transform(call)
+        return features
+
+    def _reaching(self, site: Site) -> Iterator[Tapped]:
+        """The techniques at ``site``, which they have reached, the innermost first."""
         for tapped in reversed(self._active):
             if site.name in tapped.sites:
                 self._run.reached.add((tapped, site.name))
-                indices, chunk = self._clip.frame_indices, self._chunk
-                call = FeaturesCall(
-                    features,
-                    site,
-                    branches,
-                    indices,
-                    self._sigma,
-                    None if chunk is None else chunk.memory_of(tapped, site.name, branches),
-                    self._run.numbers_of(indices),
-                    self._pairs,
-                    chunk is not None and bool(chunk.ahead_for),
-                )
-                with outside_graphs():
-                    features = tapped.technique.transform(call)
-        return features
+                yield tapped
 
     def near(self, module: nn.Module, names: Iterable[str], options: dict | None) -> dict:
         """The transformer options of a ``module`` that begins to run, and holds the sites ``names``.
@@ -231,23 +233,14 @@ class OpenTap:
         branches: tuple[Branch, ...],
     ) -> Tensor:
         """From the first technique at ``site`` to the ``host``, and back."""
-        told = {
-            "site": site,
-            "heads": heads,
-            "frame_indices": self._clip.frame_indices,
-            "clip_numbers": self._run.numbers_of(self._clip.frame_indices),
-            "sigma": self._sigma,
-            "pairs": self._pairs,
-            "runs_ahead": self._chunk is not None and bool(self._chunk.ahead_for),
-            **facts,
-            **self._clip.inside(site, qkv[0].shape[-2]),
-        }
+        there = [*self._reaching(site)]
+        if not there:
+            return host(*qkv, branches=branches)
+        told = {"site": site, "heads": heads, **self._told, **facts, **self._clip.inside(site, qkv[0].shape[-2])}
         way: Callable[..., Tensor] = host
-        for tapped in reversed(self._active):
-            if site.name in tapped.sites:
-                self._run.reached.add((tapped, site.name))
-                way = _Step(tapped, told, self._chunk, self._run.carrying.get(tapped), way, branches)
-        with nullcontext() if way is host else outside_graphs():
+        for tapped in there:
+            way = _Step(tapped, told, self._chunk, self._run.carrying.get(tapped), way, branches)
+        with outside_graphs():
             return way(*qkv, branches=branches)
 
 
@@ -264,7 +257,7 @@ class _Step:
     all_branches: tuple[Branch, ...]
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, branches: tuple[Branch, ...], merged_by: str = "") -> Tensor:
-        if merged_by and not self.tapped.technique.takes_merged:
+        if merged_by:
             raise MergedError(
                 f"{merged_by} merges frames at attention layer {self.told['site'].name}, but {self.tapped.asked_by}, "
                 "which comes after it there, needs them whole. Give the two different layers, or remove one of them."
@@ -283,8 +276,7 @@ class _Step:
         def proceed(
             q: Tensor, k: Tensor, v: Tensor, *, branches: tuple[Branch, ...] = branches, merged: bool = False
         ) -> Tensor:
-            by = merged_by or (self.tapped.asked_by if merged else "")
-            return self.following(q, k, v, branches=branches, merged_by=by)
+            return self.following(q, k, v, branches=branches, merged_by=self.tapped.asked_by if merged else "")
 
         call = AttentionCall(q, k, v, branches=branches, memory=memory, **told)
         out = self.tapped.technique.attend(call, proceed)

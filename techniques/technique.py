@@ -36,7 +36,7 @@ class Proceed(Protocol):
 
     ``branches``: those whose rows ``q``, ``k`` and ``v`` hold, where they are not all of the call's. ``merged``: the
     rows are no frames any more, or hold other tokens: as many rows for every branch, whatever they are. Techniques that
-    do not take that are refused, and so are other packs' replacements of the layer.
+    come behind are refused, and so are other packs' replacements of the layer.
     """
 
     def __call__(
@@ -247,8 +247,8 @@ class Technique(ABC):
       runs in the block's place.
     - Features (:meth:`transform`): a hook on each such block, and no compiled code for the length of the call, as that
       would not know the hook.
-    - Other rows or tokens (``proceed(…, merged=True)``): what comes behind must take them (``takes_merged``), so it is
-      of the stage ``MERGE``, behind all that works on frames. Other packs' replacements of the layer are refused.
+    - Other rows or tokens (``proceed(…, merged=True)``): no technique behind it takes them, so it is of the stage
+      ``MERGE``, behind all that works on frames. Other packs' replacements of the layer are refused.
     - Frames ahead (:meth:`ahead`): only where a clip runs in chunks, one more model call of those frames, a chunk of
       that size. Whatever else is active must treat frames for themselves (``by_frame``).
     - The pairs of an edit (``takes_from_source``): the edit pairs its branches, and calls the model for source and
@@ -265,8 +265,6 @@ class Technique(ABC):
     """Treats every frame for itself, so that some may run ahead of the others."""
     needs_input: bool = False
     """Sees the layer's input, and acts only where that is shown."""
-    takes_merged: bool = False
-    """Comes to terms with rows that are no frames."""
     takes_from_source: bool = False
     """Acts in edits alone, by their pairs."""
     frames_per_batch: int = 0
