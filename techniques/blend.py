@@ -14,17 +14,18 @@ The authors' code edits the positive branch alone; here the negatives blend too,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import log, prod
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .branches import rows_of, with_rows
 from .pairs import Given, UnpairedBranchError
+from .prompt_to_prompt import copies_in
 from .replacement import Replacement
 from .technique import AttentionCall, Proceed, Stage, Technique
 
@@ -32,43 +33,41 @@ LARGEST = 32 * 32
 THRESHOLD = 0.3
 
 
-class _Seen(NamedTuple):
-    """Of one layer the weight of the words at each place, (rows, frames of a row, height, width)."""
-
-    layer: str
-    weight: Tensor
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class WordMasks(Technique):
     """Looks at cross-attention, while it :meth:`measures`, and changes nothing. ``tokens``: of the edited words among
     the source's ``length``."""
 
     tokens: tuple[int, ...]
     length: int
-    _seen: dict[tuple[int, ...], list[_Seen]] = field(default_factory=dict)
-    _state: dict[str, bool] = field(default_factory=dict)
     stage = Stage.LOOK
     supports_chunks = True
+
+    _measures: bool = field(default=False, init=False)
+    _seen: dict[tuple[int, ...], list[Tensor]] = field(default_factory=dict, init=False)
+    """Of each layer the weight of the words at each place, (rows, frames of a row, height, width)."""
+    _means: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False)
+    """Over the layers, each in the size of the largest."""
 
     @contextmanager
     def measures(self) -> Iterator[None]:
         """What was measured before is forgotten."""
-        self._seen.clear()
-        self._state["measures"] = True
+        self._seen, self._measures = {}, True
         try:
             yield
         finally:
-            self._state["measures"] = False
+            self._measures = False
+        seen, self._seen = self._seen, {}
+        self._means = {frames: _mean(weights) for frames, weights in seen.items()}
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         out = proceed(call.q, call.k, call.v)
-        places = _places_in(call) if self._state.get("measures") and call.site.reads_text else None
+        places = _places_in(call) if self._measures and call.site.reads_text else None
         if places is None:
             return out
         frames, tokens, (height, width) = places
         seen = self._seen.setdefault(call.frame_indices, [])
-        fewest = min((prod(each.weight.shape[-2:]) for each in seen), default=tokens)
+        fewest = min((prod(each.shape[-2:]) for each in seen), default=tokens)
         if tokens > max(LARGEST, fewest):
             return out
         if fewest > max(LARGEST, tokens):
@@ -77,34 +76,24 @@ class WordMasks(Technique):
         columns[..., self._columns(call), :] = 1
         weight = call.per_head_output(proceed(call.q, call.k, columns)).float().mean(dim=(1, 3))  # (rows, tokens of q)
         lead = call.leading_tokens or 0
-        weight = weight[:, lead : lead + frames * tokens].reshape(-1, frames, height, width)
-        seen.append(_Seen(call.site.name, weight))
+        seen.append(weight[:, lead : lead + frames * tokens].reshape(-1, frames, height, width))
         return out
 
     def _columns(self, call: AttentionCall) -> list[int]:
-        if call.k.shape[-2] % self.length:
-            raise UnpairedBranchError(
-                f"alignment: in attention layer {call.site.name} the source prompt has {call.k.shape[-2]} tokens, but "
-                f"AlignPrompts made {self.length} of it, so its words cannot be told. Another node adds tokens to the "
-                "prompt here. Remove it, or choose another 'replace'."
-            )
-        copies = call.k.shape[-2] // self.length
+        copies = copies_in(call.k.shape[-2], self.length, "source", call.site.name, "choose another 'replace'")
         return [copy * self.length + token for copy in range(copies) for token in self.tokens]
 
     def of(self, call: AttentionCall) -> Tensor:
         """M of the queries of one branch in ``call``, (rows, tokens)."""
-        seen = self._seen.get(call.frame_indices)
-        if not seen:
+        mean = self._means.get(call.frame_indices)
+        if mean is None:
             raise UnpairedBranchError(
                 f"blend: attention layer {call.site.name} has other frames than the layers that see the prompt. Remove "
                 "the node that cuts the clip, or leave that layer out of the registry."
             )
-        height, width = max((each.weight for each in seen), key=lambda weight: prod(weight.shape[-2:])).shape[-2:]
-        largest = (height, width)
-        mean = torch.stack([_resized(each.weight, largest) for each in seen]).mean(dim=0)
-        queries = call.q.shape[-2]
+        queries, (height, width) = call.q.shape[-2], mean.shape[-2:]
         if call.site.kind == "temporal":  # a place to a row, its frames in the tokens
-            return _mask(mean, _grid_like(call.rows_per_branch, largest)).reshape(queries, -1).T
+            return _mask(mean, _grid_like(call.rows_per_branch, (height, width))).reshape(queries, -1).T
         places = _places_in(call)
         if places is None or len(mean) != call.rows_per_branch:
             raise UnpairedBranchError(
@@ -121,14 +110,20 @@ def _places_in(call: AttentionCall) -> tuple[int, int, tuple[int, int]] | None:
     frames, tokens = 1, call.tokens_per_frame or call.q.shape[-2]
     if call.site.frames_in == "tokens" and call.tokens_per_frame:
         frames = call.frames
-    known = call.site.frames_in is not None and call.grid is not None and tokens == prod(call.grid)
-    return (frames, tokens, call.grid) if known and call.grid is not None else None
+    if call.site.frames_in is None or call.grid is None or tokens != prod(call.grid):
+        return None
+    return frames, tokens, call.grid
 
 
 def _grid_like(places: int, shape: tuple[int, int]) -> tuple[int, int]:
     """Height and width of so many ``places``, most like ``shape``."""
     sizes = [(n, places // n) for n in range(1, places + 1) if places % n == 0]
     return min(sizes, key=lambda size: abs(log(size[0] * shape[1] / (size[1] * shape[0]))))
+
+
+def _mean(weights: Sequence[Tensor]) -> Tensor:
+    height, width = max((each.shape[-2:] for each in weights), key=prod)
+    return torch.stack([_resized(each, (height, width)) for each in weights]).mean(dim=0)
 
 
 def _resized(weight: Tensor, size: tuple[int, int]) -> Tensor:
@@ -149,7 +144,7 @@ class Blend(Replacement):
     masks: WordMasks | None = None
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
-        if self.partner is not None and self.partner.is_running:
+        if self.pairs.are_apart:
             return super().attend(call, proceed)
         donors = self.donors(call.branches)
         targets = [n for n, donor in enumerate(donors) if donor != n]
@@ -158,17 +153,15 @@ class Blend(Replacement):
             return out
         target, source = call.only(targets), call.only([donors[n] for n in targets])
         as_source = proceed(source.q, source.k, target.v, branches=source.branches)
-        parts = list(out.chunk(len(call.branches)))
-        for n, each in zip(targets, as_source.chunk(len(targets)), strict=True):
-            parts[n] = self._blended(call, parts[n], each)
-        return torch.cat(parts)
+        blended = self._blended(target, rows_of(out, len(call.branches), targets), as_source)
+        return with_rows(out, len(call.branches), targets, blended)
 
     def _from_partner(self, call: AttentionCall, given: Given[AttentionCall], proceed: Proceed) -> Tensor:
         own, as_source = proceed(call.q, call.k, call.v), super()._from_partner(call, given, proceed)
-        pairs = zip(*(x.chunk(len(call.branches)) for x in (own, as_source)), strict=True)
-        return torch.cat([self._blended(call, *pair) for pair in pairs])
+        return self._blended(call, own, as_source)
 
     def _blended(self, call: AttentionCall, own: Tensor, as_source: Tensor) -> Tensor:
+        """Of the branches of ``call``, which have one mask."""
         assert self.masks is not None
-        mask = self.masks.of(call)
+        mask = self.masks.of(call).repeat(len(call.branches), 1)
         return torch.where(mask[..., None] if own.ndim == 3 else mask[:, None, :, None], own, as_source)

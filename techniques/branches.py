@@ -70,6 +70,14 @@ def rows_of(x: Tensor, branches: int, kept: Sequence[int]) -> Tensor:
     return torch.cat([x.narrow(0, position * size, size) for position in kept])  # an index would make a GPU wait
 
 
+def with_rows(x: Tensor, branches: int, kept: Sequence[int], rows: Tensor) -> Tensor:
+    """``x`` with ``rows`` in the place of its :func:`rows_of`."""
+    parts = list(x.chunk(branches))
+    for position, part in zip(kept, rows.chunk(len(kept)), strict=True):
+        parts[position] = part
+    return torch.cat(parts)
+
+
 def of_rows(tree: Any, rows: int, change: Callable[[Tensor], Tensor]) -> Any:
     """``tree`` of tuples, lists and dicts, with ``change`` made to the tensors in it that have ``rows`` rows."""
     if isinstance(tree, Tensor):

@@ -22,11 +22,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from .branches import rows_of, with_rows
 from .pairs import Given, UnpairedBranchError
 from .replacement import Replacement
 from .technique import AttentionCall, Proceed
@@ -72,7 +74,7 @@ class Alignment:
     source: tuple[Tensor, ...] = field(default=(), repr=False)
     target: tuple[Tensor, ...] = field(default=(), repr=False)
 
-    @property
+    @cached_property
     def changes_nothing(self) -> bool:
         """Whether every token takes the map of the one at its own place, as without an alignment."""
         size = self.mapper.shape
@@ -93,14 +95,19 @@ class Alignment:
         return own.repeat(self._copies(v.shape[-2], 1, layer)).unsqueeze(-1).to(v) * v
 
     def _copies(self, keys: int, side: int, layer: str) -> int:
-        size = self.mapper.shape[side]
-        if keys % size:
-            raise UnpairedBranchError(
-                f"alignment: in attention layer {layer} the {('source', 'target')[side]} prompt has {keys} tokens, but "
-                f"AlignPrompts made {size} of it, so its words cannot be told. Another node adds tokens to the prompt "
-                "here. Remove it, or disconnect alignment."
-            )
-        return keys // size
+        return copies_in(keys, self.mapper.shape[side], ("source", "target")[side], layer, "disconnect alignment")
+
+
+def copies_in(keys: int, length: int, prompt: str, layer: str, otherwise: str) -> int:
+    """How many copies of a ``prompt`` of ``length`` tokens a layer's ``keys`` are. UnpairedBranchError where that
+    cannot be; ``otherwise``: what to do about it but to remove another node."""
+    if keys % length:
+        raise UnpairedBranchError(
+            f"alignment: in attention layer {layer} the {prompt} prompt has {keys} tokens, but AlignPrompts made "
+            f"{length} of it, so its words cannot be told. Another node adds tokens to the prompt here. Remove it, or "
+            f"{otherwise}."
+        )
+    return keys // length
 
 
 def align_words(source: Sequence[str], target: Sequence[str]) -> Words:
@@ -215,34 +222,35 @@ class AlignedMaps(Replacement):
     alignment: Alignment | None = None
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
-        if self.alignment is None or self.alignment.changes_nothing or not call.site.reads_text:
-            return super().attend(call, proceed)
-        if self.partner is not None and self.partner.is_running:
+        alignment = self._alignment_at(call)
+        if alignment is None or self.pairs.are_apart:
             return super().attend(call, proceed)
         donors = self.donors(call.branches)
         targets = [n for n, donor in enumerate(donors) if donor != n]
         if not targets:
             return proceed(call.q, call.k, call.v)
+        branches = len(call.branches)
         of_target, of_source = call.only(targets), call.only([donors[n] for n in targets])
-        own = list(call.v.chunk(len(call.branches)))
-        weighted = self.alignment.of_target(of_target.v, call.site.name).chunk(len(targets))
-        for n, each in zip(targets, weighted, strict=True):
-            own[n] = each
-        out = list(proceed(call.q, call.k, torch.cat(own)).chunk(len(call.branches)))
-        added = self._from_source(of_target, Given(of_source, proceed)).chunk(len(targets))
-        for n, each in zip(targets, added, strict=True):
-            out[n] = out[n] + each
-        return torch.cat(out)
+        weighted = alignment.of_target(of_target.v, call.site.name)
+        out = proceed(call.q, call.k, with_rows(call.v, branches, targets, weighted))
+        added = _from_source(alignment, of_target, Given(of_source, proceed))
+        return with_rows(out, branches, targets, rows_of(out, branches, targets) + added)
 
     def _from_partner(self, call: AttentionCall, given: Given[AttentionCall], proceed: Proceed) -> Tensor:
-        if self.alignment is None or self.alignment.changes_nothing or not call.site.reads_text:
+        alignment = self._alignment_at(call)
+        if alignment is None:
             return super()._from_partner(call, given, proceed)
-        own = self.alignment.of_target(call.v, call.site.name)
-        return proceed(call.q, call.k, own) + self._from_source(call, given)
+        own = alignment.of_target(call.v, call.site.name)
+        return proceed(call.q, call.k, own) + _from_source(alignment, call, given)
 
-    def _from_source(self, call: AttentionCall, source: Given) -> Tensor:
-        """attention(Q_s, K_s, M (αw V_t)), by the attention of the source, whose mask it is."""
-        assert self.alignment is not None
-        assert source.proceed is not None
-        values = self.alignment.of_source(call.v, source.call.k.shape[-2], call.site.name)
-        return source.proceed(source.call.q, source.call.k, values, branches=source.call.branches)
+    def _alignment_at(self, call: AttentionCall) -> Alignment | None:
+        """None where whole maps are exchanged."""
+        alignment = self.alignment
+        return alignment if alignment is not None and call.site.reads_text and not alignment.changes_nothing else None
+
+
+def _from_source(alignment: Alignment, call: AttentionCall, source: Given[AttentionCall]) -> Tensor:
+    """attention(Q_s, K_s, M (αw V_t)), by the attention of the source, whose mask it is."""
+    assert source.proceed is not None
+    values = alignment.of_source(call.v, source.call.k.shape[-2], call.site.name)
+    return source.proceed(source.call.q, source.call.k, values, branches=source.call.branches)
