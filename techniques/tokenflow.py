@@ -36,6 +36,10 @@ from .matching import nearest, taken, unit
 from .pairs import pairs_in
 from .technique import AttentionCall, Proceed, Stage, Technique, require_own_keys, seen_input
 
+_Match = tuple[int, float, Tensor | None]
+"""A keyframe that a frame takes from, by place; by how much; the nearest token there of each of its own, None for
+itself."""
+
 
 def neighbours(number: int, keyframes: Sequence[int]) -> list[tuple[int, float]]:
     """Which of ``keyframes``, frames' numbers in order, the frame takes from, by place, and by how much."""
@@ -77,7 +81,7 @@ class TokenFlow(Technique):
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         pairs = pairs_in(call, "TokenFlow")
         require_own_keys(call)
-        shown = unit(seen_input(call))
+        shown = seen_input(call)
         if pairs.are_apart:
             source = pairs.from_partner(call)
             if source is None:
@@ -91,7 +95,7 @@ class TokenFlow(Technique):
             return proceed(call.q, call.k, call.v)
         there, here = call.only(others), call.only(targets)
         plain = proceed(there.q, there.k, there.v, branches=there.branches)
-        seen = {donor: rows_of(shown, branches, [donor]) for donor in donors}
+        seen = {donor: unit(rows_of(shown, branches, [donor])) for donor in {donors[place] for place in targets}}
         flowed = self._flowed(here, [seen[donors[place]] for place in targets], proceed)
         parts = dict(zip([*others, *targets], [*plain.chunk(len(others)), *flowed.chunk(len(targets))], strict=True))
         return torch.cat([parts[place] for place in range(branches)])
@@ -103,24 +107,13 @@ class TokenFlow(Technique):
         memory = {} if call.memory is None else call.memory
         if call.memory is None or call.runs_ahead:
             places = [*range(frames)] if call.runs_ahead else self.keyframes(frames, call.sigma)
-            memory = memory if call.runs_ahead else {}
             memory["numbers"] = torch.tensor([call.frame_indices[place] for place in places])
             memory["shown"] = torch.stack([x[places] for x in shown])
             memory["out"] = self._keyframes_output(call, places, proceed)
         numbers, out = memory["numbers"].tolist(), memory["out"]
-        # once for branches that share a source
-        found = {id(x): _matches(call, x, keys, numbers) for x, keys in zip(shown, memory["shown"], strict=True)}
-        flowed = []
-        for branch in range(branches):
-            for number, matches in zip(call.frame_indices, found[id(shown[branch])], strict=True):
-                near = neighbours(number, numbers)
-                parts = [
-                    out[branch, place][None] if where is None else taken(out[branch, place][None], where[None])
-                    for (place, _), where in zip(near, matches, strict=True)
-                ]
-                weights = [weight for _, weight in near]
-                flowed.append(parts[0] if len(parts) == 1 else parts[0] * weights[0] + parts[1] * weights[1])
-        return torch.cat(flowed)
+        sources = {id(x): (x, keys) for x, keys in zip(shown, memory["shown"], strict=True)}  # branches may share one
+        found = {source: _matches(call, *tokens, numbers) for source, tokens in sources.items()}
+        return torch.cat([_joined(out[n], near) for n in range(branches) for near in found[id(shown[n])]])
 
     def _keyframes_output(self, call: AttentionCall, places: list[int], proceed: Proceed) -> Tensor:
         """(branches, keyframes, …, tokens, channels): they attend as one row, so keys are there once."""
@@ -133,12 +126,21 @@ class TokenFlow(Technique):
         return out.unflatten(-2, (len(places), -1)).movedim(-3, 1)
 
 
-def _matches(call: AttentionCall, shown: Tensor, keys: Tensor, numbers: list[int]) -> list[list[Tensor | None]]:
-    """Of every frame, for each keyframe it takes from, the nearest token of each of its own; None for itself."""
+def _matches(call: AttentionCall, shown: Tensor, keys: Tensor, numbers: list[int]) -> list[list[_Match]]:
+    """Of every frame what it takes from."""
     return [
         [
-            None if numbers[place] == number else nearest(shown[frame], keys[place])[1]
-            for place, _ in neighbours(number, numbers)
+            (place, share, None if numbers[place] == number else nearest(shown[frame], keys[place])[1])
+            for place, share in neighbours(number, numbers)
         ]
         for frame, number in enumerate(call.frame_indices)
     ]
+
+
+def _joined(out: Tensor, matches: Sequence[_Match]) -> Tensor:
+    """Of a frame, as (1, …), what it takes of the keyframes' outputs ``out``."""
+    parts = []
+    for place, _, where in matches:
+        keyframe = out[place : place + 1]
+        parts.append(keyframe if where is None else taken(keyframe, where[None]))
+    return parts[0] if len(parts) == 1 else parts[0] * matches[0][1] + parts[1] * matches[1][1]
