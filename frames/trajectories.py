@@ -34,17 +34,17 @@ def paths(flow: Tensor, grid: tuple[int, int]) -> Tensor:
         to_x, to_y = (x + move[:, 0].round()).long(), (y + move[:, 1].round()).long()
         target = (to_y * width + to_x).masked_fill((to_x < 0) | (to_x >= width) | (to_y < 0) | (to_y >= height), -1)
         off = (move - move.round()).square().sum(-1)
-        order = off.argsort(stable=True, descending=True)  # the nearest is written last, and stays
-        arrived = torch.full_like(place, -1)
-        for source in order[target[order] >= 0].tolist():
-            arrived[target[source]] = source
-        came = arrived >= 0
+        order = off.argsort(stable=True, descending=True)  # the nearest comes last, and stays
+        order = order[target[order] >= 0]
+        last = torch.full_like(place, -1).scatter_reduce(0, target[order], torch.arange(len(order)).to(order), "amax")
+        came = last >= 0
+        arrived = order[last[came]]
         column = table.new_full((len(table),), -1)
-        column[at[arrived[came]]] = place[came]
+        column[at[arrived]] = place[came]
         begun = table.new_full((int((~came).sum()), table.shape[1] + 1), -1)
         begun[:, -1] = place[~came]
         on = torch.empty_like(at)
-        on[came] = at[arrived[came]]
+        on[came] = at[arrived]
         on[~came] = torch.arange(len(table), len(table) + len(begun), device=flow.device)
         table, at = torch.cat([torch.cat([table, column[:, None]], dim=1), begun]), on
     return table
