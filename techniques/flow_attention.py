@@ -54,10 +54,14 @@ class FlowAttention(Technique):
 
     flow: Tensor
     heights: tuple[int, ...] = ()
-    stage: Stage = Stage.KEYS
-    _tables: dict[tuple, Tensor] = field(default_factory=dict)
-    _seen: set[int] = field(default_factory=set)
-    _level: float | None = None
+    stage = Stage.KEYS
+
+    _tables: dict[tuple, Tensor] = field(default_factory=dict, init=False)
+    _seen: set[int] = field(default_factory=set, init=False)
+    _level: float | None = field(default=None, init=False)
+
+    def begin(self) -> None:
+        self._seen, self._level = set(), None
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         dense = AnyFrames("all").attend(call, proceed)
@@ -73,7 +77,7 @@ class FlowAttention(Technique):
         q, k, _ = (call.of_frame(x).unflatten(0, (-1, call.frames)) for x in call.per_head())
         heads = call.per_head_output(dense)
         values = call.of_frame(heads).unflatten(0, (-1, call.frames))
-        out = along(q, k, values, self._table(call).to(q.device), call.scale).flatten(0, 1)
+        out = along(q, k, values, self._table(call), call.scale).flatten(0, 1)
         out = call.with_frame(heads, out.to(heads.dtype))
         return out.transpose(1, 2).flatten(2) if call.heads_joined else out
 
@@ -98,7 +102,7 @@ class FlowAttention(Technique):
                 "one another. Give it as many images as the latent has frames."
             )
         assert call.grid is not None
-        key = call.grid, indices
+        key = call.grid, indices, call.q.device
         if key not in self._tables:
-            self._tables[key] = paths(self.flow[indices[0] : indices[-1]], call.grid)
+            self._tables[key] = paths(self.flow[indices[0] : indices[-1]], call.grid).to(call.q.device)
         return self._tables[key]

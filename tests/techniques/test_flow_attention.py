@@ -152,3 +152,13 @@ def test_chunks_other_clips_and_unknown_resolutions_are_refused_with_a_cure(subj
         sample(patched(model, Technique(a_flow(2))), family, steps=1)
     with pytest.raises(FlowError, match=r"resolutions is 999, but frames are .* tokens high"):
         sample(patched(model, Technique(a_flow(), (999,))), family, steps=2)
+
+
+def test_resolutions_are_of_the_run_and_not_of_one_before_at_another_size():
+    small, large = (
+        type(DEMO)(latent_shape=(FRAMES, 4, size, size), conditioning=DEMO.conditioning) for size in (8, 12)
+    )
+    patched_model = patched(load_model(), Technique(a_flow(), (8,)))
+    sample(patched_model, small, steps=2)
+    with pytest.raises(FlowError, match="resolutions is 8, but frames are 6, 12 tokens high"):
+        sample(patched_model, large, steps=2)
