@@ -95,6 +95,8 @@ class Live(Choice):
 
     def see(self, call: AttentionCall) -> None:
         self._go_to(call.sigma)
+        if call.runs_ahead:  # these frames come once more
+            return
         for position, (_, tag) in enumerate(call.branches):
             if isinstance(tag, Copy):
                 continue

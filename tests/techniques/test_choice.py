@@ -1,5 +1,7 @@
 """Layers and heads that are ranked anew at each step, beside the entropies of the maps themselves."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from coherence.attention.sites import Site
@@ -80,6 +82,15 @@ def test_branches_in_calls_of_their_own_and_chunks_of_frames_rank_alike():
         for part in (slice(0, 1), slice(1, 2)):
             step(parts, 9.0, branches=(branch,), part=part)
     assert chosen(parts, 5.0) == chosen(whole, 5.0)
+
+
+def test_frames_that_run_ahead_of_the_chunks_count_once():
+    whole, parts = Live(2, True, FIRST), Live(2, True, FIRST)
+    step(whole, 9.0)
+    for site in SITES:
+        parts.see(replace(call_at(site, 5.0, rows=40), sigma=9.0, runs_ahead=True))
+    step(parts, 9.0)
+    assert chosen(parts, 2.0) == chosen(whole, 2.0)
 
 
 def test_copies_are_not_measured_and_have_their_originals_layers():
