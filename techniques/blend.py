@@ -42,6 +42,7 @@ class WordMasks(Technique):
     length: int
     stage = Stage.LOOK
     supports_chunks = True
+    by_frame = True
 
     _measures: bool = field(default=False, init=False)
     _seen: dict[tuple[int, ...], list[Tensor]] = field(default_factory=dict, init=False)
