@@ -32,7 +32,7 @@ from ..attention.tap import tap
 from ..frames.bilateral import bilateral_spatial, restandardised
 from ..noise.streams import generator, plain_noise
 from .finite import require_finite_prediction
-from .latents import input_scale, require_levels, samples_for
+from .latents import input_scale, model_scale, require_levels, samples_for
 from .trajectory import Trajectory, size_of
 from .unfit import explain_unfit_inputs
 
@@ -246,11 +246,6 @@ def _refuse(mode: Mode, sampling: Any, sigmas: Tensor, latent: Tensor, denoise_m
             "mode: literal needs a diffusion model (eps or v prediction), but this is a flow model. Use "
             "latent_spatial or none."
         )
-
-
-def model_scale(sampling: Any, sigma: Tensor) -> Tensor | float:
-    """What makes a latent one of unit variance, as the model sees it."""
-    return sampling.calculate_input(sigma, torch.ones_like(sigma)) * input_scale(sampling, sigma)
 
 
 def invert_latent(

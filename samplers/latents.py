@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import comfy.sample
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import V_PREDICTION_DDPM
 from torch import Tensor
@@ -73,3 +74,8 @@ def input_scale(sampling: Any, sigma: Tensor) -> Tensor | float:
     """What x is multiplied by before ComfyUI's model sees it: CogVideoX was trained on x of unit variance, and
     ComfyUI, which scales x for eps and v models itself, leaves this one to the sampler (as in its VOID_DDIM)."""
     return (sigma**2 + 1) ** -0.5 if isinstance(sampling, V_PREDICTION_DDPM) else 1.0
+
+
+def model_scale(sampling: Any, sigma: Tensor) -> Tensor | float:
+    """What makes a latent one of unit variance, as the model sees it."""
+    return sampling.calculate_input(sigma, torch.ones_like(sigma)) * input_scale(sampling, sigma)

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ..attention.steps import Steps, is_between
 from ..noise.streams import frames_axis
-from .latents import input_scale
+from .latents import model_scale
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -76,7 +76,7 @@ class LatentUpdate:
         sigma = float(args["sigma"].flatten()[0])
         if not is_between(sigma, self.start_percent, self.end_percent, sampling):
             return denoised
-        sigmas = [float(level) for level in args["model_options"]["transformer_options"]["sample_sigmas"]]
+        sigmas = args["model_options"]["transformer_options"]["sample_sigmas"].tolist()
         axis, weight = self._for(denoised, sigmas)
         begin, end = step_of(sigma, sigmas)
         velocity = weight * _sampler_over_network(sampling, end) / (begin - end)
@@ -113,9 +113,7 @@ class LatentUpdate:
 
 def _sampler_over_network(sampling: Any, sigma: float) -> float:
     """s(σ): a sampler's x over the one that the network sees."""
-    level = torch.tensor([sigma], dtype=torch.float64)
-    seen = sampling.calculate_input(level, torch.ones(1, 1, 1, 1, dtype=torch.float64)) * input_scale(sampling, level)
-    return 1 / float(seen)
+    return 1 / float(model_scale(sampling, torch.tensor(sigma, dtype=torch.float64)))
 
 
 def updated(model: ModelPatcher, scale: float, end_percent: float, asked_by: str) -> ModelPatcher:

@@ -34,8 +34,8 @@ from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from ..attention.keys import HOLD
 from ..samplers.finite import require_finite_prediction
-from ..samplers.inversion import NO_PICTURES, Inversion, InversionSampler, model_scale
-from ..samplers.latents import input_scale, require_falling, require_levels, samples_for
+from ..samplers.inversion import NO_PICTURES, Inversion, InversionSampler
+from ..samplers.latents import input_scale, model_scale, require_falling, require_levels, samples_for
 from ..samplers.unfit import UnfitError
 from .loop import TrainingError
 from .memory import gibibytes, is_free, needed_to_follow, require
@@ -264,18 +264,18 @@ class _Run(Sampler):
         with ExitStack() as around:
             in_dtype = torch.autocast(latent_image.device.type, self.dtype, enabled=self.dtype is not torch.float32)
             around.enter_context(in_dtype)
-            path, progress = [latent_image.cpu()], _Progress(self.preview, steps, settings.inner_steps)
+            path, progress = list[Tensor](), _Progress(self.preview, steps, settings.inner_steps)
 
-            def keep(_step: int, denoised: Tensor, x: Tensor, _steps: int) -> None:
+            def on_step(_step: int, denoised: Tensor, _x: Tensor, _steps: int) -> None:
                 throw_exception_if_processing_interrupted()
-                path.append(x.cpu())
                 progress(denoised)
 
-            inverse = InversionSampler(Inversion("none", refine_iterations=settings.refine_iterations))
+            inversion = Inversion("none", refine_iterations=settings.refine_iterations)
+            inverse = InversionSampler(inversion, keep=lambda latent: path.append(latent.cpu()))
             guider.set_cfg(1.0)
             with torch.no_grad():
                 self.noise = inverse.sample(
-                    guider, sigmas.flip(0), extra_args, keep, noise, latent_image, denoise_mask
+                    guider, sigmas.flip(0), extra_args, on_step, noise, latent_image, denoise_mask
                 ).clone()
             guider.set_cfg(settings.cfg)
             x, text = path.pop().to(latent_image), self.text.to(latent_image.device)
