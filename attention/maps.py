@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..techniques.entropy import CHUNK_BYTES, four_dimensional
-from ..techniques.technique import AttentionCall, Proceed, Stage, Technique
+from ..techniques.technique import AttentionCall
+from .recorder import Recorder
 from .sites import Site
 
 MAX_MAPS = 16
@@ -38,8 +39,8 @@ class AttentionMap:
 
 
 @dataclass(eq=False)
-class MapRecorder(Technique):
-    """The technique that keeps the maps of the layer it is put on, while ``recording``, and lets it run unchanged.
+class MapRecorder(Recorder):
+    """Keeps the maps of the layer that it is put on.
 
     One map for each frame (or clip, where attention spans it), ``MAX_MAPS`` at most; of temporal attention, which has
     a map for each position of the picture, their mean. ``threshold`` counts in weights of uniform attention, 1/N_k.
@@ -48,20 +49,12 @@ class MapRecorder(Technique):
 
     threshold: float
     free_memory: Callable[[torch.device], float]
-    on_layer: Callable[[Site], None] = lambda site: None
-    recording: bool = False
-    stage = Stage.LOOK
-    supports_chunks = True
 
     maps: list[AttentionMap] = field(default_factory=list, init=False)
 
-    def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
-        if self.recording and len(self.maps) < MAX_MAPS:
-            self._record(call)
-        self.on_layer(call.site)
-        return proceed(call.q, call.k, call.v)
-
-    def _record(self, call: AttentionCall) -> None:
+    def record(self, call: AttentionCall, out: Tensor) -> None:
+        if len(self.maps) == MAX_MAPS:
+            return
         q, k, _ = call.per_head()
         rows, heads, tokens, keys = *q.shape[:3], k.shape[2]
         self._require_memory(call.site, tokens, keys, q.device)

@@ -1,9 +1,11 @@
-"""Measures every attention layer's map while a model runs, and changes nothing (IE-Adapt §3, Eq. 2 and 3)."""
+"""What looks on while a model runs, and changes nothing; and its measuring of every attention layer's map (IE-Adapt
+§3, Eq. 2 and 3)."""
 
 from __future__ import annotations
 
 import math
 import threading
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -15,6 +17,32 @@ from .registry import Figures, Precision, RegistryError
 from .sites import Site
 
 SAMPLED_ROWS = 256
+
+
+@dataclass(eq=False, kw_only=True)
+class Recorder(Technique):
+    """A technique that looks at the layers it is put on, while ``recording``, and lets them run unchanged.
+
+    It stands last on the tap: it sees the map that the other techniques make. ``on_layer`` is called at every layer,
+    recorded or not. ``step``: of the run, for what is recorded.
+    """
+
+    on_layer: Callable[[Site], None] = lambda site: None
+    recording: bool = False
+    step: int = 0
+    stage = Stage.LOOK
+    supports_chunks = True
+
+    def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
+        out = proceed(call.q, call.k, call.v)
+        if self.recording:
+            self.record(call, out)
+        self.on_layer(call.site)
+        return out
+
+    @abstractmethod
+    def record(self, call: AttentionCall, out: Tensor) -> None:
+        """Look at a layer, which returned ``out``."""
 
 
 @dataclass
@@ -32,34 +60,20 @@ class _Sums:
 
 
 @dataclass(eq=False)
-class EntropyRecorder(Technique):
-    """The technique that measures every layer it is put on, while ``recording``, and lets it run unchanged.
+class EntropyRecorder(Recorder):
+    """Measures every layer that it is put on.
 
-    It stands last on the tap: it sees the map that the other techniques make. The energy is of what the layer returns,
-    so a pack that replaces the attention inside is measured, too. ``on_layer`` is called after every layer, recorded
-    or not. Of several attentions in one layer (a picture's and a text's keys) the mean over rows is taken; the
-    half-width of a mean is at most the mean half-width, which is given.
+    The energy is of what the layer returns, so a pack that replaces the attention inside is measured, too. Of several
+    attentions in one layer (a picture's and a text's keys) the mean over rows is taken; the half-width of a mean is at
+    most the mean half-width, which is given.
     """
 
     precision: Precision = "exact"
-    on_layer: Callable[[Site], None] = lambda site: None
-    recording: bool = False
-    step: int = 0
-    """Of the run, for what is recorded."""
-    stage = Stage.LOOK
-    supports_chunks = True
 
     _sums: dict[str, _Sums] = field(default_factory=dict, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
-    def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
-        out = proceed(call.q, call.k, call.v)
-        if self.recording:
-            self._record(call, out)
-        self.on_layer(call.site)
-        return out
-
-    def _record(self, call: AttentionCall, out: Tensor) -> None:
+    def record(self, call: AttentionCall, out: Tensor) -> None:
         q, k, v = call.per_head()
         measured = measure(
             q,

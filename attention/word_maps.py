@@ -8,7 +8,7 @@ word's tokens; then the mean over layers and steps, in the latent's size. No map
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,17 +17,17 @@ from torch import Tensor
 
 from ..techniques.entropy import CHUNK_BYTES, four_dimensional
 from ..techniques.site import last
-from ..techniques.technique import AttentionCall, Proceed, Stage, Technique
-from .sites import NoSuchSiteError, Site
+from ..techniques.technique import AttentionCall
+from .recorder import Recorder
+from .sites import NoSuchSiteError
 
 Tokens = Sequence[int]
 """Of a word: the positions in its conditioning."""
 
 
 @dataclass(eq=False)
-class WordRecorder(Technique):
-    """The technique that adds up what every layer it is put on gives to each of ``words``, while ``recording``, and
-    lets it run unchanged.
+class WordRecorder(Recorder):
+    """Adds up what every layer that it is put on gives to each of ``words``.
 
     ``text_tokens``: of the conditioning; ``size``: the latent's height and width. Layers whose keys are not that text,
     such as image-to-video's for its picture, are left out.
@@ -36,21 +36,11 @@ class WordRecorder(Technique):
     words: Sequence[Tokens]
     text_tokens: int
     size: tuple[int, int]
-    on_layer: Callable[[Site], None] = lambda site: None
-    recording: bool = False
-    stage = Stage.LOOK
-    supports_chunks = True
 
     seen: set[str] = field(default_factory=set, init=False)
     _sums: dict[int, Tensor] = field(default_factory=dict, init=False)
     _counts: dict[int, int] = field(default_factory=dict, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
-
-    def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
-        if self.recording:
-            self._record(call)
-        self.on_layer(call.site)
-        return proceed(call.q, call.k, call.v)
 
     def maps(self) -> Tensor:
         """(frames, words, height, width), in float32 on the CPU. NoSuchSiteError where no layer had the text."""
@@ -62,7 +52,7 @@ class WordRecorder(Technique):
             )
         return torch.stack([self._sums[frame] / self._counts[frame] for frame in sorted(self._sums)])
 
-    def _record(self, call: AttentionCall) -> None:
+    def record(self, call: AttentionCall, out: Tensor) -> None:
         first, grid = first_of_text(call, self.text_tokens), call.grid
         if first is None or grid is None:
             return

@@ -19,11 +19,10 @@ from comfy.utils import ProgressBar
 from torch import Tensor
 
 from ..attention.maps import AttentionMap, MapRecorder
-from ..attention.recorder import EntropyRecorder
+from ..attention.recorder import EntropyRecorder, Recorder
 from ..attention.registry import SELECTABLE, Figures, Precision
 from ..attention.sites import Kind, Site, select_sites, sites_of
 from ..attention.tap import tap
-from ..attention.word_maps import WordRecorder
 from .finite import require_finite_prediction
 from .latents import input_scale, noise_for, require_levels, samples_for
 from .unfit import explain_unfit_inputs
@@ -121,7 +120,7 @@ def _one_site(sites: list[Site], layer: str) -> Site:
 def look_on(
     model: ModelPatcher,
     start: Start,
-    recorder: EntropyRecorder | MapRecorder | WordRecorder,
+    recorder: Recorder,
     steps: Sequence[int],
     **where: Any,
 ) -> list[Site]:
@@ -132,10 +131,8 @@ def look_on(
     recorder.on_layer = progress
 
     def before_step(step: int) -> None:
-        progress.step = step
+        progress.step = recorder.step = step
         recorder.recording = step in steps
-        if isinstance(recorder, EntropyRecorder):
-            recorder.step = step
 
     run_to_step(tapped, start, max(steps), before_step, where["asked_by"])
     return sites
