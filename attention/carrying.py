@@ -173,9 +173,9 @@ def model_facts(model: ModelPatcher) -> str:
 
 def _fingerprint(patches: Mapping[str, Sequence[tuple[Any, ...]]]) -> str:
     """Of all keys and strengths, and of some weights; the order in which a key's patches were added is no matter."""
-    digest = blake2b(digest_size=4)
-    sampled = {key for key, _ in _some(sorted(patches.items()))}
-    for key, some in sorted(patches.items()):
+    digest, items = blake2b(digest_size=4), sorted(patches.items())
+    sampled = {key for key, _ in _some(items)}
+    for key, some in items:
         digest.update(key.encode())
         for strengths in sorted((float(each[0]), float(each[2])) for each in some):
             digest.update(repr(strengths).encode())

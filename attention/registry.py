@@ -223,11 +223,7 @@ def choice_for(model: ModelPatcher, registry: AttentionRegistry, asked_by: str) 
     if not ranking.live:
         return selector, SomeHeads(heads)
     there = {site.name for site in sites_of(model)}
-    eligible = [
-        layer
-        for layer in registry.layers
-        if layer.kind in SELECTABLE and ranking.kind in ("all", layer.kind) and layer.name in there
-    ]
+    eligible = [layer for layer in _of_kind(registry.layers, ranking) if layer.name in there]
     candidates = sum(layer.heads for layer in eligible) if ranking.per_head else len(eligible)
     live = Live(ranking.number_of(candidates), ranking.select == "highest", heads, ranking.per_head)
     return ", ".join(layer.name for layer in eligible), live
@@ -282,7 +278,7 @@ def rank(layers: Iterable[Layer], ranking: Ranking) -> dict[str, tuple[int, ...]
         RegistryError: the layers were not measured, none is of that kind, or there are fewer than ``count``.
     """
     layers = tuple(layers)
-    eligible = [x for x in layers if x.kind in SELECTABLE and ranking.kind in ("all", x.kind)]
+    eligible = _of_kind(layers, ranking)
     if not eligible:
         kinds = ", ".join(sorted({layer.kind for layer in layers})) or "no attention"
         raise RegistryError(f"kind: the model has no {ranking.kind} self-attention layer, only {kinds}. Choose 'all'.")
@@ -298,11 +294,10 @@ def rank(layers: Iterable[Layer], ranking: Ranking) -> dict[str, tuple[int, ...]
     number = ranking.number_of(len(candidates))
     if number > len(candidates):
         of_kind = "" if ranking.kind == "all" else f"{ranking.kind} "
-        what = "heads" if ranking.per_head else "layers"
-        has = f"{len(candidates)} heads in {of_kind}self-attention layers"
-        has = has if ranking.per_head else f"{len(candidates)} {of_kind}self-attention layers"
+        what, has = ("heads", "heads in ") if ranking.per_head else ("layers", "")
         raise RegistryError(
-            f"count: {number} {what} asked for, but the model has {has}. Lower count, or set it to 0 and use percent."
+            f"count: {number} {what} asked for, but the model has {len(candidates)} {has}{of_kind}self-attention "
+            "layers. Lower count, or set it to 0 and use percent."
         )
     sign = -1 if ranking.select == "highest" else 1
     candidates.sort(key=lambda each: (sign * each[0], *each[1:3]))
@@ -318,6 +313,10 @@ _UNRANKED: dict[By, str] = {
     "damage": "The registry holds no layers that were perturbed: they have no damage to rank by. Connect a registry "
     "that LayerSweep made, or rank by entropy.",
 }
+
+
+def _of_kind(layers: Iterable[Layer], ranking: Ranking) -> list[Layer]:
+    return [each for each in layers if each.kind in SELECTABLE and ranking.kind in ("all", each.kind)]
 
 
 def _figures(layer: Layer, ranking: Ranking) -> Iterable[tuple[int, float]]:

@@ -161,7 +161,7 @@ def select_sites(sites: Iterable[Site], selector: str, kinds: Iterable[Kind], by
     """
     sites, kinds = list(sites), tuple(kinds)
     eligible = [site for site in sites if site.kind in kinds and (not by_row or site.frames_in == "rows")]
-    pieces = [piece.strip() for piece in selector.split(",") if piece.strip()]
+    pieces = _pieces(selector)
     if not eligible and by_row:
         pictures = ", ".join(family.name for family in FAMILIES if family.draws_pictures)
         raise NoSuchSiteError(
@@ -215,7 +215,7 @@ def select_features(diffusion_model: nn.Module, selector: str) -> list[Site]:
             f"{type(_uncompiled(diffusion_model)).__name__} has none. Leave its features as they are, or use such a "
             "model."
         )
-    pieces = [piece.strip() for piece in selector.split(",") if piece.strip()]
+    pieces = _pieces(selector)
     for piece in pieces:
         if not any(_matches(piece, block.name) for block in blocks):
             raise NoSuchSiteError(
@@ -225,12 +225,16 @@ def select_features(diffusion_model: nn.Module, selector: str) -> list[Site]:
     return [block for block in blocks if any(_matches(piece, block.name) for piece in pieces)]
 
 
+def _pieces(selector: str) -> list[str]:
+    return [piece.strip() for piece in selector.split(",") if piece.strip()]
+
+
 def optional_sites(chosen: Sequence[Site], selector: str) -> frozenset[str]:
     """Of the sites that ``selector`` chose, the names of those that a run need not reach: they need an input that it
     may lack, and no piece of ``selector`` names such sites alone."""
     needy = [site for site in chosen if site.needs]
     named: set[str] = set()
-    for piece in (piece.strip() for piece in selector.split(",")):
+    for piece in _pieces(selector):
         of_piece = [site for site in chosen if piece == site.kind or _matches(piece, site.name)]
         if all(site.needs for site in of_piece):
             named |= {site.name for site in of_piece}

@@ -18,7 +18,7 @@ from comfy.samplers import KSAMPLER, Sampler
 from torch import Tensor
 
 from ..attention.carrying import model_facts
-from ..techniques.kept import gibibytes, same_level
+from ..techniques.kept import gibibytes, of_size, same_level
 
 
 class TrajectoryError(ValueError):
@@ -51,7 +51,9 @@ class Trajectory:
     def said(self) -> str:
         """For the log."""
         size = sum(latent.nbytes for latent in (*self.latents, self.clip))
-        return f"trajectory of {len(self.sigmas) - 1} steps, latent {_size(self.clip.shape)}: {gibibytes(size)} of RAM"
+        return (
+            f"trajectory of {len(self.sigmas) - 1} steps, latent {of_size(self.clip.shape)}: {gibibytes(size)} of RAM"
+        )
 
 
 NOTHING = Trajectory("", (), (), torch.zeros(1))
@@ -80,8 +82,8 @@ class Pinned:
             )
         if tuple(kept.clip.shape) != tuple(shape):
             raise TrajectoryError(
-                f"trajectory was kept of a latent of {_size(kept.clip.shape)}, but latent_image has {_size(shape)}. "
-                "Connect the latent of the same BilateralDDIMInvert."
+                f"trajectory was kept of a latent of {of_size(kept.clip.shape)}, but latent_image has "
+                f"{of_size(shape)}. Connect the latent of the same BilateralDDIMInvert."
             )
         levels = [float(sigma) for sigma in sigmas]
         if self._place_of(levels) is None:
@@ -127,10 +129,6 @@ class Pinned:
         if same_level(levels[start], sigma):
             return high, slope
         return high + slope * (min(max(sigma, levels[start + 1]), levels[start]) - levels[start]), slope
-
-
-def _size(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape))
 
 
 def _levels(levels: Sequence[float]) -> str:

@@ -59,13 +59,13 @@ def _levels(values: Sequence[float]) -> str:
     return f"{max(len(values) - 1, 0)} ({_names([f'{value:.4g}' for value in values])})"
 
 
-def _size(values: Sequence[int]) -> str:
+def of_size(values: Sequence[int]) -> str:
     return "×".join(map(str, values))
 
 
 _WORDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "model": ("its model was", str),
-    "latent": ("a frame's latent had the size", _size),
+    "latent": ("a frame's latent had the size", of_size),
     "sigmas": ("its steps were", _levels),
     "conditionings": ("its conditionings were", _names),
     "layers": ("its layers were", _names),
