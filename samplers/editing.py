@@ -29,7 +29,7 @@ from comfy.utils import PROGRESS_BAR_ENABLED
 from latent_preview import prepare_callback
 from torch import Tensor
 
-from ..attention.keys import PAIRS, TECHNIQUES
+from ..attention.keys import PAIRS
 from ..attention.sites import UnknownModelError, known_family
 from ..noise.streams import frames_axis
 from ..techniques.branches import OfClip, branches_of
@@ -174,9 +174,7 @@ class EditGuider(CFGGuider):
         model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "coherence.editing", _reserve_for_both)
         super().__init__(model)
         self.inner_set_conds({"positive": prompts.target, "negative": prompts.negative, "source": prompts.source})
-        tapped = model.model_options["transformer_options"].get(TECHNIQUES, ())
         self._edit, self._rows, self._pinned = edit, 2 * shape[0], pinned
-        self._others_take = any(each.technique.takes_from_source for each in tapped)
         self._mask = None if edit.mask is None else _latent_mask(edit.mask, shape).to(model.load_device)
 
     def pair_branches(self, sampler: Sampler, options: Mapping[str, Any]) -> None:
@@ -267,7 +265,7 @@ class EditGuider(CFGGuider):
         """Every branch of ``groups``: all in one call or, where ComfyUI splits that, a call for each group or, where it
         splits these, too, two calls in step."""
         for pair in (pair for pair in groups if len(pair) == 2):
-            if self._replacing.active or self._others_take:
+            if self._replacing.active:
                 self._replacing.pair(*pair, self._paired(*pair))
         call = partial(self._call, x=x, timestep=timestep, options=options)
         call_model = partial(self._call_model, told(options.get("model_function_wrapper")))
@@ -323,8 +321,6 @@ class EditGuider(CFGGuider):
         options = args["c"]["transformer_options"]
         if not self._lockstep.is_running:
             self._replacing.require_donors(branches_of(options))
-            if self._others_take:
-                self._replacing.pairs.donors(branches_of(options))
         x = _own_clip(args["input"], options)
         told_of = {**self._by_clip.options(options, len(x)), PAIRS: self._replacing.pairs}
         c = {**args["c"], "transformer_options": told_of}

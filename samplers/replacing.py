@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ..attention.keys import TECHNIQUES
 from ..attention.registry import SELECTABLE
 from ..attention.sites import Kind, UnknownModelError, sites_of
 from ..attention.steps import is_between
@@ -107,18 +108,24 @@ class Replacing:
             self._own = Blend("map", self.pairs.source_of, partner, self._masks)
         elif replace != "cross_map" and edit.layers:
             self._own = Replacement(_TAKEN.get(replace, "map"), self.pairs.source_of, partner)
+        self._others_take = False
 
     @property
     def active(self) -> bool:
-        return bool(self._techniques)
+        """Whether any technique takes from the source: of the edit, or put on the model before it."""
+        return bool(self._taking)
 
     @property
-    def _techniques(self) -> list[Replacement]:
-        return [each for each in (self._own, self._words) if each is not None]
+    def _taking(self) -> list[Pairs]:
+        """By which pairs techniques take."""
+        of_all = [self.pairs] if self._own is not None or self._others_take else []
+        return of_all if self._words is None else [*of_all, self._words.pairs]
 
     def on(self, model: ModelPatcher, asked_by: str) -> ModelPatcher:
         """A clone of ``model`` with the techniques. UnknownModelError, NoSuchSiteError as in :mod:`..attention`."""
         edit, model = self._edit, model.clone()
+        there = model.model_options["transformer_options"].get(TECHNIQUES, ())
+        self._others_take = any(each.technique.takes_from_source for each in there)
         tapped: list[tuple[Technique | None, str, Sequence[Kind]]] = [
             (self._own, edit.layers, SELECTABLE),
             (self._words, "*", ("cross",)),
@@ -152,8 +159,8 @@ class Replacing:
 
     def require_donors(self, branches: Sequence[Branch]) -> None:
         """UnpairedBranchError where a branch is without the one that it takes from."""
-        for technique in self._techniques:
-            technique.donors(branches)
+        for pairs in self._taking:
+            pairs.donors(branches)
 
     def looks(self, sigma: float, model_sampling: Any) -> bool:
         """Whether the source must be seen before a step at ``sigma``."""

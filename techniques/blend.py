@@ -147,7 +147,7 @@ class Blend(Replacement):
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         if self.pairs.are_apart:
             return super().attend(call, proceed)
-        donors = self.donors(call.branches)
+        donors = self.pairs.donors(call.branches)
         targets = [n for n, donor in enumerate(donors) if donor != n]
         out = proceed(call.q, call.k, call.v)
         if not targets:

@@ -225,7 +225,7 @@ class AlignedMaps(Replacement):
         alignment = self._alignment_at(call)
         if alignment is None or self.pairs.are_apart:
             return super().attend(call, proceed)
-        donors = self.donors(call.branches)
+        donors = self.pairs.donors(call.branches)
         targets = [n for n, donor in enumerate(donors) if donor != n]
         if not targets:
             return proceed(call.q, call.k, call.v)

@@ -18,14 +18,14 @@ scores the picture's keys as the source's does, and the text's keys by itself, i
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .branches import Branch, rows_of
+from .branches import rows_of
 from .pairs import Given, Pairs, Partner, UnpairedBranchError
 from .technique import AttentionCall, Proceed, Stage, Technique
 
@@ -58,7 +58,7 @@ class Replacement(Technique):
         if self.pairs.are_apart:
             given = self.pairs.given(call, proceed)
             return proceed(call.q, call.k, call.v) if given is None else self._from_partner(call, given, proceed)
-        branches, donors = len(call.branches), self.donors(call.branches)
+        branches, donors = len(call.branches), self.pairs.donors(call.branches)
         if donors == list(range(branches)):
             return proceed(call.q, call.k, call.v)
         query, key, value = _FROM_SOURCE[self.taken]
@@ -69,10 +69,6 @@ class Replacement(Technique):
         if key and call.mask is not None:  # which of the source's keys are seen, the source's mask says
             return proceed(q, k, v, branches=tuple(call.branches[donor] for donor in donors))
         return proceed(q, k, v)
-
-    def donors(self, branches: Sequence[Branch]) -> list[int]:
-        """As of :class:`.pairs.Pairs`."""
-        return self.pairs.donors(branches)
 
     def _from_partner(self, call: AttentionCall, given: Given[AttentionCall], proceed: Proceed) -> Tensor:
         source = given.call

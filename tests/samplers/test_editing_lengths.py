@@ -9,7 +9,7 @@ import pytest
 import torch
 from coherence.demo.model import load_model
 from coherence.samplers.lockstep import Lockstep, NothingToTakeError
-from coherence.techniques.replacement import Replacement, UnpairedBranchError
+from coherence.techniques.pairs import Pairs, UnpairedBranchError
 from comfy.model_management import InterruptProcessingException
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from editing_runs import StoredMaps, demo_run, halves, longer, stepwise, tiny_run
@@ -64,14 +64,14 @@ def test_in_step_is_as_in_one_call(run_of, monkeypatch):
     run = run_of("flux")
     run = replace(run, source=longer(run.source, FURTHER), negative=longer(run.negative, FURTHER - 1))
     together = run.edit()
-    usual = Replacement.donors
+    usual = Pairs.donors
 
     def never_in_one_call(self, branches):
         if len(branches) > 1:
             raise UnpairedBranchError("kept apart")
         return usual(self, branches)
 
-    monkeypatch.setattr(Replacement, "donors", never_in_one_call)
+    monkeypatch.setattr(Pairs, "donors", never_in_one_call)
     for apart, one in zip(run.edit(), together, strict=True):
         assert difference(apart, one) < 1e-3
 
