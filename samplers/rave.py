@@ -136,7 +136,7 @@ class Grid:
 
     def _require_alone(self, guider: Any) -> None:
         options = guider.model_options
-        across = (Stage.KEYS, Stage.FURTHER_KEYS)
+        across = (Stage.KEYS, Stage.FURTHER_KEYS, Stage.MERGE)
         techniques = options["transformer_options"].get(TECHNIQUES, ())
         if names := [each.asked_by for each in techniques if each.technique.stage in across]:
             raise GridError(

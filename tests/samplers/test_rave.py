@@ -9,6 +9,7 @@ import torch
 from coherence.demo.model import load_model
 from coherence.nodes.cross_frame import CrossFrameAttention
 from coherence.nodes.rave import RAVEGrid
+from coherence.nodes.vidtome import VidToMe
 from coherence.samplers.rave import GridError, cut, order_of, tiled
 from comfy.samplers import CFGGuider, calculate_sigmas, sampler_object
 from random_controlnet import controlnet
@@ -156,8 +157,9 @@ def test_what_cannot_be_drawn_in_grids_is_refused_with_the_reason(tiny_models):
     refused("an area of the frame", conds=(ConditioningSetArea().append(conds[0], 32, 32, 0, 0, 1.0)[0], conds[1]))
     frames = torch.randn(FRAMES, 32, 128, generator=torch.Generator().manual_seed(2))
     refused("8 different rows of c_crossattn", conds=([[frames, {}]], conds[1]))
-    attending = CrossFrameAttention.execute(RAVEGrid.execute(load_model(), SIDE)[0], "first")[0]
-    refused("CrossFrameAttention lets frames attend", attending)
+    grids = RAVEGrid.execute(load_model(), SIDE)[0]
+    refused("CrossFrameAttention lets frames attend", CrossFrameAttention.execute(grids, "first")[0])
+    refused("VidToMe lets frames attend", VidToMe.execute(grids)[0])
     with pytest.raises(GridError, match="draws grids of frames already"):
         RAVEGrid.execute(RAVEGrid.execute(load_model(), 2)[0], 3)
     wan = FAMILIES["wan21"]
