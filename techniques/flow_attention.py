@@ -43,7 +43,8 @@ def along(q: Tensor, k: Tensor, v: Tensor, table: Tensor, scale: float | None) -
     out = torch.nn.functional.scaled_dot_product_attention(*parts, attn_mask=mask, scale=scale)
     found = out.unflatten(0, (len(q), -1)).movedim(2, 3)
     result = torch.empty_like(v.movedim(2, 3))
-    result[:, frames[there], table[there]] = found[:, there]
+    path, frame = there.nonzero(as_tuple=True)  # once: a GPU waits for it
+    result[:, frame, table[path, frame]] = found[:, path, frame]
     return result.movedim(3, 2)
 
 
