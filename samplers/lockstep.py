@@ -35,7 +35,7 @@ class Lockstep:
         self._given: list[Any] = []
         self._result: Any = None
         self._error: BaseException | None = None
-        self._has_ended, self._target = False, "runs"
+        self._target = "runs"
         modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
         thread = Thread(target=copy_context().run, args=(self._compute, source, *modes))
         self.is_running = True
