@@ -77,6 +77,17 @@ def layers_input() -> io.String.Input:
     )
 
 
+def frames_per_batch_input(more: str) -> io.Int.Input:
+    return io.Int.Input(
+        "frames_per_batch",
+        default=0,
+        min=0,
+        max=4096,
+        optional=True,
+        tooltip=f"How many frames go through the model at a time. 0: the whole clip. {more} Set it if memory runs out.",
+    )
+
+
 def pool_input(optional: bool = False) -> io.Int.Input:
     return io.Int.Input(
         "pool",
@@ -165,13 +176,7 @@ def start_inputs() -> list[io.Input]:
 
 def ranking_inputs() -> list[io.Input]:
     return [
-        io.Combo.Input(
-            "kind",
-            options=list(CHOICES),
-            default="all",
-            tooltip="Which layers may be selected. spatial: within a picture. temporal: across frames. joint: all "
-            "tokens at once (most transformers). all: any of these, but never cross-attention.",
-        ),
+        kind_input("Which layers may be selected."),
         io.Combo.Input(
             "select",
             options=list(ORDERS),
@@ -179,23 +184,30 @@ def ranking_inputs() -> list[io.Input]:
             tooltip="highest: the most even maps, for perturbation guidance. lowest: the most structured maps, for "
             "editing.",
         ),
-        io.Int.Input(
-            "count",
-            default=1,
-            min=0,
-            max=4096,
-            tooltip="Number of layers to select, from 1 to all of them. 1 is the paper's choice for guidance. 0: "
-            "use percent instead.",
+        *amount_inputs(
+            "Number of layers to select, from 1 to all of them. 1 is the paper's choice for guidance. 0: use percent "
+            "instead.",
+            "Share of the layers to select if count is 0: 0 to 100, rounded down, at least one layer. 50 is the "
+            "paper's choice for editing; more keeps more of the source.",
         ),
-        io.Float.Input(
-            "percent",
-            default=50.0,
-            min=0.0,
-            max=100.0,
-            step=1.0,
-            tooltip="Share of the layers to select if count is 0: 0 to 100, rounded down, at least one layer. 50 is"
-            " the paper's choice for editing; more keeps more of the source.",
-        ),
+    ]
+
+
+def kind_input(question: str) -> io.Combo.Input:
+    return io.Combo.Input(
+        "kind",
+        options=list(CHOICES),
+        default="all",
+        tooltip=f"{question} spatial: within a picture. temporal: across frames. joint: all tokens at once (most "
+        "transformers). all: any of these, but never cross-attention.",
+    )
+
+
+def amount_inputs(count: str, percent: str, optional: bool = False) -> list[io.Input]:
+    """How many layers a ranking selects; ``count``, ``percent``: their tooltips."""
+    return [
+        io.Int.Input("count", default=1, min=0, max=4096, optional=optional, tooltip=count),
+        io.Float.Input("percent", default=50.0, min=0.0, max=100.0, step=1.0, optional=optional, tooltip=percent),
     ]
 
 

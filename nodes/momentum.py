@@ -7,7 +7,15 @@ from comfy_api.latest import io
 
 from ..techniques.kept import KeptRuns, Momentum
 from ..techniques.momentum import TemporalMomentum
-from .inputs import ATTENTION, MomentumType, layers_input, percent_inputs, schedule_input, schedule_of
+from .inputs import (
+    ATTENTION,
+    MomentumType,
+    frames_per_batch_input,
+    layers_input,
+    percent_inputs,
+    schedule_input,
+    schedule_of,
+)
 from .node import Node
 from .tapped import tapped
 
@@ -56,15 +64,8 @@ class TemporalMomentumAttention(Node):
                 ),
                 layers_input(),
                 *percent_inputs(),
-                io.Int.Input(
-                    "frames_per_batch",
-                    default=0,
-                    min=0,
-                    max=4096,
-                    optional=True,
-                    tooltip="How many frames go through the model at a time. 0: the whole clip. 4 or 8: a clip of any "
-                    "length needs only the memory of that many frames, with the same result. Set it if memory runs "
-                    "out.",
+                frames_per_batch_input(
+                    "4 or 8: a clip of any length needs only the memory of that many frames, with the same result."
                 ),
                 MomentumType.Input(
                     "previous",

@@ -6,7 +6,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..techniques import tokenflow
-from .inputs import EDITING, layers_input, percent_inputs, seed_input
+from .inputs import EDITING, frames_per_batch_input, layers_input, percent_inputs, seed_input
 from .node import Node
 from .tapped import tapped
 
@@ -39,15 +39,8 @@ class TokenFlow(Node):
                 ),
                 layers_input(),
                 *percent_inputs(),
-                io.Int.Input(
-                    "frames_per_batch",
-                    default=0,
-                    min=0,
-                    max=4096,
-                    optional=True,
-                    tooltip="How many frames go through the model at a time. 0: the whole clip. 8: the memory of 8 "
-                    "frames or of all keyframes, whichever are more; the keyframes run once more. Set it if memory "
-                    "runs out.",
+                frames_per_batch_input(
+                    "8: the memory of 8 frames or of all keyframes, whichever are more; the keyframes run once more."
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, for EntropyGuidedEdit or FlowEdit.")],
