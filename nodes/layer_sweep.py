@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import weakref
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention.registry import (
-    CHOICES,
+    ORDERS,
     SELECTABLE,
     AttentionRegistry,
     Choice,
@@ -33,12 +31,12 @@ from ..metrics.damage import DAMAGES
 from ..metrics.embeddings import similarity
 from ..metrics.ranks import RankCorrelation, rank_correlation
 from ..samplers.measure import Start, measure_layers
-from ..samplers.sweep import Run, Sweep
+from ..samplers.sweep import Found, Run, Seen, Sweep
 from ..techniques.perturbation import IDENTITY, UNIFORM
 from .charts import drawn
 from .checks import InputError
 from .encoders import embed_images
-from .inputs import ATTENTION, Registry, cfg_input, percent_inputs
+from .inputs import ATTENTION, Registry, amount_inputs, cfg_input, kind_input, percent_inputs
 from .node import Node
 from .reports import to_json
 from .sweep_chart import draw_sweep
@@ -46,31 +44,6 @@ from .sweep_chart import draw_sweep
 CLIP_SIMILARITY = "clip_similarity"
 SCORES = (*DAMAGES, CLIP_SIMILARITY)
 MATRICES = {"identity": IDENTITY, "uniform": UNIFORM}
-Damage = dict[str, dict[str, float]]
-"""Layer → score → figure."""
-
-
-class _Kept:
-    """What sweeps that were cut short have found, for the next run with the same inputs."""
-
-    MOST = 4
-
-    def __init__(self) -> None:
-        self._found: OrderedDict[str, tuple[weakref.ref, Damage]] = OrderedDict()
-
-    def of(self, model: ModelPatcher, key: str) -> Damage:
-        """Filled in as the sweep goes on. The latent of the plain run, in ``key``, tells models and inputs apart; of
-        two models that draw alike, one has another object."""
-        of_model, found = self._found.pop(key, (None, {}))
-        if of_model is None or of_model() is not model.model:
-            found = {}
-        self._found[key] = (weakref.ref(model.model), found)
-        while len(self._found) > self.MOST:
-            self._found.popitem(last=False)
-        return found
-
-
-_kept = _Kept()
 
 
 class LayerSweep(Node):
@@ -127,13 +100,7 @@ class LayerSweep(Node):
                     "share of sharpness lost. clip_similarity: 1 - CLIP similarity to the unperturbed clip; needs "
                     "clip_vision.",
                 ),
-                io.Combo.Input(
-                    "kind",
-                    options=list(CHOICES),
-                    default="all",
-                    tooltip="Which layers to test. spatial: within a picture. temporal: across frames. joint: all "
-                    "tokens at once (most transformers). all: any of these, but never cross-attention.",
-                ),
+                kind_input("Which layers to test."),
                 cfg_input(
                     5.0,
                     "The guidance scale of all runs. Use the one you sample with; 1 needs no negative prompt "
@@ -149,28 +116,16 @@ class LayerSweep(Node):
                 ),
                 io.Combo.Input(
                     "select",
-                    options=["highest", "lowest"],
+                    options=list(ORDERS),
                     default="highest",
                     optional=True,
                     tooltip="The layers to select in the registry. highest: those that do the most damage when "
                     "perturbed. lowest: those that matter least.",
                 ),
-                io.Int.Input(
-                    "count",
-                    default=1,
-                    min=0,
-                    max=4096,
+                *amount_inputs(
+                    "Number of layers to select, from 1 to all tested ones. 0: use percent instead.",
+                    "Share of the tested layers to select if count is 0: 0 to 100, rounded down, at least one.",
                     optional=True,
-                    tooltip="Number of layers to select, from 1 to all tested ones. 0: use percent instead.",
-                ),
-                io.Float.Input(
-                    "percent",
-                    default=50.0,
-                    min=0.0,
-                    max=100.0,
-                    step=1.0,
-                    optional=True,
-                    tooltip="Share of the tested layers to select if count is 0: 0 to 100, rounded down, at least one.",
                 ),
                 *percent_inputs(optional=True),
                 io.ClipVision.Input(
@@ -223,8 +178,8 @@ class LayerSweep(Node):
         )
         names = [name for name in asked if name in figures]  # others lack an input that they need
         run = Run(positive, negative, cfg, noise, sampler, sigmas, latent_image)
-        span = start_percent, end_percent
-        damage = _swept(cls.node_name, model, vae, clip_vision, names, perturbation, run, span)
+        sweep = Sweep(model, MATRICES[perturbation], run, 1 + len(names), cls.node_name, start_percent, end_percent)
+        damage = sweep.compared(names, partial(_seen, vae=vae, clip_vision=clip_vision), _damage)
         measurement = Measurement(
             steps, tuple(sigmas[list(steps)].tolist()), "exact", noise.seed, tuple(latent_image["samples"].shape)
         )
@@ -259,46 +214,19 @@ def _steps_between(model: ModelPatcher, sigmas: Tensor, start_percent: float, en
     return tuple(n for n, x in enumerate(levels) if is_between(x, start_percent, end_percent, sampling)) or (0,)
 
 
-def _swept(
-    asked_by: str,
-    model: ModelPatcher,
-    vae: Any,
-    clip_vision: Any,
-    layers: Sequence[str],
-    perturbation: str,
-    run: Run,
-    span: tuple[float, float],
-) -> Damage:
-    """The damage by every score of each of ``layers``; what a run that was cut short has found is taken over."""
-    runs = Sweep(model, MATRICES[perturbation], run, 1 + len(layers), asked_by, *span)
-    samples = runs.plain()
-    plain = _decoded(vae, samples)
-    embedded = None if clip_vision is None else embed_images(clip_vision, plain)
-    settings = (perturbation, span, run.cfg, run.sigmas.tolist(), _sampler_name(run.sampler), clip_vision is not None)
-    found = _kept.of(model, _key(samples, settings))
-    for layer in layers:
-        if layer in found:
-            runs.skip()
-            continue
-        clip = _decoded(vae, runs.without(layer))
-        each = {name: of(clip, plain) for name, of in DAMAGES.items()}
-        if embedded is not None:
-            each[CLIP_SIMILARITY] = 1 - float(similarity(embed_images(clip_vision, clip), embedded).mean())
-        found[layer] = each
-    return {layer: found[layer] for layer in layers}
+def _seen(samples: Tensor, vae: Any, clip_vision: Any) -> Seen:
+    """The clip, and with an encoder its frames' vectors."""
+    clip = _decoded(vae, samples)
+    return (clip,) if clip_vision is None else (clip, embed_images(clip_vision, clip))
 
 
-def _key(samples: Tensor, settings: tuple) -> str:
-    digest = hashlib.sha256(repr(settings).encode())
-    for part in samples.unbind() if getattr(samples, "is_nested", False) else [samples]:
-        digest.update(part.float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _sampler_name(sampler: Any) -> str:
-    """Of ComfyUI's samplers, the function and its options."""
-    function = getattr(sampler, "sampler_function", sampler)
-    return f"{getattr(function, '__name__', type(function).__name__)} {getattr(sampler, 'extra_options', '')}"
+def _damage(seen: Seen, plain: Seen) -> dict[str, float]:
+    """By every score."""
+    (clip, *vectors), (plain_clip, *plain_vectors) = seen, plain
+    found = {score: of(clip, plain_clip) for score, of in DAMAGES.items()}
+    if vectors:
+        found[CLIP_SIMILARITY] = 1 - float(similarity(*vectors, *plain_vectors).mean())
+    return found
 
 
 def _decoded(vae: Any, samples: Tensor) -> Tensor:
@@ -308,7 +236,7 @@ def _decoded(vae: Any, samples: Tensor) -> Tensor:
 
 
 def _report(
-    registry: AttentionRegistry, damage: Damage, perturbation: str, score: str, cfg: float, found: RankCorrelation
+    registry: AttentionRegistry, damage: Found, perturbation: str, score: str, cfg: float, found: RankCorrelation
 ) -> str:
     return to_json(
         {

@@ -6,9 +6,11 @@ and given again, as long as the sampler asks for it at the very same latent, so 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from comfy.model_management import intermediate_device, throw_exception_if_processing_interrupted
@@ -24,6 +26,14 @@ from ..attention.tap import tap
 from ..techniques.perturbation import Perturbation
 from .latents import noise_for, require_falling, require_levels, samples_for
 from .unfit import explain_unfit_inputs
+
+MOST = 4
+"""Sweeps of a model whose findings are kept."""
+Seen = tuple[Tensor, ...]
+Found = dict[str, dict[str, float]]
+"""Layer → figure by name."""
+_found: WeakKeyDictionary[Any, dict[str, Found]] = WeakKeyDictionary()
+"""Model → key of a sweep, the latest last → what it has found, for the next one with the same inputs."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +101,32 @@ class Sweep:
         )
         return self._sampled(_Recalling(perturbed, self._kept))
 
-    def skip(self) -> None:
-        """A run whose result is known counts as done."""
-        self._done += 1
+    def compared(
+        self, layers: Iterable[str], look: Callable[[Tensor], Seen], compare: Callable[[Seen, Seen], dict[str, float]]
+    ) -> Found:
+        """What ``compare`` says of the run without each of ``layers`` and the plain one, as ``look`` sees their
+        latents. Layers that a sweep with the same inputs has tried, such as one that was cut short, do not run."""
+        samples = self.plain()
+        plain = look(samples)
+        found = _kept(self._model, self._key(samples, plain))
+        for layer in layers:
+            if layer in found:
+                self._done += 1
+            else:
+                found[layer] = compare(look(self.without(layer)), plain)
+        return {layer: found[layer] for layer in layers}
+
+    def _key(self, samples: Tensor, seen: Seen) -> str:
+        """Of the inputs, which the plain run tells apart, and of what it does not depend on."""
+        run, options = self._run, getattr(self._run.sampler, "extra_options", "")
+        function = getattr(run.sampler, "sampler_function", run.sampler)
+        sampler = getattr(function, "__name__", type(function).__name__)
+        digest = hashlib.sha256(
+            repr((self._alpha, self._span, run.cfg, run.sigmas.tolist(), sampler, options)).encode()
+        )
+        for part in (*(samples.unbind() if samples.is_nested else [samples]), *seen):
+            digest.update(part.float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def _sampled(self, guider: CFGGuider) -> Tensor:
         run, before = self._run, self._done * self._steps
@@ -113,6 +146,15 @@ class Sweep:
             )
         self._done += 1
         return samples.to(intermediate_device())
+
+
+def _kept(model: ModelPatcher, key: str) -> Found:
+    """To be filled in as the sweep goes on. Of two models that draw alike, each has its own."""
+    sweeps = _found.setdefault(model.model, {})
+    sweeps[key] = sweeps.pop(key, {})
+    while len(sweeps) > MOST:
+        del sweeps[next(iter(sweeps))]
+    return sweeps[key]
 
 
 class _Keeping(CFGGuider):

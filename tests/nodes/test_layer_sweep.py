@@ -131,6 +131,29 @@ def test_a_cancelled_sweep_goes_on_where_it_was(unet, vae):
     assert fresh.decoded == 3
 
 
+class Faint(Counting):
+    """A VAE whose pictures have half the contrast."""
+
+    def decode(self, samples):
+        return super().decode(samples) / 2
+
+
+def test_what_another_vae_or_encoder_has_shown_is_not_taken_over(unet, vae):
+    def damages(vae, seed=0):
+        return swept(unet, vae, layers="middle", frames=1, steps=2, clip_vision=tiny_clip_vision(seed))[2]
+
+    first = damages(vae)
+    faint = Faint(vae)
+    assert damages(faint) != first
+    assert faint.decoded == 2
+    other = Counting(vae)
+    assert damages(other, seed=1) != first
+    assert other.decoded == 2
+    same = Counting(vae)
+    assert damages(same) == first
+    assert same.decoded == 1
+
+
 def test_the_registry_keeps_damage_when_saved_and_selects_by_it_again(unet, vae):
     registry = swept(unet, vae)[0]
     read = from_json(to_json(registry))
