@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import comfy.model_management
-import torch
 from comfy.utils import ProgressBar
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..metrics.consistency import Agreement, Consistency, agreement, means, temporal_consistency
-from ..metrics.embeddings import consistency_with_first, directional_similarity, frame_consistency, similarity
-from ..metrics.look import PER, Look, drifts, look, seam_jumps
-from .charts import COLOURS, INK, MUTED, drawn, new_figure, render, style_axes
+from ..metrics.look import Look, drifts, look, seam_jumps
+from .charts import drawn
 from .checks import InputError
-from .encoders import TEXTS, embed_images, embed_text
+from .consistency_chart import LINES, draw_consistency
+from .content import content_of, texts_of
 from .node import Node
 from .reports import to_json
-
-LINES: dict[str, tuple[str, dict[str, Any]]] = {
-    "clip": ("this clip, frame to frame", {"color": COLOURS[0], "marker": "o"}),
-    "reference": ("the reference, frame to frame", {"color": COLOURS[1], "marker": "s"}),
-    "against_reference": ("this clip against the reference", {"color": COLOURS[2], "marker": "^", "linestyle": "--"}),
-}
-PANELS = {  # name, note, the least that the axis spans, unit
-    "ssim": ("SSIM", "1: the same picture twice. Lower: it changes.", (0.9, 1.0), 1.0),
-    "psnr": ("PSNR (dB)", "68: the same picture twice. Lower: it changes.", (10.0, 70.0), 1.0),
-    "warped_error": ("Warped error (×10⁻³)", "Squared change that no motion explains. 0: none.", (0.0, 0.1), 1e-3),
-    "flicker": ("Flicker", "Mean change of a pixel, 0 to 1, motion included.", (0.0, 0.01), 1.0),
-    "motion": ("Motion (pixels per frame)", "Speed of the fastest 5% of the picture.", (0.0, 1.0), 1.0),
-}
 
 
 class TemporalConsistency(Node):
@@ -131,7 +115,7 @@ class TemporalConsistency(Node):
         device = comfy.model_management.get_torch_device()
         frames, height, width, _ = images.shape
         at = _seams_of(seams, frames)
-        texts = _texts_of(clip_vision, clip, reference, prompt, reference_prompt)
+        texts = texts_of(clip_vision, clip, reference, prompt, reference_prompt)
         encoded = 0 if clip_vision is None else frames * (1 if reference is None else 2)
         bar = ProgressBar(encoded + (2 * frames - 1 if reference is None else 5 * frames - 2))
 
@@ -151,7 +135,7 @@ class TemporalConsistency(Node):
         figures = {name: figures[name] for name in LINES if name in figures}
         content = {}
         if clip_vision is not None:
-            content = _content(clip_vision, clip, {"clip": images, "reference": reference}, texts, progress)
+            content = content_of(clip_vision, clip, {"clip": images, "reference": reference}, texts, progress)
         measured = {name: {"mean": means(each), **asdict(each)} for name, each in figures.items()}
         for name, shown in content.items():
             measured[name]["content"] = {"mean": {key: each.nanmean() for key, each in shown.items()}, **shown}
@@ -161,55 +145,7 @@ class TemporalConsistency(Node):
             if at:
                 measured[name]["seams"] = seam_jumps(_steps(figures[name], seen), at)
         report = {"frames": frames, "height": height, "width": width, **measured}
-        return io.NodeOutput(to_json(report, indent=2), drawn(_chart, figures, frames, looks, at, content))
-
-
-def _texts_of(
-    clip_vision: Any, clip: Any, reference: Tensor | None, prompt: str, reference_prompt: str
-) -> dict[str, str]:
-    """The prompt of each clip that has one. InputError where one could not be used."""
-    texts = {"clip": prompt.strip(), "reference": reference_prompt.strip()}
-    texts = {name: text for name, text in texts.items() if text}
-    if not texts:
-        return {}
-    name = "prompt" if "clip" in texts else "reference_prompt"
-    missing = [each for each, given in (("clip_vision", clip_vision), ("clip", clip)) if given is None]
-    if missing:
-        raise InputError(
-            f"{name} is given without {' and '.join(missing)}, expected both encoders. Connect Load CLIP Vision and "
-            f"the Load CLIP that belongs to it, or leave {name} empty."
-        )
-    if "reference" in texts and reference is None:
-        raise InputError(
-            "reference_prompt is given without a reference, expected the clip that it tells of. Connect reference, or "
-            "leave reference_prompt empty."
-        )
-    return texts
-
-
-def _content(
-    clip_vision: Any,
-    clip: Any,
-    clips: Mapping[str, Tensor | None],
-    texts: Mapping[str, str],
-    progress: Callable[[], object],
-) -> dict[str, dict[str, Tensor]]:
-    """What the frames show, for the entries of the report: cosines of vectors by name."""
-    seen = {name: embed_images(clip_vision, each, progress) for name, each in clips.items() if each is not None}
-    channels = seen["clip"].shape[-1]
-    told = {name: embed_text(clip, text, clip_vision, channels) for name, text in texts.items()}
-    whole = "background_consistency" if clip_vision.model_type == TEXTS else "subject_consistency"
-    shown = {}
-    for name, frames in seen.items():
-        shown[name] = {"frame_consistency": frame_consistency(frames), whole: consistency_with_first(frames)}
-        if name in told:
-            shown[name]["text_similarity"] = similarity(frames, told[name])
-    if "reference" in seen:
-        shown["against_reference"] = {"image_similarity": similarity(seen["clip"], seen["reference"])}
-        if len(told) == 2:
-            directional = directional_similarity(seen["clip"], seen["reference"], told["clip"], told["reference"])
-            shown["against_reference"]["directional_similarity"] = directional
-    return shown
+        return io.NodeOutput(to_json(report, indent=2), drawn(draw_consistency, figures, frames, looks, at, content))
 
 
 def _seams_of(text: str, frames: int) -> list[int]:
@@ -229,66 +165,6 @@ def _steps(figures: Consistency | Agreement, seen: Look) -> dict[str, Tensor]:
     """How large the step to each frame from the one before is, by every measure of change."""
     changes = {name: getattr(figures, name) for name in ("warped_error", "flicker")}
     return changes | {name: values.diff().abs() for name, values in asdict(seen).items()}
-
-
-def _chart(
-    figures: Mapping[str, Consistency | Agreement],
-    frames: int,
-    looks: Mapping[str, Look],
-    at: list[int],
-    content: Mapping[str, Mapping[str, Tensor]],
-) -> Tensor:
-    """IMAGE: a panel for each of ``PANELS`` with a line for each of ``figures``; in the sixth place the legend, and the
-    drift in words; what the frames show in a line at the foot."""
-    from matplotlib.ticker import MaxNLocator
-
-    mean = means(figures["clip"])
-    figure = new_figure(
-        "How steady is the clip?",
-        f"{frames} frames. On average: SSIM {mean['ssim']:.4f}, PSNR {mean['psnr']:.1f} dB, "
-        f"warped error {1e3 * mean['warped_error']:.3f}·10⁻³, flicker {mean['flicker']:.4f}, "
-        f"motion {mean['motion']:.2f} pixels.",
-    )
-    for place, (measure, (title, note, span, unit)) in enumerate(PANELS.items()):
-        row, column = divmod(place, 3)
-        axes = figure.add_axes((0.055 + 0.325 * column, 0.53 - 0.44 * row, 0.265, 0.25))
-        style_axes(axes, title, "Frame (counted from 0)" if row else "", "", note=note)
-        for seam in at:
-            axes.axvline(seam, color=MUTED, linewidth=0.8, linestyle=":")
-        lines = {name: getattr(each, measure) / unit for name, each in figures.items() if hasattr(each, measure)}
-        for name, values in lines.items():
-            axes.plot(range(frames - len(values), frames), values, markersize=4, clip_on=False, **LINES[name][1])
-        known = torch.cat([*lines.values(), torch.tensor(span, dtype=torch.float64)])
-        low, high = (limit.item() for limit in known[~known.isnan()].aminmax())
-        axes.set_ylim(low, high if high == span[1] else 1.04 * high)
-        axes.set_xlim(-0.5, frames - 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
-    handles = [axes.plot([], [], **LINES[name][1], label=LINES[name][0])[0] for name in figures]
-    corner = figure.add_axes((0.705, 0.04, 0.265, 0.30))
-    corner.axis("off")
-    corner.legend(handles=handles, loc="upper left", frameon=False, fontsize=10, labelcolor=INK)
-    figure.text(0.055, 0.012, _content_line(content), fontsize=9, color=INK, parse_math=False)
-    told = [f"Drift of the clip in {PER} frames, and its 95% interval", *_drift_lines(looks["clip"])]
-    corner.text(0.02, 0.0, "\n".join(told), fontsize=9, color=INK, linespacing=1.5, va="bottom", parse_math=False)
-    return render(figure)
-
-
-def _content_line(content: Mapping[str, Mapping[str, Tensor]]) -> str:
-    shown = [
-        f"{name.replace('_', ' ')} {values.nanmean():.4f}"
-        for entry in ("clip", "against_reference")
-        for name, values in content.get(entry, {}).items()
-    ]
-    return f"On average, by the image encoder: {', '.join(shown)}" if shown else ""
-
-
-def _drift_lines(seen: Look) -> list[str]:
-    """A line for each measure of the look."""
-    lines = []
-    for name, (value, low, high) in drifts(seen).items():
-        between = "too few frames" if math.isnan(low) else f"{low:+.3g} to {high:+.3g}"
-        lines.append(f"{name}: " + ("not measured" if math.isnan(value) else f"{value:+.3g} ({between})"))
-    return lines
 
 
 NODES = [TemporalConsistency]

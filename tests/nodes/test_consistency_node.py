@@ -9,7 +9,8 @@ from coherence.metrics.consistency import agreement, means, temporal_consistency
 from coherence.metrics.look import PER, drifts, look
 from coherence.nodes.charts import COLOURS
 from coherence.nodes.checks import InputError
-from coherence.nodes.consistency import PANELS, TemporalConsistency
+from coherence.nodes.consistency import TemporalConsistency
+from coherence.nodes.consistency_chart import PANELS
 from matplotlib.colors import to_rgb
 from torch import Tensor
 
