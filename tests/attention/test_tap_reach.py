@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from attended import Outputs, attended
 from clear_errors import unclear
 from coherence.attention.chunks import ChunkError
 from coherence.attention.sites import NoSuchSiteError, features_of
@@ -169,30 +170,17 @@ class Joins(Technique):
         return proceed(*joined, merged=True).unflatten(1, (frames, -1)).flatten(0, 1)
 
 
-def attended(q, k, v, heads):
-    q, k, v = (x.double().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    return (torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1) @ v).transpose(1, 2).flatten(2)
-
-
-class Keeps(Technique):
-    stage = Stage.OUTPUT
-
-    def attend(self, call, proceed):
-        self.call, self.out = call, proceed(call.q, call.k, call.v)
-        return self.out
-
-
 def test_frames_are_merged_after_what_works_on_frames_whichever_node_came_first(unet):
     outs = []
     for first, second in ((Joins(), TemporalMomentum(0.8)), (TemporalMomentum(0.8), Joins())):
-        keeps = Keeps()
-        outs.append(sample(on(on(on(unet, first), second), keeps), CLIP, steps=1, cfg=3.0))
+        outputs = Outputs()
+        outs.append(sample(on(on(on(unet, first), second), outputs), CLIP, steps=1, cfg=3.0))
     assert torch.equal(*outs)
-    call, weights = keeps.call, momentum_matrix(torch.full((FRAMES,), 0.8, dtype=torch.float64))
+    [(call, out)], weights = outputs.seen, momentum_matrix(torch.full((FRAMES,), 0.8, dtype=torch.float64))
     k, v = (average_over_frames(x.double(), weights) for x in (call.k, call.v))
     joined = [x.unflatten(0, (2, FRAMES)).flatten(1, 2) for x in (call.q, k, v)]
     expected = attended(*joined, call.heads).unflatten(1, (FRAMES, -1)).flatten(0, 1)
-    assert (keeps.out - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (out - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_what_needs_whole_frames_after_merging_is_refused(unet):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from attended import scores_of
 from coherence.attention.sites import NoSuchSiteError
 from coherence.attention.word_maps import first_of_text, word_shares
 from coherence.demo.clips import render_clip
@@ -21,7 +22,6 @@ from watching import watched
 
 FACE = "model conditioning clip words latent_image noise sigmas measure_steps layers threshold prompt"
 PROMPT = "a small red circle in the centre, white background"
-PHRASES = ("circle", "white background")
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +86,9 @@ def test_maps_are_those_of_attention_kept_whole_in_float64(tiny_models, demo, pr
     in_rows, (height, width) = len(shape) == 4, shape[-2:]
     sums, number = 0, 0
     for call in watch.calls:
-        q, k, _ = (x.double() for x in call.per_head())
-        if kind == "cross" and k.shape[2] != length:
+        scores = scores_of(call)
+        if kind == "cross" and scores.shape[-1] != length:
             continue
-        scores = q @ k.transpose(-1, -2) * (call.scale or q.shape[-1] ** -0.5)
-        if call.mask is not None:
-            mask = call.mask.reshape(len(call.mask), *[1] * (4 - call.mask.ndim), *call.mask.shape[1:])
-            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
         weights = scores.softmax(-1).mean(1)
         columns = torch.stack([weights[..., word].sum(-1) for word in ([1], [3, 4])], 1)
         here = call.leading_tokens or 0

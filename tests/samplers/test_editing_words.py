@@ -10,7 +10,7 @@ from coherence.nodes.align_prompts import AlignPrompts
 from coherence.nodes.token_flow import TokenFlow
 from coherence.samplers.replacing import AlignmentError
 from coherence.techniques.replacement import UnpairedBranchError
-from editing_runs import demo_run, stepwise, tiny_run
+from editing_runs import demo_run, longer, stepwise, tiny_run
 from watching import difference
 from word_edits import StoredWords, aligned
 
@@ -26,14 +26,6 @@ EDITS = {
 @pytest.fixture(scope="module")
 def unet():
     return load_model()
-
-
-def longer(prompt: list, tokens: int) -> list:
-    [[text, rest]] = prompt
-    if "attention_mask" in rest:
-        rest = {**rest, "attention_mask": torch.nn.functional.pad(rest["attention_mask"], (0, tokens), value=1)}
-    further = torch.randn(1, tokens, text.shape[-1], generator=torch.Generator().manual_seed(7))
-    return [[torch.cat([text, further], dim=1), rest]]
 
 
 def effect_and_error(run, how, alignment):

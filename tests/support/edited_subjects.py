@@ -17,9 +17,8 @@ from watching import difference
 
 def edited(s: Any, model: Any, registry: Any) -> torch.Tensor:
     source, negative = s.conditioning
-    target = [[-text, extras] for text, extras in source]
     how = (registry, Noise_RandomNoise(3), sampler_object("euler"), s.late, s.empty, 1.0, 1.0, "map")
-    return EntropyGuidedEdit.execute(model, source, target, negative, *how).result[0]["samples"]
+    return EntropyGuidedEdit.execute(model, source, s.target, negative, *how).result[0]["samples"]
 
 
 def edited_by(node: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, float]]:

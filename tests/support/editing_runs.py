@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from attended import output_by, scores_of
 from coherence.attention.tap import tap
 from coherence.samplers.editing import Edit, Prompts, sample_edit
 from coherence.techniques.technique import Stage, Technique
@@ -31,11 +32,7 @@ class StoredMaps(Technique):
         self.scores, self.keeping = {}, False
 
     def attend(self, call, proceed):
-        q, k, v = (x.double() for x in call.per_head())
-        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-        if call.mask is not None:
-            mask = call.mask.reshape(len(call.mask), *[1] * (4 - call.mask.ndim), *call.mask.shape[1:])
-            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        scores = scores_of(call)
         end = scores.shape[-1] - call.trailing_tokens
         if self.keeping:
             self.scores[call.site.name] = scores, slice(call.leading_tokens or 0, end)
@@ -46,8 +43,7 @@ class StoredMaps(Technique):
             scores = kept
         else:
             scores[..., here, here] = kept[..., there, there]
-        out = torch.softmax(scores, dim=-1) @ v
-        return (out.transpose(1, 2).flatten(2) if call.heads_joined else out).to(call.v)
+        return output_by(call, torch.softmax(scores, dim=-1))
 
 
 @dataclass(frozen=True)

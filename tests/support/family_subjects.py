@@ -35,10 +35,10 @@ class Encoder:
 
 
 class Decoder:
-    """A VAE for families whose own is too large: the first channels as a picture, 16 pixels a latent."""
+    """A VAE for families whose own is too large: the first channels as a picture, 16 pixels a latent. What it is tried
+    on decodes only; nodes take no VAE without ``encode``."""
 
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+    encode = None
 
     def decode(self, samples: torch.Tensor) -> torch.Tensor:
         shown = (samples / samples.std()).movedim(1, -1)[..., :3].sigmoid()
@@ -55,6 +55,11 @@ class Subject:
     @cached_property
     def conditioning(self) -> tuple[list, list]:
         return self.family.conditioning()
+
+    @property
+    def target(self) -> list:
+        """An edit's other prompt."""
+        return [[-text, extras] for text, extras in self.conditioning[0]]
 
     @property
     def latent(self) -> dict[str, Any]:

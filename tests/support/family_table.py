@@ -188,12 +188,12 @@ def noise_from_latent(s: Subject) -> tuple[Any, float]:
 
 def edit(s: Subject) -> tuple[Any, float]:
     out = edited(s, s.model, s.registry)
-    return out, difference(out, s.drawn(s.model, positive=[[-text, extras] for text, extras in s.conditioning[0]]))
+    return out, difference(out, s.drawn(s.model, positive=s.target))
 
 
 def flow_edit(s: Subject) -> tuple[Any, float]:
     source, negative = s.conditioning
-    prompts = (source, [[-text, extras] for text, extras in source], negative)
+    prompts = (source, s.target, negative)
     edited = FlowEdit.execute(s.model, *prompts, s.latent, s.late, 1.0, 1.0, 0, 1, 0, s.registry)[0]["samples"]
     return edited, difference(edited, s.latent["samples"])
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from attended import output_by, scores_of
 from coherence.techniques.prompt_to_prompt import Alignment, align, align_words
 from editing_runs import Run, StoredMaps
 
@@ -76,12 +77,7 @@ class StoredWords(StoredMaps):
         return self._keeps % 2 == 1
 
     def attend(self, call, proceed):
-        q, k, v = (x.double() for x in call.per_head())
-        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-        if call.mask is not None:
-            mask = call.mask.reshape(len(call.mask), *[1] * (4 - call.mask.ndim), *call.mask.shape[1:])
-            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        own, name = torch.softmax(scores, dim=-1), call.site.name
+        own, name = torch.softmax(scores_of(call), dim=-1), call.site.name
         if self.keeping:
             self.maps[name] = own
             if call.site.kind == "cross" and self.is_positive:
@@ -96,8 +92,7 @@ class StoredWords(StoredMaps):
             probabilities = mask * own + (1 - mask) * source
         else:
             probabilities = source
-        out = probabilities @ v
-        return (out.transpose(1, 2).flatten(2) if call.heads_joined else out).to(call.v)
+        return output_by(call, probabilities)
 
     def _of_words(self, source, own):
         """Token by token, as the paper's Algorithm 1 has it."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from attended import Outputs, attended
 from clear_errors import unclear
 from coherence.attention.tap import tap
 from coherence.demo.model import load_model
@@ -12,7 +13,6 @@ from coherence.nodes.plug_and_play import PlugAndPlay
 from coherence.nodes.token_flow import TokenFlow as Node
 from coherence.techniques.branches import OfClip
 from coherence.techniques.pairs import NoEditError
-from coherence.techniques.technique import Stage, Technique
 from coherence.techniques.tokenflow import TokenFlow, neighbours
 from editing_runs import demo_run
 from tiny_models import sample
@@ -29,22 +29,6 @@ def unet():
 @pytest.fixture(scope="module")
 def run(unet):
     return demo_run(unet, shape=(FRAMES, *DEMO.latent_shape[1:]), steps=1)
-
-
-class Keeps(Technique):
-    stage = Stage.OUTPUT
-
-    def __init__(self):
-        self.seen = []
-
-    def attend(self, call, proceed):
-        self.seen.append((call, proceed(call.q, call.k, call.v)))
-        return self.seen[-1][1]
-
-
-def attended(q, k, v, heads):
-    q, k, v = (x.double().unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (q, k, v))
-    return (torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1) @ v).transpose(-3, -2).flatten(-2)
 
 
 def reference(call, keyframes):
@@ -79,11 +63,11 @@ def reference(call, keyframes):
 
 @pytest.mark.parametrize("chunk", [1, 3, 7])
 def test_every_layer_of_an_edit_gives_what_the_reference_does(unet, run, chunk):
-    keeps = Keeps()
-    model = tap(Node.execute(unet, chunk, 5)[0], keeps, layers="*", kinds=["spatial"], asked_by="test")[0]
+    outputs = Outputs()
+    model = tap(Node.execute(unet, chunk, 5)[0], outputs, layers="*", kinds=["spatial"], asked_by="test")[0]
     replace(run, model=model).edit("")
-    assert len(keeps.seen) >= 4
-    for call, out in keeps.seen:
+    assert len(outputs.seen) >= 4
+    for call, out in outputs.seen:
         assert {type(tag) for _, tag in call.branches} == {OfClip}
         keyframes = TokenFlow(chunk, 5).keyframes(FRAMES, call.sigma)
         assert len(keyframes) == -(-FRAMES // chunk)

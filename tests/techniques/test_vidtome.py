@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from attended import Outputs, attended
 from coherence.attention.chunks import ChunkError
 from coherence.attention.sites import Site
 from coherence.attention.tap import tap
@@ -9,18 +10,13 @@ from coherence.demo.model import load_model
 from coherence.frames.streams import of_level
 from coherence.nodes.vidtome import VidToMe as Node
 from coherence.techniques.momentum import TemporalMomentum
-from coherence.techniques.technique import AttentionCall, Stage, Technique
+from coherence.techniques.technique import AttentionCall
 from coherence.techniques.vidtome import VidToMe
 from tiny_models import sample
 from watching import DEMO, difference
 
 CLIP = type(DEMO)(latent_shape=(7, *DEMO.latent_shape[1:]), conditioning=DEMO.conditioning)
 HEADS = 2
-
-
-def attended(q, k, v, heads=HEADS):
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (q, k, v))
-    return (torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1) @ v).transpose(-3, -2).flatten(-2)
 
 
 class Token:
@@ -96,7 +92,7 @@ def a_call(frames=7, branches=2, sigma=1.5, alike=0.5):
 
 
 def host(q, k, v, merged=False):
-    return attended(q, k, v)
+    return attended(q, k, v, HEADS)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -108,29 +104,18 @@ def test_the_output_is_the_references(settings, seed):
     assert difference(out, host(call.q, call.k, call.v)) >= 0.05
 
 
-class Keeps(Technique):
-    stage = Stage.OUTPUT
-
-    def __init__(self):
-        self.seen = []
-
-    def attend(self, call, proceed):
-        self.seen.append((call, proceed(call.q, call.k, call.v)))
-        return self.seen[-1][1]
-
-
 @pytest.fixture(scope="module")
 def unet():
     return load_model()
 
 
 def test_every_layer_of_a_model_gives_what_the_reference_does(unet):
-    keeps = Keeps()
+    outputs = Outputs()
     technique = VidToMe(3, 0.9, 0.8, 5)
-    model = tap(Node.execute(unet, 3, 0.9, 0.8, 5)[0], keeps, layers="*", kinds=["spatial"], asked_by="test")[0]
+    model = tap(Node.execute(unet, 3, 0.9, 0.8, 5)[0], outputs, layers="*", kinds=["spatial"], asked_by="test")[0]
     sample(model, CLIP, steps=1, cfg=3.0)
-    assert len(keeps.seen) >= 4
-    for call, out in keeps.seen:
+    assert len(outputs.seen) >= 4
+    for call, out in outputs.seen:
         assert difference(out, by_reference(technique, call)) <= 1e-4
 
 
@@ -152,7 +137,7 @@ def test_what_the_host_is_given_is_what_is_left():
     def counting(q, k, v, merged=False):
         assert merged
         seen.append((len(q), q.shape[-2], k.shape[-2]))
-        return attended(q, k, v)
+        return attended(q, k, v, HEADS)
 
     VidToMe(8, 0.9, 0.0, 1).attend(a_call(frames=4, branches=3), counting)
     assert sum(tokens for _, tokens, _ in seen) < 2.6 * 12  # of 4 · 12, in two chunks or one
