@@ -51,8 +51,7 @@ def draw_registry(registry: AttentionRegistry) -> Tensor:
         place = (LEFT / width, 1 - top / height, 1 - (LEFT + RIGHT) / width, panel / height)
         axes = figure.add_axes(place)
         draw(axes, layers)
-        axes.set_xlim(-0.6, len(layers) - 0.4)
-        axes.set_xticks(range(len(layers)), [])
+        one_place_a_layer(axes, layers)
         if axes.get_legend_handles_labels()[0]:
             _mark_selected(axes, layers)
             axes.legend(
@@ -64,10 +63,20 @@ def draw_registry(registry: AttentionRegistry) -> Tensor:
                 labelcolor=INK,
             )
     axes.set_xlabel("Layer, in the order they run", fontsize=10, color=INK)
+    name_layers(axes, layers)
+    return render(figure)
+
+
+def one_place_a_layer(axes: Axes, layers: list[Layer]) -> None:
+    axes.set_xlim(-0.6, len(layers) - 0.4)
+    axes.set_xticks(range(len(layers)), [])
+
+
+def name_layers(axes: Axes, layers: list[Layer]) -> None:
+    """Below the lowest panel; the selected ones bold."""
     axes.set_xticks(range(len(layers)), [layer.name for layer in layers], rotation=90)
     for label, layer in zip(axes.get_xticklabels(), layers, strict=True):
         label.set(color=INK, fontweight="bold" if layer.selected else "normal", parse_math=False)
-    return render(figure)
 
 
 def _heat_maps(

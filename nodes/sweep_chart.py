@@ -10,7 +10,20 @@ from torch import Tensor
 from ..attention.registry import AttentionRegistry
 from ..metrics.ranks import RankCorrelation
 from .charts import INK, MUTED, new_figure, render, style_axes
-from .register_chart import BAND, FEWEST, GAP, HEAD, KIND_COLOURS, LAYER_WIDTH, LEFT, LETTER, PANEL, RIGHT
+from .register_chart import (
+    BAND,
+    FEWEST,
+    GAP,
+    HEAD,
+    KIND_COLOURS,
+    LAYER_WIDTH,
+    LEFT,
+    LETTER,
+    PANEL,
+    RIGHT,
+    name_layers,
+    one_place_a_layer,
+)
 
 TITLES = {
     "change": "Change of picture",
@@ -61,16 +74,13 @@ def draw_sweep(registry: AttentionRegistry, perturbation: str, score: str, found
     )
     for axes, values in ((damage, damages), (entropy, entropies)):
         axes.bar(range(len(layers)), values, width=0.66, color=colours)
-        axes.set_xlim(-0.6, len(layers) - 0.4)
-        axes.set_xticks(range(len(layers)), [])
+        one_place_a_layer(axes, layers)
         for place, layer in enumerate(layers):
             if layer.selected:
                 axes.axvspan(place - 0.5, place + 0.5, color=BAND, alpha=0.25, linewidth=0, zorder=0)
     damage.axhline(0, color=MUTED, linewidth=1)
     entropy.set_ylim(0, 105)
-    entropy.set_xticks(range(len(layers)), [layer.name for layer in layers], rotation=90)
-    for label, layer in zip(entropy.get_xticklabels(), layers, strict=True):
-        label.set(color=INK, fontweight="bold" if layer.selected else "normal", parse_math=False)
+    name_layers(entropy, layers)
 
     both = figure.add_axes((span[0], 1 - (below + SIDE) / height, 560 / width, SIDE / height))
     style_axes(both, "One against the other", "Entropy (% of its maximum)", UNITS[score], note=_told(found))
