@@ -286,7 +286,8 @@ class Technique(ABC):
         """The layer's output, shaped as ``proceed(call.q, call.k, call.v)`` returns it."""
 
     def transform(self, call: FeaturesCall) -> Tensor:
-        """What takes the place of ``call.features``, at sites of features."""
+        """What takes the place of ``call.features``, at sites of features. Not abstract: only techniques that are put
+        on such sites need it, and nothing calls it of others."""
         raise NotImplementedError
 
     def ahead(self, frame_indices: tuple[int, ...], sigma: float) -> tuple[int, ...]:

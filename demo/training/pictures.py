@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,7 @@ class Batch:
         return Batch(*(each.to(device) for each in (self.latents, self.outlines, self.tokens)))
 
 
-class Drawn(Dataset):
+class Drawn(Dataset, ABC):
     """The batch of every step, always the same one for the same ``seed``."""
 
     def __init__(self, count: int, seed: int) -> None:
@@ -46,9 +47,9 @@ class Drawn(Dataset):
     def __getitem__(self, step: int) -> Any:
         return self.draw(random.Random(self._seed * 1_000_003 + step))
 
+    @abstractmethod
     def draw(self, rng: random.Random) -> Any:
         """``count`` pictures or clips."""
-        raise NotImplementedError
 
     def tokens(self, caption: Callable[[Any, random.Random, float], str], scenes: list, rng: random.Random) -> Tensor:
         """Of their captions."""
