@@ -12,7 +12,7 @@ from coherence.attention.tap import tap
 from coherence.demo.model import load_model
 from coherence.techniques.technique import Technique
 from tiny_models import sample
-from watching import DEMO, Watch, difference, watched
+from watching import DEMO, Watch, demo_of, difference, watched
 
 PACKS = find_packs(Path(os.environ["COMFYUI_PATH"]))
 FRAMES = DEMO.latent_shape[0]
@@ -97,7 +97,7 @@ def test_a_technique_acts_on_the_temporal_layers(animated, plain):
 
 def test_a_context_window_holds_its_own_frames(animate, unet):
     model, watch = watched(animate(unet, window=2), kinds=["spatial", "temporal"])
-    longer = type(DEMO)(latent_shape=(4, *DEMO.latent_shape[1:]), conditioning=DEMO.conditioning)
+    longer = demo_of(4)
     sample(model, longer, steps=1)
     assert {call.frame_indices for call in watch.calls} == {(0, 1), (2, 3)}
     assert {call.site.kind for call in watch.calls} == {"spatial", "temporal"}

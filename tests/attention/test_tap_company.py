@@ -26,13 +26,13 @@ from gligen import gligen_for, with_boxes
 from guidance_runs import guided
 from random_lora import lora_for
 from tiny_models import FAMILIES, sample
-from watching import DEMO, difference, watched
+from watching import DEMO, demo_of, difference, watched
 
 pytestmark = pytest.mark.slow
 
 SPATIAL = {"layers": "*", "kinds": ["spatial"], "asked_by": "TemporalMomentumAttention"}
 FRAMES = 6
-CLIP = type(DEMO)(latent_shape=(FRAMES, *DEMO.latent_shape[1:]), conditioning=DEMO.conditioning)
+CLIP = demo_of(FRAMES)
 
 
 @pytest.fixture(scope="module")

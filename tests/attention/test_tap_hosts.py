@@ -20,7 +20,7 @@ from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_torch_compile import TorchCompileModel
 from random_lora import lora_for
 from tiny_models import FAMILIES, sample
-from watching import DEMO, Watch, difference, watched
+from watching import DEMO, Watch, demo_of, difference, watched
 
 SPATIAL = {"layers": "*", "kinds": ["spatial"], "asked_by": "test"}
 
@@ -41,7 +41,7 @@ def frames_seen(watch):
 
 
 def test_a_window_of_pictures_holds_its_own_frames(unet):
-    clip = type(DEMO)(latent_shape=(5, *DEMO.latent_shape[1:]), conditioning=DEMO.conditioning)
+    clip = demo_of(5)
     model, watch = watched(in_windows(unet, dim=0, length=3, overlap=1), kinds=["spatial"])
     sample(model, clip, steps=1)
     assert frames_seen(watch) == [(0, 1, 2), (2, 3, 4)]

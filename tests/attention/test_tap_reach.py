@@ -14,10 +14,10 @@ from coherence.techniques.momentum import TemporalMomentum, average_over_frames,
 from coherence.techniques.technique import MergedError, NoInputError, Stage, Technique, seen_input
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from tiny_models import sample
-from watching import DEMO, difference
+from watching import demo_of, difference
 
 FRAMES = 6
-CLIP = type(DEMO)(latent_shape=(FRAMES, *DEMO.latent_shape[1:]), conditioning=DEMO.conditioning)
+CLIP = demo_of(FRAMES)
 PLACE = "output.1.attn1"
 
 

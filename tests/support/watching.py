@@ -44,3 +44,8 @@ def _demo_conditioning():
 # The demo model is an SD1.5 class UNet ten times as small as the smallest checkpoint that stock loaders take. At half
 # the side it was trained at, a step costs a third, and its middle block still has 16 tokens.
 DEMO = SimpleNamespace(latent_shape=(3, 4, 8, 8), conditioning=_demo_conditioning)
+
+
+def demo_of(frames):
+    """The demo model's clips of another length."""
+    return SimpleNamespace(latent_shape=(frames, *DEMO.latent_shape[1:]), conditioning=DEMO.conditioning)

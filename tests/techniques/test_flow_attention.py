@@ -13,7 +13,7 @@ from coherence.techniques.flow_attention import FlowError
 from coherence.techniques.technique import Technique as AnyTechnique
 from picture_runs import momentum, patched
 from tiny_models import FAMILIES, sample
-from watching import DEMO, difference
+from watching import demo_of, difference
 
 FRAMES = 4
 
@@ -95,7 +95,7 @@ def a_flow(frames=FRAMES):
 @pytest.fixture(scope="module", params=["demo", "flux"])
 def subject(request, tiny_models):
     if request.param == "demo":
-        return load_model(), type(DEMO)(latent_shape=(FRAMES, 4, 8, 8), conditioning=DEMO.conditioning)
+        return load_model(), demo_of(FRAMES)
     return tiny_models.load(request.param), FAMILIES[request.param]
 
 

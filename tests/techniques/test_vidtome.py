@@ -13,9 +13,9 @@ from coherence.techniques.momentum import TemporalMomentum
 from coherence.techniques.technique import AttentionCall
 from coherence.techniques.vidtome import VidToMe
 from tiny_models import sample
-from watching import DEMO, difference
+from watching import demo_of, difference
 
-CLIP = type(DEMO)(latent_shape=(7, *DEMO.latent_shape[1:]), conditioning=DEMO.conditioning)
+CLIP = demo_of(7)
 HEADS = 2
 
 

@@ -23,7 +23,7 @@ from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from editing_runs import demo_run
 from random_lora import lora_for
 from tiny_models import sample
-from watching import DEMO, difference
+from watching import DEMO, demo_of, difference
 
 TEXT, VISION, FRAMES = 128, 48, 3
 
@@ -138,7 +138,7 @@ def test_positive_and_negative_may_have_different_lengths(unet, adapter, picture
 
 @pytest.mark.parametrize("fix", [False, True], ids=["plain windows", "windows with an anchor"])
 def test_context_windows_deal_out_the_rows_of_their_frames(unet, adapter, fix):
-    family = type(DEMO)(latent_shape=(7, *DEMO.latent_shape[1:]), conditioning=DEMO.conditioning)
+    family = demo_of(7)
     model = ContextWindowsManualNode.execute(
         unet, 4, 2, "standard_static", 1, False, "flat", 0, False, causal_window_fix=fix
     )[0]
@@ -175,7 +175,7 @@ def test_it_stacks_with_momentum_in_chunks_and_with_edits(unet, adapter):
 
 @pytest.mark.parametrize("frames", [2, 4, 6])
 def test_a_latent_of_another_length_is_refused(unet, adapter, frames):
-    family = type(DEMO)(latent_shape=(frames, *DEMO.latent_shape[1:]), conditioning=DEMO.conditioning)
+    family = demo_of(frames)
     conditioning = with_tokens(adapter, DEMO.conditioning(), vision())
     with pytest.raises(ValueError, match=rf"tokens of 3 frames, the latent's batch has {frames}"):
         sample(unet, family, conditioning=conditioning, steps=1)
