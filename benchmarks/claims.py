@@ -1,7 +1,8 @@
 """What figures say: one interval, one rank correlation, one kind of claim, one verdict.
 
 Figures that were published before this file was written have other intervals: plain percentiles in the studies' tables
-and charts, expanded percentiles in the report, Student's t in the README. All of the next ones have :func:`interval`.
+and charts, expanded percentiles in the report, Student's t in the README. All of the next ones have
+:func:`coherence.metrics.ranks.interval`.
 """
 
 from __future__ import annotations
@@ -36,11 +37,6 @@ class Estimate(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
-def interval(statistic: Callable[..., Array], *units: int) -> tuple[float, float]:
-    """The pack's own, :func:`coherence.metrics.ranks.interval`."""
-    return _ranks().interval(statistic, *units)
-
-
 def estimate(values: Tensor, of: Callable[..., Array] = np.mean) -> Estimate:
     """The mean of ``values`` (units, ...), or another figure ``of`` them, with its interval.
 
@@ -50,7 +46,7 @@ def estimate(values: Tensor, of: Callable[..., Array] = np.mean) -> Estimate:
     measured = units_of(values)
     if not len(measured):
         return Estimate(math.nan, math.nan, math.nan)
-    return Estimate(float(of(measured)), *interval(lambda drawn: of(measured[drawn], axis=-1), len(measured)))
+    return Estimate(float(of(measured)), *_ranks().interval(lambda drawn: of(measured[drawn], axis=-1), len(measured)))
 
 
 def units_of(values: Tensor) -> Array:
@@ -86,8 +82,8 @@ def rank_correlation(entropy: Tensor, damage: Tensor) -> dict[str, Any]:
     rho = float(ranks.spearman(x, y))
     if math.isnan(rho):
         return {"rho": rho, "by_scenes": (rho, rho), "by_layers": (rho, rho), "p": rho}
-    intervals = {"by_scenes": interval(by_scenes, scenes), "by_layers": interval(by_layers, scenes, layers)}
-    return {"rho": rho, **intervals, "p": ranks.permutation_p(x, y)}
+    by = {"by_scenes": ranks.interval(by_scenes, scenes), "by_layers": ranks.interval(by_layers, scenes, layers)}
+    return {"rho": rho, **by, "p": ranks.permutation_p(x, y)}
 
 
 def _ranks() -> Any:

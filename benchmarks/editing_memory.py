@@ -5,19 +5,18 @@
 The demo model at ``--size`` pixels, every layer replaced. Plain: the same four branches a step (CFG of two clips, as a
 batch of twice the frames), by ComfyUI's own sampling. Counted are the tensors that live at once, beside the model's
 weights, and not what an operator needs while it runs. The attention is PyTorch's, as on GPUs. ``blend`` is FateZero's,
-with one more branch a step and two calls of each replaced attention; ``s`` are seconds of the processor, the least of
+with one more branch a step and two calls of each replaced attention; ``s`` are seconds, on a CPU its own, the least of
 three.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import torch
 from claims import Cost
 from figures import table
-from harness import Json, command_line, empty, enter, pack, peak_of, sampling, save
+from harness import Json, command_line, empty, enter, pack, peak_of, sampling, save, take_turns
 
 WORDS = ("a small red star on a white background", "a blue pentagon on a white background")
 
@@ -53,15 +52,6 @@ def costs(results: list[Json]) -> list[Cost]:
     ]
 
 
-def seconds_of(run: Callable[[], None]) -> float:
-    def once() -> float:
-        start = time.process_time()
-        run()
-        return time.process_time() - start
-
-    return min(once() for _ in range(3))
-
-
 def main() -> None:
     parser = command_line(__doc__, size=(128, "pixels, height and width"))
     parser.add_argument("--frames", type=int, nargs="+", default=[8, 16, 32, 64])
@@ -77,7 +67,7 @@ def main() -> None:
                 "blend": editing(model, frames, arguments.size, "blend"),
             }
             peaks = {name: peak_of(run) for name, run in runs.items()}
-            seconds = {f"{name} s": seconds_of(run) for name, run in runs.items()}
+            seconds = {f"{name} s": min(each) for name, each in take_turns(runs, 3).items()}
             results.append({"frames": frames, **peaks, **seconds})
     save(arguments.out, results)
     print(table(results[0], ([f"{value:.4g}" for value in each.values()] for each in results)))

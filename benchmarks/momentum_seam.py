@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from figures import table
-from harness import Demo, command_line, empty, enter, pack, save
+from harness import Demo, command_line, dependency_noise, empty, enter, pack, save
 from torch import Tensor, cat, inference_mode
 
 WAYS = {
@@ -25,10 +25,9 @@ WAYS = {
 
 def clip(demo: Demo, seed: int, attends: bool, carries: bool, asked: Any) -> Tensor:
     """Both runs, (2 · frames, height, width, 3)."""
-    noises, attention = pack("nodes.noise"), pack("nodes.momentum").TemporalMomentumAttention
-    how = (seed, asked.kl, "", "generalised", "bisection", 1, 15)
+    attention = pack("nodes.momentum").TemporalMomentumAttention
     latent, positive = empty(asked.frames), demo.encode(asked.prompt)
-    noise, previous, runs = noises.DependencyNoise.execute(*how)[0], None, []
+    noise, previous, runs = dependency_noise(seed, asked.kl), None, []
     for run in range(2):
         model = demo.model
         if attends:
@@ -36,8 +35,8 @@ def clip(demo: Demo, seed: int, attends: bool, carries: bool, asked: Any) -> Ten
         latents = demo.sample(model, noise.generate_noise(latent), positive, 20, seed=seed)
         runs.append(demo.decode(latents))
         if not run:
-            frames = noises.NoiseFrames.execute(noise, latent)[0]
-            noise = noises.DependencyNoise.execute(*how, previous=frames)[0]
+            frames = pack("nodes.noise").NoiseFrames.execute(noise, latent)[0]
+            noise = dependency_noise(seed, asked.kl, previous=frames)
             if carries:
                 previous = pack("nodes.momentum_of_run").MomentumOfRun.execute(model, {"samples": latents})[0]
     return cat(runs)
