@@ -146,8 +146,8 @@ class Bench(Demo):
         how = {"mode": "none", "kernel_size": 1, "sigma_spatial": 1.0, "sigma_intensity": 1.0, "filter_until": 0.0}
         start = (self.model, self.encode(prompts[0]), 1.0, {"samples": clean}, self.schedule)
         invert = pack("nodes.inversion").BilateralDDIMInvert.execute
-        latent, _, *kept = invert(*start, **how, restandardise=False, refine_iterations=2).args
-        return replace(real, latent=latent, ideal=same_way.mask > 0.5, trajectory=kept[0] if kept else None)
+        latent, _, trajectory = invert(*start, **how, restandardise=False, refine_iterations=2).args
+        return replace(real, latent=latent, ideal=same_way.mask > 0.5, trajectory=trajectory)
 
     def ways(self, clip: Clip) -> Iterator[tuple[str, Json]]:
         """Name, and which layers and what of them are replaced."""
@@ -159,8 +159,7 @@ class Bench(Demo):
             ranking = register.Ranking("all", "lowest", 0, 50)
             half = register.ranked_registry("", "", sites, figures, ranking, measured).selector
             for name, way in AS_PEERS.items():
-                if _is_there(way):
-                    yield name, {**way, "layers": half if "maps" in way else ""}
+                yield name, {**way, "layers": half if "maps" in way else ""}
             return
         yield "nothing", {"layers": ""}
         layers = {}
@@ -190,7 +189,7 @@ class Bench(Demo):
             aligned = pack("nodes.align_prompts").AlignPrompts.execute(self.text, *clip.prompts).args
             prompts[:2], how["alignment"] = aligned[:2], aligned[2]
         if how.pop("pinned", False):
-            how["pinned"] = {"trajectory": clip.trajectory}
+            how["trajectory"] = clip.trajectory
         drawn = self.edit(model or self.model, prompts, (clip.noise, self.schedule, clip.latent), **how)
         return self.decode(drawn[0]), self.decode(drawn[1])
 
@@ -204,13 +203,6 @@ class Bench(Demo):
         prompts = editing.Prompts(*(self.encode(prompt) for prompt in (*clip.prompts, "")))
         latent, how = {"samples": self.vae.encode(clip.frames)}, flow.FlowEdit(**FLOW, seed=clip.seed)
         return self.decode(flow.edit_flow(model, prompts, how, sigmas, latent, layers, "study"))
-
-
-def _is_there(way: Json) -> bool:
-    """Whether the pack that is measured can edit so: an older one lacks some."""
-    inputs = {each.id for each in pack("nodes.editing").EntropyGuidedEdit.GET_SCHEMA().inputs}
-    wanted = {name for key, name in (("aligned", "alignment"), ("pinned", "trajectory")) if key in way}
-    return wanted <= inputs and way.get("replace", "map") in pack("samplers.editing").REPLACES
 
 
 def measure(frames: Tensor, clip: Clip) -> dict[str, float]:

@@ -143,15 +143,15 @@ class Demo:
         return inversion.invert_latent(model, self.encode(prompt), None, 1.0, {"samples": latents}, *asked)[0]
 
     def edit(
-        self, model: Any, prompts: Iterable[Any], start: tuple, pinned: Mapping[str, Any] | None = None, **how: Any
+        self, model: Any, prompts: Iterable[Any], start: tuple, trajectory: Any = None, **how: Any
     ) -> tuple[Tensor, Tensor]:
         """Latents of target and source. ``prompts``: encoded, of source, target and negative; ``start``: noise, sigmas
-        and latent; ``pinned``: the inversion's trajectory, by that name; ``how``: the settings of the pack's edit."""
+        and latent; ``trajectory``: the inversion's, to pin the source to; ``how``: the settings of the pack's edit."""
         from comfy.samplers import sampler_object
 
         editing, (noise, sigmas, latent) = pack("samplers.editing"), start
         run = (noise, sampler_object("euler"), sigmas, latent, "study")
-        return editing.sample_edit(model, editing.Prompts(*prompts), editing.Edit(**how), *run, **(pinned or {}))
+        return editing.sample_edit(model, editing.Prompts(*prompts), editing.Edit(**how), *run, trajectory=trajectory)
 
     def redraw(self, model: Any, start: Tensor, sigmas: Tensor, positive: list, negative: Any = None, cfg: float = 1.0):
         """Latents by Euler's steps from ``start``, to which no noise is added."""
