@@ -15,6 +15,7 @@ from coherence.nodes.entropy_register import SelectAttentionLayers
 from coherence.nodes.layer_sweep import LayerSweep
 from coherence.nodes.perturbation import PerturbAttention
 from comfy.model_management import InterruptProcessingException
+from guided_runs import guided_run
 from register_runs import demo_conditioning, demo_start
 from support.tiny_clip import tiny_clip_vision
 
@@ -76,12 +77,8 @@ def by_hand(model, vae, matrix: str, layer: str | None, span=(0.0, 1.0)):
         if layer is not None:
             (registry,) = SelectAttentionLayers.execute(model, layer).args
             (model,) = PerturbAttention.execute(model, registry, matrix, 0.5, *span).args
-        guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds(given["positive"], given["negative"])
-        guider.set_cfg(3.0)
-        latent = given["latent_image"]
-        noise = given["noise"].generate_noise(latent)
-        samples = guider.sample(noise, latent["samples"], given["sampler"], given["sigmas"], seed=3)
+        prompts, noise = (given["positive"], given["negative"]), given["noise"].generate_noise(given["latent_image"])
+        samples = guided_run(model, prompts, 3.0, noise, given["sigmas"], given["sampler"], seed=3)
         return vae.decode(samples).clamp(0, 1)
 
 

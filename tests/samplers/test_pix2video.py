@@ -10,8 +10,9 @@ from coherence.attention.steps import NoStepError
 from coherence.demo.model import load_model
 from coherence.nodes.pix2video import Pix2VideoGuidance
 from coherence.samplers.pix2video import UpdateError, from_previous, step_of
-from comfy.samplers import KSAMPLER, CFGGuider, calculate_sigmas, sampler_object
+from comfy.samplers import KSAMPLER, calculate_sigmas, sampler_object
 from guidance_runs import guided
+from guided_runs import guided_run
 from tiny_models import FAMILIES, sample
 from watching import DEMO, difference
 
@@ -26,11 +27,7 @@ def run(model, family, sampler, noise=None, steps=4):
     sigmas = calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
     if noise is None:
         noise = torch.randn(family.latent_shape, generator=torch.Generator().manual_seed(0))
-    guider = CFGGuider(model)
-    guider.set_conds(*family.conditioning())
-    guider.set_cfg(3.0)
-    with torch.inference_mode():
-        return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=0)
+    return guided_run(model, family.conditioning(), 3.0, noise, sigmas, sampler)
 
 
 def authors_loop(scale, until, is_flow, frames_axis):

@@ -11,7 +11,8 @@ from coherence.nodes.cross_frame import CrossFrameAttention
 from coherence.nodes.rave import RAVEGrid
 from coherence.nodes.vidtome import VidToMe
 from coherence.samplers.rave import GridError, cut, order_of, tiled
-from comfy.samplers import CFGGuider, calculate_sigmas, sampler_object
+from comfy.samplers import calculate_sigmas
+from guided_runs import guided_run
 from random_controlnet import controlnet
 from tiny_models import FAMILIES
 from watching import DEMO, difference
@@ -30,12 +31,7 @@ def sigmas_of(model, steps=3):
 
 
 def run(model, conds, noise, sigmas, start=None, sampler="euler"):
-    guider = CFGGuider(model)
-    guider.set_conds(*conds)
-    guider.set_cfg(3.0)
-    start = torch.zeros_like(noise) if start is None else start
-    with torch.inference_mode():
-        return guider.sample(noise, start, sampler_object(sampler), sigmas, disable_pbar=True, seed=0)
+    return guided_run(model, conds, 3.0, noise, sigmas, sampler, start)
 
 
 def controlled(conds, pictures):

@@ -14,6 +14,7 @@ from coherence.samplers.editing import Edit, Prompts, sample_edit
 from coherence.techniques.technique import Stage, Technique
 from comfy.samplers import KSAMPLER, CFGGuider, Sampler, calc_cond_batch, calculate_sigmas, sampler_object
 from comfy_extras.nodes_custom_sampler import Noise_EmptyNoise, Noise_RandomNoise
+from guided_runs import guided_run
 from tiny_models import FAMILIES, RELATIVES
 from watching import DEMO
 
@@ -96,15 +97,10 @@ class Run:
 
     def plain(self, positive: list, cfg: float = 4.0) -> torch.Tensor:
         """ComfyUI's own sampling of one clip."""
-        guider = CFGGuider(self.model)
-        guider.set_conds(positive, self.negative)
-        guider.set_cfg(cfg)
         samples, noise = self.latents["samples"], Noise_RandomNoise(3).generate_noise(self.latents)
         mask = self.latents.get("noise_mask")
-        with torch.inference_mode():
-            return guider.sample(
-                noise, samples, self._sampler(), self.sigmas, denoise_mask=mask, disable_pbar=True, seed=3
-            )
+        prompts = (positive, self.negative)
+        return guided_run(self.model, prompts, cfg, noise, self.sigmas, self.sampler, samples, mask, seed=3)
 
 
 def demo_run(model: Any, **settings: Any) -> Run:

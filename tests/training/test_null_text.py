@@ -16,8 +16,9 @@ from coherence.training.loop import TrainingError
 from coherence.training.null_text import time_ranges
 from comfy import model_management
 from comfy.patcher_extension import WrappersMP
-from comfy.samplers import CFGGuider, calculate_sigmas, sampler_object
+from comfy.samplers import calculate_sigmas, sampler_object
 from comfy_extras.nodes_custom_sampler import DisableNoise
+from guided_runs import guided_run
 from inversion_runs import difference, schedule
 from tiny_models import FAMILIES
 
@@ -57,12 +58,8 @@ def invert(model, prompts, latent, sigmas, **changed):
 
 
 def guided(model, positive, negative, latent, sigmas) -> torch.Tensor:
-    guider = CFGGuider(model)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(CFG)
     x = latent["samples"]
-    with torch.inference_mode():
-        return guider.sample(torch.zeros_like(x), x, sampler_object("euler"), sigmas, disable_pbar=True)
+    return guided_run(model, (positive, negative), CFG, torch.zeros_like(x), sigmas, start=x)
 
 
 @pytest.fixture(scope="module")
