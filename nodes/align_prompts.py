@@ -31,8 +31,8 @@ class AlignPrompts(Node):
                     "source_text",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="A prompt that describes the clip as it is. Mark a word as (word:1) if blend should edit "
-                    "where it is, too; other weights are rejected here.",
+                    tooltip="A prompt that describes the clip as it is. Mark a word as (word:1) to let blend edit "
+                    "where it applies, too. Other weights are rejected here.",
                 ),
                 io.String.Input(
                     "target_text",
@@ -46,13 +46,13 @@ class AlignPrompts(Node):
             outputs=[
                 io.Conditioning.Output("source", tooltip="The source prompt. Connect it to source of the edit."),
                 io.Conditioning.Output(
-                    "target", tooltip="The target prompt without its weights. Connect it to target of the edit."
+                    "target", tooltip="The target prompt, encoded without weights. Connect it to target of the edit."
                 ),
                 PromptAlignment.Output(
                     "alignment", tooltip="Which words belong together. Connect it to alignment of the edit."
                 ),
                 io.String.Output(
-                    "report", tooltip="What becomes of every word, and where blend edits. Show it with PreviewAny."
+                    "report", tooltip="What happens to every word, and where blend edits. Show it with PreviewAny."
                 ),
             ],
         )

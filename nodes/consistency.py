@@ -29,8 +29,8 @@ class TemporalConsistency(Node):
             category="coherence/metrics",
             description="Measures how steady a clip is from frame to frame: SSIM, PSNR, flow-warped error, flicker and "
             "motion, and how fast brightness, contrast, saturation and sharpness drift, as a chart and as JSON. With a "
-            "reference, such as the clip before an edit, it compares the two. With an image encoder it also tells "
-            "whether the frames show the same and what the prompt asks for.",
+            "reference, such as the clip before an edit, it compares the two. With an image encoder it also "
+            "measures how much the content of the frames agrees, and how well they fit a prompt.",
             search_aliases=[
                 "ssim",
                 "psnr",
@@ -66,9 +66,9 @@ class TemporalConsistency(Node):
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="An image encoder, from Load CLIP Vision. The report then tells how alike the frames' "
-                    "content is: with CLIP the papers' frame consistency and VBench's background consistency, with "
-                    "DINOv2 VBench's subject consistency. Leave it empty to measure pixels only.",
+                    tooltip="An image encoder, from Load CLIP Vision, to compare what the frames show. CLIP gives the "
+                    "papers' frame consistency and a background consistency as in VBench, DINOv2 a subject consistency "
+                    "as in VBench. Leave it empty to measure pixels only.",
                 ),
                 io.Clip.Input(
                     "clip",

@@ -48,14 +48,14 @@ class CrossFrameAttention(Node):
                     "(Text2Video-Zero). previous: the one before; the look may drift slowly. first_and_previous: both "
                     "(Tune-A-Video), at twice the attention cost. fine_coarse: itself, and all others at low "
                     "resolution (EI²). all: every frame in full (vid2vid-zero), at a cost that grows with the clip. "
-                    "random: one other frame, another at every step.",
+                    "random: one other frame, chosen anew at every step.",
                 ),
                 layers_input(),
                 *percent_inputs(),
                 pool_input(optional=True),
                 seed_input(
-                    "Which frames random draws; nothing else uses it. The same seed draws the same frames. Change it "
-                    "for another clip.",
+                    "Seeds the choice of frames for random; the other options ignore it. The same seed chooses the "
+                    "same frames. Change it for another clip.",
                     optional=True,
                     advanced=True,
                 ),

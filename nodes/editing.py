@@ -90,9 +90,10 @@ class EntropyGuidedEdit(Node):
                     tooltip="What the target takes from the source. map: where it attends (the paper's choice). "
                     "key_value: what it attends to (MasaCtrl), for other poses of the same subject. value: the "
                     "content only. cross_map: where each word applies, in all cross-attention layers "
-                    "(Prompt-to-Prompt). map_and_cross: both. blend: the same, but where the edited words are, the "
-                    "target attends as it would by itself (FateZero). The last three go word by word with alignment; "
-                    "without it token by token, for prompts that differ in single words.",
+                    "(Prompt-to-Prompt). map_and_cross: map and cross_map together. blend: like map_and_cross, but "
+                    "where the edited words apply, the target keeps its own self-attention (FateZero); it needs "
+                    "alignment. Without alignment, cross_map and map_and_cross need prompts with the same number of "
+                    "tokens.",
                 ),
                 *percent_inputs(),
                 io.Mask.Input(
@@ -104,20 +105,21 @@ class EntropyGuidedEdit(Node):
                 io.Latent.Input(
                     "target_latent",
                     optional=True,
-                    tooltip="To continue an edit that ended before the last step: edited of that node here, its source "
-                    "in latent_image, the remaining sigmas, and DisableNoise. Needed for Wan 2.2's two experts.",
+                    tooltip="Continues an edit that stopped before the last step. Connect that edit's edited output "
+                    "here and its source output to latent_image, and use the remaining sigmas and DisableNoise. Needed "
+                    "for Wan 2.2's two experts.",
                 ),
                 TrajectoryType.Input(
                     "trajectory",
                     optional=True,
-                    tooltip="From BilateralDDIMInvert. The source then is the real clip's own latent at every step "
+                    tooltip="From BilateralDDIMInvert. The source is then the real clip's own latent at every step "
                     "instead of a reconstruction, and comes out unchanged.",
                 ),
                 PromptAlignment.Input(
                     "alignment",
                     optional=True,
-                    tooltip="Which words of target belong to which of source, from AlignPrompts, together with its "
-                    "source and target. For cross_map, map_and_cross and blend. Needed to insert or remove words.",
+                    tooltip="Which words of target correspond to which words of source, from AlignPrompts; connect its "
+                    "source and target, too. For cross_map, map_and_cross and blend. Needed to insert or remove words.",
                 ),
             ],
             outputs=[

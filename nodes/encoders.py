@@ -15,7 +15,7 @@ TEXTS = "clip_vision_model"
 
 
 def embed_images(clip_vision: Any, images: Tensor, progress: Callable[[], object] = lambda: None) -> Tensor:
-    """(F, C), one frame after the other: what a frame gives does not depend on its company.
+    """(F, C). Frames are encoded one by one, so that a vector does not depend on the other frames.
 
     InputError where the encoder gives no vector for a whole picture.
     """
@@ -73,9 +73,9 @@ def _require_projection(clip: Any, channels: int) -> None:
 
 def _unlike(channels: int) -> InputError:
     return InputError(
-        f"clip has no encoder with vectors of {channels} channels, as clip_vision's. Load the text encoder that "
-        "belongs to it with Load CLIP: CLIP-L for ViT-L (768 channels), CLIP-H for ViT-H (1024), CLIP-G for bigG "
-        "(1280)."
+        f"clip has no encoder with vectors of {channels} channels, which clip_vision has. Load the text encoder "
+        "that belongs to clip_vision with Load CLIP: CLIP-L for ViT-L (768 channels), CLIP-H for ViT-H (1024), CLIP-G "
+        "for bigG (1280)."
     )
 
 

@@ -90,10 +90,11 @@ class EntropyRegister(Node):
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Off: the nodes that take the registry act at the selected layers at every step. On: they "
-                    "rank the layers anew at every step, by the entropy at the step before, for each prompt by "
-                    "itself; the first step has the selection made here. Turn it on if the layers' order changes "
-                    "during sampling: measure_steps 'all' shows it in the chart.",
+                    tooltip="Off: nodes that take the registry act on the selected layers at every step. On: they rank "
+                    "the layers again at every step, by the entropy of the step before and separately for each prompt; "
+                    "the first step uses the selection made here. Turn it on if the ranking changes during sampling; "
+                    "measure_steps 'all' shows that in the chart. Only IEGuidanceCFG, IEGuider and PerturbAttention "
+                    "take it.",
                 ),
                 io.Boolean.Input(
                     "per_head",
@@ -101,7 +102,8 @@ class EntropyRegister(Node):
                     optional=True,
                     advanced=True,
                     tooltip="Off: whole layers are selected. On: single attention heads; count and percent then count "
-                    "heads. Turn it on for a gentler effect, or if the chart shows heads of one layer that differ.",
+                    "heads. Turn it on for a gentler effect, or if heads of one layer differ in the chart. Only "
+                    "IEGuidanceCFG, IEGuider and PerturbAttention take it.",
                 ),
             ],
             outputs=[

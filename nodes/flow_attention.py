@@ -26,9 +26,9 @@ class FlowAttention(Node):
             node_id="FlowAttention",
             display_name="Flow Attention (FLATTEN)",
             category=ATTENTION,
-            description="For editing a clip: every frame attends to all frames, then each patch to the places it moves "
-            "through in your video. So what moves keeps its look. For image models (SD1.5, SDXL, Flux ...); the "
-            "latent's batch is the clip.",
+            description="For editing a clip: every frame attends to all frames, then each patch attends along its path "
+            "through your video, so that moving things keep their look. For image models, such as SD1.5, SDXL and "
+            "Flux; the latent's batch is the clip.",
             search_aliases=[
                 "flatten",
                 "optical flow",
@@ -44,8 +44,8 @@ class FlowAttention(Node):
                 ),
                 io.Image.Input(
                     "images",
-                    tooltip="The video whose motion the clip follows: as many frames as the latent has, of any size. "
-                    "Their optical flow is measured when the node runs.",
+                    tooltip="The video whose motion the clip follows, with as many frames as the latent; any size. Its "
+                    "optical flow is measured when the node runs.",
                 ),
                 layers_input(),
                 *percent_inputs(),
@@ -54,9 +54,9 @@ class FlowAttention(Node):
                     default="",
                     advanced=True,
                     optional=True,
-                    tooltip="Heights of a frame, in tokens, of the layers that follow the motion, such as '64, 32'; "
-                    "the others attend to all frames only. The authors use 64, the finest layers of SD1.5 at 512 "
-                    "pixels. Empty: all layers.",
+                    tooltip="Which layers follow the motion, by the height of their token grid, such as '64, 32'. The "
+                    "others only attend to all frames. Empty: all layers follow. The authors use 64, the finest layers "
+                    "of SD1.5 at 512 pixels. Limit it if coarse layers distort the motion.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, whose attention follows the video's motion.")],

@@ -83,7 +83,7 @@ class FlowEdit(Node):
                     "registry",
                     optional=True,
                     tooltip="Layers in which the target attends as the source does, as in EntropyGuidedEdit. Connect "
-                    "it to keep more of the layout and motion.",
+                    "it to keep more of the layout and motion. live and per_head of EntropyRegister must be off.",
                 ),
             ],
             outputs=[io.Latent.Output("latent", tooltip="The edited picture or clip.")],

@@ -127,8 +127,9 @@ class BilateralDDIMInvert(Node):
                     default="fp32",
                     optional=True,
                     advanced=True,
-                    tooltip="Precision of trajectory, which is kept in RAM: one latent for each step and one more, as "
-                    "the log says. fp16 takes half of that. off keeps nothing, for an edit without trajectory.",
+                    tooltip="Precision of the trajectory output. It stays in RAM and holds one latent per step, plus "
+                    "one; the log gives its size. Choose fp16 to halve that for a long or large clip, off if no edit "
+                    "uses the trajectory.",
                 ),
             ],
             outputs=[

@@ -54,7 +54,7 @@ class LayerSweep(Node):
             display_name="Layer Sweep (IE-Adapt)",
             category=ATTENTION,
             description="Tests on your own model what each attention layer does: samples the clip once for each layer, "
-            "with that layer's attention map replaced, and measures the damage. Draws damage beside entropy, with "
+            "with that layer's attention map replaced, and measures the damage. Charts damage next to entropy, with "
             "their rank correlation, and selects layers by damage. Costs one run per layer.",
             search_aliases=["ie-adapt", "layer ablation", "perturbation analysis", "attention analysis", "find layers"],
             inputs=[
@@ -137,10 +137,10 @@ class LayerSweep(Node):
             ],
             outputs=[
                 Registry.Output(
-                    "registry", tooltip="The layers with entropy and damage, and those selected by damage."
+                    "registry", tooltip="All tested layers with entropy and damage, and the selection by damage."
                 ),
                 io.Image.Output(
-                    "chart", tooltip="Damage and entropy of every tested layer, and one against the other."
+                    "chart", tooltip="Damage and entropy of every tested layer, and a plot of damage against entropy."
                 ),
                 io.String.Output("report", tooltip="All figures and the rank correlation, as JSON."),
             ],
@@ -206,18 +206,14 @@ def _require_score(score: str, latent: Mapping[str, Any], clip_vision: Any) -> N
 
 
 def _steps_between(model: ModelPatcher, sigmas: Tensor, start_percent: float, end_percent: float) -> tuple[int, ...]:
-    """The steps at which a layer is perturbed; the last one is no call at 0. The first if it cannot be told: what is
-    wrong with the sigmas is said by the run."""
+    """The steps at which a layer is perturbed, or the first one if there is none: the run itself raises the error about
+    the sigmas. The last sigma is no step."""
     require_percents(start_percent, end_percent, LayerSweep.node_name)
     sampling = model.get_model_object("model_sampling")
     levels = sigmas[:-1].tolist()
     return tuple(n for n, x in enumerate(levels) if is_between(x, start_percent, end_percent, sampling)) or (0,)
 
 
-def _seen(samples: Tensor, vae: Any, clip_vision: Any) -> Seen:
-    """The clip, and with an encoder its frames' vectors."""
-    clip = _decoded(vae, samples)
-    return (clip,) if clip_vision is None else (clip, embed_images(clip_vision, clip))
 
 
 def _damage(seen: Seen, plain: Seen) -> dict[str, float]:

@@ -92,9 +92,9 @@ class MotionFieldNoise(Node):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="The moving object in each frame, white, or one mask for all frames: of the clip that this "
-                    "node gave without a mask. Everything else is smoothed: it becomes more like the first frame's "
-                    "background, moved along. Leave it empty for no smoothing.",
+                    tooltip="White where the moving object is: one mask per frame, or one for all. Draw the clip once "
+                    "without a mask, and make the mask from that clip. The rest becomes more like the first frame's "
+                    "background, which moves along. Leave it empty for no smoothing.",
                 ),
                 io.Float.Input(
                     "background",
@@ -103,9 +103,9 @@ class MotionFieldNoise(Node):
                     max=1.0,
                     step=0.05,
                     optional=True,
-                    tooltip="How much of the first frame's background the others get where the mask is black (the "
-                    "paper's α). 0: nothing. 0.6: the paper's. Raise it if the background flickers, lower it if it "
-                    "smears.",
+                    tooltip="How much of the first frame's background the other frames take where the mask is black (α "
+                    "in the paper), 0 to 1. 0: none. 0.6: the paper's value. Raise it if the background flickers; "
+                    "lower it if it smears.",
                 ),
             ],
             outputs=[

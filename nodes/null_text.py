@@ -43,8 +43,8 @@ class NullTextInvert(Node):
                 ),
                 cfg_input(
                     7.5,
-                    "The guidance that sampling will have; the negative prompts fit this value only. Lower it if the "
-                    "report shows large errors.",
+                    "The guidance scale that you will sample with; the negative prompts fit this value only. Lower it "
+                    "if the report shows large errors.",
                 ),
                 io.Latent.Input("latent_image", tooltip="The clip's latent, from VAE Encode, without a noise mask."),
                 io.Sigmas.Input(
@@ -57,8 +57,8 @@ class NullTextInvert(Node):
                     default=10,
                     min=0,
                     max=1000,
-                    tooltip="How often the negative prompt may be changed per step, 0 to 1000. 10 is the paper's "
-                    "choice. Raise it with few steps, or if the report shows large errors. 0 only inverts.",
+                    tooltip="The most updates of the negative prompt per sampling step, 0 to 1000. 10 is the paper's "
+                    "choice. Raise it if you use few steps, or if the report shows large errors. 0 only inverts.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -78,8 +78,9 @@ class NullTextInvert(Node):
                     step=1e-6,
                     round=1e-8,
                     advanced=True,
-                    tooltip="The mean squared error at which a step ends early, 0 to 1, for latents of unit variance; "
-                    "it rises over the run. 0.00001 is the authors' choice. 0 uses all inner_steps.",
+                    tooltip="A step ends early when its mean squared error is below this limit, 0 to 1, for latents of "
+                    "unit variance. The limit rises over the run, to nearly 100 times this value. 0.00001 is the "
+                    "authors' choice. Raise it to save time; 0 always uses all inner_steps.",
                 ),
                 refine_input(),
                 precision_input("The dtype of the computation"),

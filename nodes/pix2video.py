@@ -16,9 +16,9 @@ class Pix2VideoGuidance(Node):
             node_id="Pix2VideoGuidance",
             display_name="Pix2Video Guidance",
             category="coherence/guidance",
-            description="Reduces flicker: in the first half of the steps it draws each frame towards the frame before "
-            "it. Works with any model and sampler; put it last, just before the sampler. Combine it with Cross-Frame "
-            "Attention (first_and_previous), as Pix2Video does.",
+            description="Reduces flicker: in the first half of the steps it pulls each frame towards the previous one. "
+            "Works with any model and sampler, but not with sound; put it last, just before the sampler. Combine it "
+            "with Cross-Frame Attention (first_and_previous), as Pix2Video does.",
             search_aliases=["pix2video", "guided latent update", "flicker", "temporal consistency", "zero-shot video"],
             inputs=[
                 io.Model.Input(
@@ -32,9 +32,9 @@ class Pix2VideoGuidance(Node):
                     max=100000.0,
                     step=10.0,
                     round=0.001,
-                    tooltip="How strongly each frame is drawn towards the one before. 0: not at all. 100: the authors' "
-                    "value, for frames of 512 × 512; larger frames need more in proportion to their area. Lower it if "
-                    "motion stops or smears.",
+                    tooltip="How strongly each frame is pulled towards the previous one. 0: not at all. 100: the "
+                    "authors' value for frames of 512 × 512; raise it in proportion to the area of larger frames. "
+                    "Lower it if motion stops or smears.",
                 ),
                 io.Float.Input(
                     "end_percent",
@@ -42,11 +42,11 @@ class Pix2VideoGuidance(Node):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="When it stops: 0 is the first sampling step, 1 the last. 0.5 is the paper's: later steps "
-                    "draw details, which the update would blur. Raise it if details flicker.",
+                    tooltip="When it stops: 0 is the first sampling step, 1 the last. 0.5 is the paper's value: later "
+                    "steps draw details, which the pull would blur. Raise it if details flicker.",
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="The model, which now samples with the latent update.")],
+            outputs=[io.Model.Output(tooltip="The model, which now pulls each frame towards the previous one.")],
         )
 
     @classmethod

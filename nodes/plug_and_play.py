@@ -30,8 +30,9 @@ class PlugAndPlay(Node):
                 io.Boolean.Input(
                     "features",
                     default=True,
-                    tooltip="Also takes the features of the residual block at the first of the layers, which keep the "
-                    "layout more firmly. Turn it off for models other than UNets, or if shapes cannot change enough.",
+                    tooltip="On: the target also takes the source's output of one residual block, the one at the first "
+                    "of the layers. That holds the layout more firmly. Turn it off for models other than UNets, or if "
+                    "shapes cannot change enough.",
                 ),
                 io.String.Input(
                     "layers",
@@ -44,7 +45,8 @@ class PlugAndPlay(Node):
                 Registry.Input(
                     "registry",
                     optional=True,
-                    tooltip="Layers from EntropyRegister or SelectAttentionLayers. Replaces layers.",
+                    tooltip="Layers from EntropyRegister (live and per_head off) or SelectAttentionLayers. If "
+                    "connected, layers is ignored.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, for EntropyGuidedEdit or FlowEdit.")],

@@ -18,8 +18,8 @@ class RAVEGrid(Node):
             display_name="RAVE Grid",
             category="coherence/editing",
             description="Draws several frames as one large picture, in a new random order at every step, so that they "
-            "come to share one look. For image models with any sampler; ControlNet images go along. Made for editing a "
-            "clip with ControlNets.",
+            "come to share one look. For image models with any sampler; ControlNet images are arranged in the same "
+            "way. Made for editing a clip with ControlNets.",
             search_aliases=["rave", "grid trick", "noise shuffling", "video to video", "zero-shot video editing"],
             inputs=[
                 io.Model.Input(
@@ -31,13 +31,13 @@ class RAVEGrid(Node):
                     default=3,
                     min=1,
                     max=8,
-                    tooltip="Frames in a row and in a column of a picture. 3 is the paper's: 9 frames at a time. The "
-                    "number of frames must be a multiple of grid × grid. 1 turns the node off. Lower it if memory runs "
-                    "out or the model draws poorly at that size.",
+                    tooltip="Rows and columns of the large picture, 1 to 8. 3 is the paper's value: 9 frames in one "
+                    "picture. The number of frames must be a multiple of grid × grid. 1 turns the node off. Lower it "
+                    "if memory runs out or the model draws poorly at that size.",
                 ),
                 seed_input(
-                    "The order of the frames at every step. The same seed gives the same clip. Change it if two frames "
-                    "come out mixed up."
+                    "Seeds the order of the frames at every step. The same seed gives the same clip. Change it if two "
+                    "frames come out mixed up."
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, which now draws frames in grids.")],

@@ -19,8 +19,8 @@ class TokenFlow(Node):
             display_name="Token Flow (TokenFlow)",
             category=EDITING,
             description="Lets an edit move as its source does: a few keyframes are edited together, and all other "
-            "frames take their details from these, at the places that belong together in the source. Connect it "
-            "before EntropyGuidedEdit. For SD1.5, SD2, SDXL, Anima and Cosmos-Predict2; the latent's batch is the "
+            "frames take their details from these, matching places by the source. Connect it before "
+            "EntropyGuidedEdit. For SD1.5, SD2, SDXL, Anima and Cosmos-Predict2; the latent's batch is the "
             "clip.",
             search_aliases=["tokenflow", "video editing", "temporal consistency", "keyframes", "diffusion features"],
             inputs=[
@@ -34,13 +34,14 @@ class TokenFlow(Node):
                     "authors' choice. Lower it if fast motion smears; more keyframes cost more time and memory.",
                 ),
                 seed_input(
-                    "Chooses the keyframes, new in every step. The same seed gives the same clip. Change it if one "
-                    "frame's look dominates."
+                    "Seeds the choice of keyframes, which changes at every step. The same seed gives the same clip. "
+                    "Change it if one frame's look dominates."
                 ),
                 layers_input(),
                 *percent_inputs(),
                 frames_per_batch_input(
-                    "8: the memory of 8 frames or of all keyframes, whichever are more; the keyframes run once more."
+                    "With 8, memory is that of 8 frames, or of all keyframes if they are more, and keyframes are "
+                    "computed twice."
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, for EntropyGuidedEdit or FlowEdit.")],

@@ -30,7 +30,7 @@ class VidToMe(Node):
                     min=1,
                     max=4096,
                     tooltip="How many frames merge with each other, 1 or more. More make neighbouring frames more "
-                    "alike and cost more memory. With 1, frames merge only with the tokens of the frames before.",
+                    "alike and cost more memory. With 1, frames merge only by global_ratio.",
                 ),
                 io.Float.Input(
                     "local_ratio",
@@ -38,8 +38,9 @@ class VidToMe(Node):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of a chunk's tokens, outside its destination frame, that are merged. 0: no "
-                    "merging at all, plain attention. 0.9: the authors' choice. Lower it if details are lost.",
+                    tooltip="Share of tokens that are merged within a chunk, each into the most similar token of one "
+                    "of its frames. 0: no merging at all, plain attention. 0.9: the authors' choice. Lower it if details "
+                    "are lost.",
                 ),
                 io.Float.Input(
                     "global_ratio",
@@ -48,11 +49,11 @@ class VidToMe(Node):
                     max=1.0,
                     step=0.01,
                     tooltip="Share of the tokens that are merged from chunk to chunk, which keeps a long clip "
-                    "together. 0: chunks stay apart. 0.8: the authors' choice. Lower it if the picture degrades.",
+                    "together. 0: chunks stay separate. 0.8: the authors' choice. Lower it if the picture degrades.",
                 ),
                 seed_input(
-                    "Chooses the destination frames, the first chunk's length and the order of the chunks, new in "
-                    "every step. The same seed gives the same clip. Change it if one frame's look dominates."
+                    "Seeds the chunks and the frames that the others merge into, which change at every step. The same "
+                    "seed gives the same clip. Change it if one frame's look dominates."
                 ),
                 layers_input(),
                 *percent_inputs(),

@@ -29,7 +29,7 @@ class WordMaps(Node):
             display_name="Word Maps (Prompt-to-Prompt)",
             category=ATTENTION,
             description="Shows where each word of a prompt applies in a clip, from the model's attention to the text, "
-            "and makes a mask of these places, so that an edit leaves the rest as it is.",
+            "and makes a mask of those places, so that an edit leaves the rest unchanged.",
             search_aliases=[
                 "cross-attention maps",
                 "attention heatmap",
@@ -98,8 +98,8 @@ class WordMaps(Node):
                     multiline=True,
                     optional=True,
                     advanced=True,
-                    tooltip="The text of conditioning. It is needed only if another node made that text; what is "
-                    "typed into the nodes before conditioning is found.",
+                    tooltip="The text of conditioning. Fill it in only if another node creates that text while the "
+                    "workflow runs; text typed into the nodes before conditioning is found by itself.",
                 ),
             ],
             outputs=[
