@@ -1,4 +1,4 @@
-"""What a clip lost beside another of the same noise: larger for worse, float64.
+"""What a clip lost compared with another of the same noise: larger is worse, float64.
 
 Clips are (F, H, W, 3), RGB floats in [0, 1].
 """

@@ -1,4 +1,4 @@
-"""How the ranks of two figures go together, and how sure that is."""
+"""Rank correlation of two figures, and how certain it is."""
 
 from __future__ import annotations
 

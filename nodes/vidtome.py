@@ -39,8 +39,8 @@ class VidToMe(Node):
                     max=1.0,
                     step=0.01,
                     tooltip="Share of tokens that are merged within a chunk, each into the most similar token of one "
-                    "of its frames. 0: no merging at all, plain attention. 0.9: the authors' choice. Lower it if details "
-                    "are lost.",
+                    "of its frames. 0: no merging at all, plain attention. 0.9: the authors' choice. Lower it if "
+                    "details are lost.",
                 ),
                 io.Float.Input(
                     "global_ratio",

@@ -2,7 +2,7 @@
 
 At every step the F frames of a clip, and their control images, are put in a new random order and cut into F/n² grids of
 n × n. The network sees each grid as one picture, so that its self-attention and convolutions join frames (§3.2); over
-the steps every frame meets every other (§3.3, noise shuffling):
+the steps the looks of all frames mix (§3.3, noise shuffling):
 
     x_t → shuffle → tile → ε(·, text, tiled control) → cut → unshuffle → CFG and the sampler's step
 
@@ -11,8 +11,8 @@ grids and cuts them for the next shuffle. Their code uses the first ⌊F/n²⌋�
 frames, so other numbers are refused.
 
 It stands around ComfyUI's evaluation of conditionings: above ControlNets and every branch's model call, below guidance.
-The order depends on the seed and the step's noise level alone, so it is one for all branches, however memory splits
-them or the user the run.
+The order depends on the seed and the step's noise level alone, so it is the same for all branches, however memory
+splits them, and in a run that is split into two.
 """
 
 from __future__ import annotations

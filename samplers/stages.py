@@ -1,4 +1,4 @@
-"""An edit in several samplers, as Wan 2.2's two experts need it: each goes on where the one before left both clips.
+"""An edit in several samplers, as Wan 2.2's two experts need it: each continues where the one before left both clips.
 
 A stage is told by its ``sigmas``: it ends above 0 and leaves noise in, or it begins with a target of its own.
 """
