@@ -93,8 +93,8 @@ class EntropyRegister(Node):
                     tooltip="Off: nodes that take the registry act on the selected layers at every step. On: they rank "
                     "the layers again at every step, by the entropy of the step before and separately for each prompt; "
                     "the first step uses the selection made here. Turn it on if the ranking changes during sampling; "
-                    "measure_steps 'all' shows that in the chart. Only IEGuidanceCFG, IEGuider and PerturbAttention "
-                    "take it.",
+                    "measure_steps 'all' shows that in the chart. Only IEGuidanceCFG, IEGuider and "
+                    "PerturbAttention support it.",
                 ),
                 io.Boolean.Input(
                     "per_head",
@@ -103,7 +103,7 @@ class EntropyRegister(Node):
                     advanced=True,
                     tooltip="Off: whole layers are selected. On: single attention heads; count and percent then count "
                     "heads. Turn it on for a gentler effect, or if heads of one layer differ in the chart. Only "
-                    "IEGuidanceCFG, IEGuider and PerturbAttention take it.",
+                    "IEGuidanceCFG, IEGuider and PerturbAttention support it.",
                 ),
             ],
             outputs=[

@@ -30,7 +30,7 @@ class VidToMe(Node):
                     min=1,
                     max=4096,
                     tooltip="How many frames merge with each other, 1 or more. More make neighbouring frames more "
-                    "alike and cost more memory. With 1, frames merge only by global_ratio.",
+                    "alike and cost more memory. With 1, frames merge only from chunk to chunk, by global_ratio.",
                 ),
                 io.Float.Input(
                     "local_ratio",
