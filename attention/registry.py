@@ -285,7 +285,8 @@ def rank(layers: Iterable[Layer], ranking: Ranking) -> dict[str, tuple[int, ...]
     if ranking.by == "damage":
         if ranking.live or ranking.per_head:
             raise RegistryError(
-                "The registry ranks by damage, which is of whole layers and of no step. Rank by entropy."
+                "The registry ranks by damage, which is measured for whole layers over a whole run. Turn live and "
+                "per_head off, or rank by entropy."
             )
         eligible = [layer for layer in eligible if layer.damage is not None]  # a sweep may try some layers only
     candidates = [(value, layer.order, head, layer) for layer in eligible for head, value in _figures(layer, ranking)]

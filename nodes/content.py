@@ -29,7 +29,7 @@ def texts_of(
         )
     if "reference" in texts and reference is None:
         raise InputError(
-            "reference_prompt is given without a reference, expected the clip that it tells of. Connect reference, or "
+            "reference_prompt is given without a reference, expected the clip that it describes. Connect reference, or "
             "leave reference_prompt empty."
         )
     return texts

@@ -225,6 +225,21 @@ def _damage(seen: Seen, plain: Seen) -> dict[str, float]:
     return found
 
 
+def _seen(samples: Tensor, vae: Any, clip_vision: Any) -> Seen:
+    """The clip, and with an encoder its frames' vectors."""
+    clip = _decoded(vae, samples)
+    return (clip,) if clip_vision is None else (clip, embed_images(clip_vision, clip))
+
+
+def _damage(seen: Seen, plain: Seen) -> dict[str, float]:
+    """By every score."""
+    (clip, *vectors), (plain_clip, *plain_vectors) = seen, plain
+    found = {score: of(clip, plain_clip) for score, of in DAMAGES.items()}
+    if vectors:
+        found[CLIP_SIMILARITY] = 1 - float(similarity(*vectors, *plain_vectors).mean())
+    return found
+
+
 def _decoded(vae: Any, samples: Tensor) -> Tensor:
     """(F, H, W, 3) in [0, 1], of pictures and videos alike; of video with sound the video."""
     images = vae.decode(samples.unbind()[0] if samples.is_nested else samples)

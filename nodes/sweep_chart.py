@@ -50,7 +50,7 @@ def draw_sweep(registry: AttentionRegistry, perturbation: str, score: str, found
     below = HEAD + 2 * (GAP + PANEL) + names + GAP
     height = below + SIDE + 70
     summary = (
-        f"{registry.model}, {len(layers)} layers, each map replaced by the {perturbation} map in a run of its own. "
+        f"{registry.model}, {len(layers)} layers, one map at a time replaced by the {perturbation} map. "
         f"Selected: {sum(layer.selected for layer in layers)}."
     )
     figure = new_figure("What is each attention layer for?", summary, width, height)
@@ -63,7 +63,7 @@ def draw_sweep(registry: AttentionRegistry, perturbation: str, score: str, found
         figure.add_axes((span[0], 1 - (HEAD + GAP + row * (GAP + PANEL) + PANEL) / height, span[1], PANEL / height))
         for row in range(2)
     )
-    note = f"{UNITS[score]}, beside the clip with all maps. Larger is worse."
+    note = f"{UNITS[score]}, compared with the unperturbed clip. Larger is worse."
     style_axes(damage, TITLES[score], "", UNITS[score], note=note)
     style_axes(
         entropy,
@@ -100,7 +100,8 @@ def draw_sweep(registry: AttentionRegistry, perturbation: str, score: str, found
 
 def _told(found: RankCorrelation) -> str:
     if math.isnan(found.rho):
-        return "No rank correlation: one of the two is the same everywhere."
+        return "No rank correlation: one of the two is equal in all layers."
+    rho = round(found.rho, 2) + 0.0  # no minus before 0.00
     if math.isnan(found.low):
-        return f"Rank correlation ρ = {found.rho:+.2f}; too few layers for an interval."
-    return f"Rank correlation ρ = {found.rho:+.2f} (95%: {found.low:+.2f} to {found.high:+.2f}), p = {found.p:.3f}."
+        return f"Rank correlation ρ = {rho:+.2f}; too few layers for an interval."
+    return f"Rank correlation ρ = {rho:+.2f} (95%: {found.low:+.2f} to {found.high:+.2f}), p = {found.p:.3f}."

@@ -79,7 +79,7 @@ class PairSampler(Sampler):
     ) -> Tensor:
         if self.target is not None and not isinstance(self.sampler, KSAMPLER):
             raise ValueError(
-                f"sampler: {_name(self.sampler)} may start from the noise alone, so the edit cannot go on from "
+                f"sampler: {_name(self.sampler)} may start from the noise alone, so the edit cannot continue from "
                 "target_latent. Use euler or another of KSamplerSelect's samplers."
             )
         start = _Start(sigmas, extra_args, noise, latent_image, denoise_mask)

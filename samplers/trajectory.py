@@ -42,8 +42,8 @@ class Trajectory:
         for level, latent in enumerate(rising):
             if not latent.isfinite().all():
                 raise TrajectoryError(
-                    f"keep_trajectory: fp16 ends at 65504, and the latent at noise level {sigmas[-1 - level]:.5g} goes "
-                    "beyond it. Choose fp32."
+                    f"keep_trajectory: fp16 holds values up to 65504, and the latent at noise level "
+                    f"{sigmas[-1 - level]:.5g} goes beyond it. Choose fp32."
                 )
         levels = tuple(float(sigma) for sigma in sigmas)
         return cls(model_facts(model), levels, (*reversed(rising),), clip.detach().to("cpu", copy=True))

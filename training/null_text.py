@@ -158,8 +158,8 @@ def time_ranges(sampling: Any, sigmas: Tensor) -> list[tuple[float, float]]:
             low, high = (middle, high) if float(sampling.percent_to_sigma(middle)) > between else (low, middle)
         if not noisier > float(sampling.percent_to_sigma(high)) > cleaner:
             raise ValueError(
-                f"sigmas: the steps at {noisier:.7g} and {cleaner:.7g} are too close to have a negative each. Use "
-                "fewer steps, or another scheduler."
+                f"sigmas: the steps at {noisier:.7g} and {cleaner:.7g} are too close to get a negative prompt "
+                "each. Use fewer steps, or another scheduler."
             )
         edges.append(high)
     return list(pairwise([*edges, 1.0]))
