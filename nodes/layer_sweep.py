@@ -1,4 +1,4 @@
-"""LayerSweep: every attention layer perturbed by itself, and what that does to the picture (IE-Adapt §3.1)."""
+"""LayerSweep: perturbs one attention layer at a time and measures the damage (IE-Adapt §3.1)."""
 
 from __future__ import annotations
 

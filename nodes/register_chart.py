@@ -99,7 +99,7 @@ def _draw_steps(steps: tuple[int, ...], axes: Axes, layers: list[Layer]) -> None
         "Entropy at each step (% of its maximum)",
         "",
         "Step",
-        note="Layers are ranked anew at each step of a run, by the row of the step before.",
+        note="At each step of a run, layers are ranked by the entropies of the step before.",
     )
     _draw_heat(axes, values, len(steps))
     shown = range(0, len(steps), math.ceil(len(steps) / 12))
@@ -143,7 +143,7 @@ def _summary(registry: AttentionRegistry, layers: list[Layer]) -> str:
         heads = sum(len(layer.selected_heads or ()) for layer in layers)
         how, selected = f"{how} of heads", f"{heads} heads in {selected} layers"
     if isinstance(selection, Ranking) and selection.live:
-        how = f"{how}, anew at each step"
+        how = f"{how}, chosen again at each step"
     return f"{registry.model}, {len(layers)} layers of self-attention, {when}. Selected: {selected}, by {how}."
 
 

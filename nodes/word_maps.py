@@ -99,7 +99,7 @@ class WordMaps(Node):
                     optional=True,
                     advanced=True,
                     tooltip="The text of conditioning. Fill it in only if another node creates that text while the "
-                    "workflow runs; text typed into the nodes before conditioning is found by itself.",
+                    "workflow runs; text typed into the nodes before conditioning is found automatically.",
                 ),
             ],
             outputs=[
