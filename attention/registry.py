@@ -25,7 +25,7 @@ Choice = Literal["all", "spatial", "temporal", "joint"]
 Order = Literal["highest", "lowest"]
 By = Literal["entropy", "damage"]
 Precision = Literal["exact", "sampled"]
-CHOICES, ORDERS, BYS, PRECISIONS = get_args(Choice), get_args(Order), get_args(By), get_args(Precision)
+CHOICES, ORDERS, PRECISIONS = get_args(Choice), get_args(Order), get_args(Precision)
 SELECTABLE: tuple[Kind, ...] = ("spatial", "temporal", "joint")
 """Not cross-attention: its map has no identity to be replaced by, its entropy is over words. Not the prompt's own."""
 

@@ -214,17 +214,6 @@ def _steps_between(model: ModelPatcher, sigmas: Tensor, start_percent: float, en
     return tuple(n for n, x in enumerate(levels) if is_between(x, start_percent, end_percent, sampling)) or (0,)
 
 
-
-
-def _damage(seen: Seen, plain: Seen) -> dict[str, float]:
-    """By every score."""
-    (clip, *vectors), (plain_clip, *plain_vectors) = seen, plain
-    found = {score: of(clip, plain_clip) for score, of in DAMAGES.items()}
-    if vectors:
-        found[CLIP_SIMILARITY] = 1 - float(similarity(*vectors, *plain_vectors).mean())
-    return found
-
-
 def _seen(samples: Tensor, vae: Any, clip_vision: Any) -> Seen:
     """The clip, and with an encoder its frames' vectors."""
     clip = _decoded(vae, samples)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from coherence.attention.chunks import ChunkError
@@ -13,7 +15,7 @@ from coherence.techniques.flow_attention import FlowError
 from coherence.techniques.technique import Technique as AnyTechnique
 from picture_runs import momentum, patched
 from tiny_models import FAMILIES, sample
-from watching import demo_of, difference
+from watching import DEMO, demo_of, difference
 
 FRAMES = 4
 
@@ -156,7 +158,7 @@ def test_chunks_other_clips_and_unknown_resolutions_are_refused_with_a_cure(subj
 
 def test_resolutions_are_of_the_run_and_not_of_one_before_at_another_size():
     small, large = (
-        type(DEMO)(latent_shape=(FRAMES, 4, size, size), conditioning=DEMO.conditioning) for size in (8, 12)
+        SimpleNamespace(latent_shape=(FRAMES, 4, size, size), conditioning=DEMO.conditioning) for size in (8, 12)
     )
     patched_model = patched(load_model(), Technique(a_flow(), (8,)))
     sample(patched_model, small, steps=2)
