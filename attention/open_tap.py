@@ -27,6 +27,7 @@ from .frames import Clip
 from .host_attention import HostAttention, outside_graphs
 from .keys import INPUT, INSERTED, OPEN_TAP, OVERRIDE, PAIRS, REPLACED, RUN, SITES, THEIRS
 from .prefix import is_patched, shared
+from .rows import RowsError
 from .run import Run, Tapped
 from .sites import NoSuchSiteError, Site, family_of
 from .uncompiled import uncompiled
@@ -236,12 +237,23 @@ class OpenTap:
         there = [*self._reaching(site)]
         if not there:
             return host(*qkv, branches=branches)
+        self._require_whole(site, len(qkv[0]), len(branches))
         told = {"site": site, "heads": heads, **self._told, **facts, **self._clip.inside(site, qkv[0].shape[-2])}
         way: Callable[..., Tensor] = host
         for tapped in there:
             way = _Step(tapped, told, self._chunk, self._run.carrying.get(tapped), way, branches)
         with outside_graphs():
             return way(*qkv, branches=branches)
+
+    def _require_whole(self, site: Site, rows: int, branches: int) -> None:
+        """Where frames are rows, all of them are there; pictures cut into tiles (HyperTile) have a multiple of them."""
+        frames = len(self._clip.frame_indices)
+        if site.frames_in == "rows" and (rows < branches * frames or rows % (branches * frames)):
+            raise RowsError(
+                f"Attention layer {site.name} is called with {rows} rows, expected {branches * frames}: {branches} "
+                f"conditionings of {frames} frames. Another node attends for some of the rows alone, as reference "
+                "ControlNets do for the negative. Set their style_fidelity to 0, or remove that node."
+            )
 
 
 @dataclass(frozen=True, eq=False)

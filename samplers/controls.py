@@ -20,7 +20,8 @@ _OF_A_RUN = ("cond_hint", "multigpu_clones")
 class SeenControl:
     """Replaces a ControlNet in conditionings and shows it what ``shown`` makes of a call.
 
-    It is the ControlNet itself that is called and written to: packs put methods and settings on the instance.
+    It is the ControlNet itself that is called and written to: packs put methods and settings on the instance. What it
+    leaves in the transformer options stays there: reference ControlNets tell their model patches so that they are on.
     """
 
     def __init__(self, control: Any, shown: Shown) -> None:
@@ -42,8 +43,11 @@ class SeenControl:
 
     def get_control(self, x: Tensor, t: Tensor, cond: dict, branches: int, options: dict[str, Any]) -> Any:
         rows, order = len(x), order_in(options)
-        (x, t, cond), options = self._shown((x, t, cond), options)
-        return of_branches(self._control.get_control(x, t, cond, branches, options), rows, inverse(order))
+        shown, told = self._shown((x, t, cond), options)
+        given = dict(told)
+        out = self._control.get_control(*shown, branches, told)
+        options.update({name: value for name, value in told.items() if value is not given.get(name)})
+        return of_branches(out, rows, inverse(order))
 
 
 class SeenControls:

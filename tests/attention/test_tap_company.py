@@ -245,6 +245,21 @@ def test_a_layer_that_attends_in_its_own_way_is_named_at_the_first_step(unet):
     assert len(calls) == len({id(block) for block in calls})
 
 
+def test_a_layer_that_attends_once_more_for_some_of_the_rows_is_named(unet):
+    """As reference ControlNets do for the negative."""
+
+    def negatives_apart(self, x, context=None, transformer_options=None):
+        n = self.norm1(x)
+        attended = self.attn1(n)
+        attended[:FRAMES] = self.attn1(n[:FRAMES])
+        x = x + attended
+        x = x + self.attn2(self.norm2(x), context=context)
+        return x + self.ff(self.norm3(x))
+
+    assert sample(as_reference(unet, negatives_apart), CLIP).isfinite().all()
+    refused(RowsError, as_reference(momentum(unet), negatives_apart), f"with {FRAMES} rows, expected {2 * FRAMES}: 2 ")
+
+
 def test_what_another_node_keeps_of_all_frames_is_named_in_chunks(unet):
     banks = {}
 

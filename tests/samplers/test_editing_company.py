@@ -19,7 +19,7 @@ from comfy_extras.nodes_nag import NAGuidance
 from comfy_extras.nodes_video_model import VideoLinearCFGGuidance, VideoTriangleCFGGuidance
 from editing_runs import demo_run, halves, tiny_run
 from random_controlnet import controlnet
-from telling_control import TellingControl
+from telling_control import TellingControl, hearing
 from watching import DEMO, difference
 
 from nodes import ControlNetApplyAdvanced
@@ -308,6 +308,15 @@ def test_a_controlnet_with_methods_on_its_instance_is_told_each_clip_as_alone(ru
     assert difference(controlled.plain(controlled.target), run.plain(run.target)) > 0.01
     in_edits = {told for told in control.told if len(told[0]) > 2 or told[0] == (0, 0)}
     assert in_edits == {((1, 0, 0) if source_cfg == 1.0 else (1, 1, 0, 0), run.shape)}
+
+
+def test_what_a_controlnet_tells_patches_of_the_model_is_heard(run):
+    """As reference ControlNets do, whose patches did nothing, silently."""
+    control = TellingControl()
+    run = with_control(run, control, control, control)
+    heard = replace(run, model=hearing(run.model))
+    is_plain(heard)
+    assert difference(heard.plain(run.target), run.plain(run.target)) > 0.01
 
 
 def applied(run, *strengths):

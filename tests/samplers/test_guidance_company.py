@@ -1,5 +1,6 @@
 """IE guidance beside others: what their patches are told, what they keep, and guidances that are stacked."""
 
+from functools import partial
 from itertools import permutations
 
 import comfy.samplers
@@ -17,7 +18,7 @@ from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_freelunch import FreeU_V2
 from comfy_extras.nodes_nag import NAGuidance
 from guidance_runs import KINDS, ONE_STEP, Calls, agree, guided
-from telling_control import TellingControl
+from telling_control import TellingControl, hearing
 from tiny_models import sample
 from watching import DEMO, difference
 
@@ -193,6 +194,12 @@ def test_a_controlnet_is_told_as_the_model_is(unet):
     assert control.told == {((1, 0, 0, 0), DEMO.latent_shape)}
     reference = sample(with_extra_calls(unet, lambda m: m.clone()), DEMO, conditioning=controlled(TellingControl()))
     agree(ours, reference, sample(unet, DEMO, conditioning=controlled(TellingControl())))
+
+
+def test_what_a_controlnet_tells_patches_of_the_model_is_heard(unet):
+    run = partial(sample, family=DEMO, conditioning=controlled(TellingControl()))
+    agree(run(guided(hearing(unet))), run(with_extra_calls(unet, hearing)), run(hearing(unet)))
+    assert difference(run(hearing(unet)), run(unet)) > 0.01
 
 
 def test_patched_layers_before_the_first_perturbed_one_run_for_copies_too(unet):
