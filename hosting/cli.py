@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         arguments.cache = (arguments.cache or default_cache()).absolute()
+        _keep_bytecode(arguments.cache)
         if found := os.environ.pop(_FOUND, None):
             return _in_the_host(Host.from_json(found), arguments)
         host = find_host(arguments.comfyui, arguments.python, arguments.cache, arguments.comfyui_version)
@@ -99,6 +100,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("host.py: stopped", file=sys.stderr)
         return 130
+
+
+def _keep_bytecode(cache: Path) -> None:
+    """Where Python may not write bytecode, as in many containers, keep it in the cache, beside no source.
+
+    Else every process compiles ComfyUI and PyTorch again, which is more than half of its start.
+    """
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        os.environ.setdefault("PYTHONPYCACHEPREFIX", str(cache / "bytecode"))
 
 
 def _in_the_host(host: Host, arguments: argparse.Namespace) -> int:
