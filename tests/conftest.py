@@ -74,7 +74,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Files that take long come first: begun last, they would leave the other processes without work at the end.
     """
     for item in items:
-        if "blank_page" in getattr(item, "fixturenames", ()):
+        if "browser_context" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
             item.add_marker("slow")
     left_out = [item for item in items if NO_BROWSER and item.get_closest_marker("browser")]
@@ -161,16 +161,27 @@ def output(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.fixture
-def blank_page(server):
-    """A browser's page, empty, to be driven by playwright's synchronous interface.
+@pytest.fixture(scope="module")
+def browser_context(server):
+    """A browser for a file's tests: from the second page on it has the frontend's code.
 
-    A browser for each test: while one runs, its event loop keeps other tests from ``asyncio.run``.
+    Not for longer: while one runs, its event loop keeps other tests from ``asyncio.run``.
     """
-    from pages import browser_for, new_page
+    from pages import browser_for
 
     with browser_for(server) as browser:
-        yield new_page(browser)
+        yield browser.new_context(reduced_motion="reduce")
+
+
+@pytest.fixture
+def blank_page(browser_context, server):
+    """An empty page, to be driven by playwright's synchronous interface; what pages before it have stored is gone."""
+    from pages import forget, new_page
+
+    page = new_page(browser_context)
+    forget(page, server)
+    yield page
+    page.close()
 
 
 @pytest.fixture

@@ -1,13 +1,17 @@
 """What a user does in the page beside running a workflow: find a template, a blueprint, help, the cause of an error."""
 
+import re
 import urllib.request
 
 import pytest
 from coherence.hosting.provision import PACK, PACK_NAME
+from coherence.locales.texts import read
 from pages import (
     BLANK,
     SET,
     empty_canvas,
+    forget,
+    new_page,
     open_template,
     press_run,
     require_no_complaint,
@@ -48,8 +52,19 @@ SMALL = {"width": 128, "height": 128, "frames": 3, "batch_size": 1, "steps": 3, 
 def open_page(page, server) -> None:
     page.set_viewport_size({"width": 1900, "height": 1000})
     page.goto(server.url)
-    page.wait_for_function("() => window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler")
+    page.wait_for_function("() => window.app?.graph && window.LiteGraph?.registered_node_types?.DependencyNoise")
     page.locator("#splash-loader").wait_for(state="detached")
+
+
+@pytest.fixture(scope="module")
+def canvas(browser_context, server):
+    """A page for several tests, for it takes seconds to open."""
+    page = new_page(browser_context)
+    forget(page, server)
+    open_page(page, server)
+    empty_canvas(page)
+    yield page
+    page.close()
 
 
 def scroll_to(page, card) -> None:
@@ -82,15 +97,22 @@ def test_the_template_browser_shows_every_workflow_with_its_picture_and_opens_th
     require_no_complaint(page)
 
 
-def test_a_nodes_help_page_opens_in_the_page(blank_page, server):
+def test_a_nodes_help_page_opens_in_the_page_with_its_pictures(blank_page, server):
     page = blank_page
     path = f"/extensions/{PACK_NAME}/docs/DependencyNoise.md"
+    text = (PACK / "web" / "docs" / "DependencyNoise.md").read_text("utf-8")
     with urllib.request.urlopen(server.url + path, timeout=60) as answer:
-        assert answer.read().decode() == (PACK / "web" / "docs" / "DependencyNoise.md").read_text("utf-8")
+        assert answer.read().decode() == text
     open_template(page, server, "zs2_text_to_video")
     page.evaluate("app.canvas.selectNode(app.graph.nodes.find(node => node.type === 'DependencyNoise'))")
     page.get_by_test_id("info-button").click()
     page.get_by_text("Algorithm 1 as printed freezes").wait_for()
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]*)\)", text)
+    assert {name.rpartition(".")[2] for name in pictures} == {"webp"}
+    for name in pictures:
+        page.wait_for_function(
+            "name => [...document.images].some(image => image.src.endsWith(name) && image.naturalWidth > 0)", arg=name
+        )
 
 
 def test_a_nodes_complaint_about_an_input_is_read_in_the_page(blank_page, server, artefacts):
@@ -108,10 +130,9 @@ def test_a_nodes_complaint_about_an_input_is_read_in_the_page(blank_page, server
 
 
 @pytest.mark.parametrize("name", BLUEPRINTS)
-def test_a_blueprint_is_found_by_search_inserted_and_run(blank_page, server, artefacts, name):
-    page = blank_page
-    open_page(page, server)
-    empty_canvas(page)
+def test_a_blueprint_is_found_by_search_inserted_and_run(canvas, artefacts, name):
+    page = canvas
+    page.evaluate("app.graph.clear()")
     search_nodes(page, 900, 300).fill(name)
     page.get_by_text("Subgraph Blueprints / Coherence").first.wait_for()
     page.screenshot(path=artefacts / f"blueprint_{SHORT[name]}_found.png")
@@ -127,3 +148,21 @@ def test_a_blueprint_is_found_by_search_inserted_and_run(blank_page, server, art
     page.wait_for_function(f"() => ({BLANK})().length === 0")
     page.screenshot(path=artefacts / f"blueprint_{SHORT[name]}_finished.png")
     require_no_complaint(page)
+
+
+def test_the_page_shows_a_node_in_the_users_language(blank_page, server, artefacts):
+    texts = read("ja")
+    server.post("/settings/Comfy.Locale", "ja")
+    try:
+        open_page(blank_page, server)
+        empty_canvas(blank_page)
+        blank_page.evaluate("app.graph.add(LiteGraph.createNode('DependencyNoise'))")
+        blank_page.wait_for_timeout(1000)
+        blank_page.screenshot(path=artefacts / "japanese.png")
+        labels = blank_page.evaluate(
+            "() => app.graph.nodes.flatMap(n => [n.title, ...n.widgets.map(w => w.label ?? w.name)])"
+        )
+    finally:
+        server.post("/settings/Comfy.Locale", "en")
+    assert texts["nodeDefs/DependencyNoise/display_name"] in labels
+    assert texts["nodeDefs/DependencyNoise/inputs/kl_schedule/name"] in labels

@@ -98,20 +98,3 @@ def test_every_picture_belongs_to_a_page_and_is_small():
     unused = pictures - linked
     assert not unused
     assert not [path.name for path in pictures if path.stat().st_size > MOST_BYTES and path.name not in SHEETS]
-
-
-def test_a_page_shows_its_pictures_in_comfyui_too(page):
-    page.locator("#splash-loader").wait_for(state="detached")
-    page.evaluate("""() => {
-        const node = LiteGraph.createNode("DependencyNoise")
-        node.pos = [400, 300]
-        app.graph.add(node)
-        app.canvas.selectNode(node)
-    }""")
-    page.get_by_test_id("info-button").click()
-    pictures = PICTURE.findall((DOCS / "DependencyNoise.md").read_text("utf-8"))
-    assert {Path(name).suffix for name in pictures} == {".webp"}
-    for name in pictures:
-        page.wait_for_function(
-            "name => [...document.images].some(image => image.src.endsWith(name) && image.naturalWidth > 0)", arg=name
-        )

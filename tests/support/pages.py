@@ -46,6 +46,7 @@ OPENED = """types => {
 }"""
 SET = """values => app.graph.nodes.flatMap(node => node.widgets ?? [])
     .filter(widget => widget.name in values).forEach(widget => { widget.value = values[widget.name] })"""
+DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 IN_VIEW = "() => app.graph.nodes.every(node => app.canvas.visible_nodes.includes(node))"
 EXTENT = """() => {
     const boxes = [...app.graph.nodes.map(node => [...node.getBounding()]),
@@ -71,9 +72,9 @@ def browser_for(server):
         browser.close()
 
 
-def new_page(browser):
-    """Of a browser, or of one of its contexts."""
-    opened = browser.new_page()
+def new_page(context):
+    """Of a browser's context."""
+    opened = context.new_page()
     opened.set_viewport_size({"width": 1600, "height": 1000})
     opened.set_default_timeout(120_000)  # milliseconds: machines that run tests may be busy
     return opened
@@ -107,8 +108,7 @@ def load_workflow(page, path) -> None:
     workflow = json.loads(path.read_text("utf-8"))
     page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
     page.wait_for_function(OPENED, arg=sorted(node["type"] for node in workflow["nodes"]))
-    page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-    page.wait_for_timeout(700)  # with an animation
+    page.evaluate(DRAWN)
 
 
 def require_readable(page) -> None:

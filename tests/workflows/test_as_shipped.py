@@ -18,10 +18,7 @@ from pages import (
     BLANK,
     IN_VIEW,
     SET,
-    browser_for,
-    forget,
     load_workflow,
-    new_page,
     open_template,
     press_run,
     require_no_complaint,
@@ -32,22 +29,6 @@ from PIL import Image
 from shipped import AS_SHIPPED, CLIPS, FOR_CHECKPOINTS, SHORTER, WORKFLOWS, ZS2, frames_of, inputs_of, small
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def context(server):
-    """One browser for all workflows: from the second on it has the page's code."""
-    with browser_for(server) as browser:
-        yield browser.new_context()
-
-
-@pytest.fixture
-def blank_page(context, server):
-    """An empty page; what the pages before it have stored is gone."""
-    page = new_page(context)
-    forget(page, server)
-    yield page
-    page.close()
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +74,11 @@ PRESSED = [
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_every_workflow_opens_whole_and_is_readable_on_the_canvas(blank_page, server, artefacts):
+def test_every_workflow_opens_whole_and_is_readable_on_the_canvas(blank_page, server):
     page, wrong = blank_page, {}
     open_template(page, server, ZS2.stem)
     for path in WORKFLOWS:
         load_workflow(page, path)
-        page.screenshot(path=artefacts / f"{path.stem}_opened.png")
         try:
             require_no_complaint(page)
             require_nodes_apart(page)
