@@ -108,7 +108,7 @@ def _keep_bytecode(cache: Path) -> None:
     Else every process compiles ComfyUI and PyTorch again, which is more than half of its start.
     """
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
-        os.environ.setdefault("PYTHONPYCACHEPREFIX", str(cache / "bytecode"))
+        os.environ["PYTHONPYCACHEPREFIX"] = os.environ.get("PYTHONPYCACHEPREFIX") or str(cache / "bytecode")
 
 
 def _in_the_host(host: Host, arguments: argparse.Namespace) -> int:

@@ -72,10 +72,22 @@ def test_the_comfyui_that_the_pack_lies_in_is_found(tmp_path):
 
 
 def test_a_bare_python_finds_the_host_and_the_hosts_python_goes_on():
-    command = [sys.executable, "-S", "-E", HOST_PY, "demo", "--workflow", "nowhere.json", "--python", sys.executable]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = demo_of_a_bare_python()
     assert result.returncode == 1
     assert result.stderr.strip().startswith("host.py: The workflow nowhere.json cannot be read")
+
+
+def demo_of_a_bare_python(*arguments, **env):
+    command = [sys.executable, "-S", "-E", HOST_PY, "demo", "--workflow", "nowhere.json", "--python", sys.executable]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, env=os.environ | env, check=False)
+
+
+@pytest.mark.parametrize(("forbidden", "kept"), [("1", True), ("", False)])
+def test_bytecode_that_may_not_be_written_beside_sources_is_kept_in_the_cache(forbidden, kept, tmp_path):
+    own = {"PYTHONDONTWRITEBYTECODE": forbidden, "PYTHONPYCACHEPREFIX": "" if kept else str(tmp_path / "own")}
+    demo_of_a_bare_python("--cache", tmp_path, **own)
+    assert any((tmp_path / "bytecode").rglob("demo.*.pyc")) == kept
+    assert any((tmp_path / "own").rglob("demo.*.pyc")) != kept
 
 
 def test_a_python_without_torch_is_told_what_to_install(comfyui_path, tmp_path):
