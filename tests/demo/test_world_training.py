@@ -122,6 +122,7 @@ def test_every_step_has_its_own_pictures_whoever_paints_them():
     assert 0.02 < first.outlines.mean() < 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", TRAINERS)
 def test_every_part_learns_and_leaves_weights_behind(part, monkeypatch):
     """Two steps, the second of them resumed; what is left is finite, and no longer what it began with."""

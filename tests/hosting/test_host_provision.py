@@ -18,6 +18,8 @@ from coherence.hosting.provision import PACK, Recipe, provision
 from coherence.hosting.tools import installers
 from coherence.hosting.workspace import link_folder
 
+pytestmark = pytest.mark.slow
+
 BACKEND = """
 def prepare_metadata_for_build_wheel(folder, config_settings=None):
     import os

@@ -195,6 +195,7 @@ def test_clips_that_cannot_be_measured_are_refused() -> None:
         agreement(clip, clip[:2])
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length() -> None:
     def most_living(frames: int) -> int:
         from torch.utils._python_dispatch import TorchDispatchMode

@@ -80,6 +80,7 @@ def test_the_report_tells_the_drift_of_both_clips_with_its_interval() -> None:
     assert report["clip"]["drift"]["lightness"]["per_100_frames"] == pytest.approx(rise, rel=0.2)
 
 
+@pytest.mark.slow
 def test_the_jump_at_a_seam_stands_beside_the_other_steps() -> None:
     joined = torch.cat([SOURCE, EDIT])
     text, chart = TemporalConsistency.execute(joined, seams="5").args

@@ -114,6 +114,7 @@ def test_steps_before_the_perturbation_run_once(unet, vae):
     assert len(calls) < whole
 
 
+@pytest.mark.slow
 def test_a_cancelled_sweep_goes_on_where_it_was(unet, vae):
     cut = Counting(vae, cancelled_at=2)  # after the plain clip and one layer
     with pytest.raises(InterruptProcessingException):
@@ -165,6 +166,7 @@ def test_the_registry_keeps_damage_when_saved_and_selects_by_it_again(unet, vae)
         reselect(bare, Ranking(by="damage"))
 
 
+@pytest.mark.slow
 def test_clip_similarity_is_measured_with_an_encoder_and_refused_without(unet, vae):
     report = json.loads(swept(unet, vae, score="clip_similarity", clip_vision=tiny_clip_vision())[2])
     damages = [each["damage"]["clip_similarity"] for each in report["layers"]]

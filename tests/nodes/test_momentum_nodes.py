@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 from coherence.client.server import outputs
 from PIL import Image
 
@@ -61,6 +62,7 @@ def images(server, entry, name):
     return np.stack([np.array(Image.open(io.BytesIO(server.download(file)))) for file in files]).astype(int)
 
 
+@pytest.mark.slow
 def test_a_clip_goes_on_in_the_same_prompt_and_from_a_file_in_another(server):
     within = server.queue(
         {

@@ -138,6 +138,7 @@ def tensors_alive() -> int:
     return sum(x.numel() * x.element_size() for x in mine)
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_from_one_step_to_the_next(run_of):
     run = run_of(EPS, steps=5)
     guider = EditGuider(run.model, Prompts(run.source, run.target, run.negative), Edit("*"), run.shape, "test")

@@ -109,6 +109,7 @@ def test_the_entries_of_a_combined_target_may_share_a_single_source(run):
         replace(run, source=run.source * 2, target=run.target * 3).edit()
 
 
+@pytest.mark.slow
 def test_a_controlnet_sees_each_clip_as_it_does_alone(tiny_models):
     run = tiny_run(tiny_models, "sd15")
     hint = torch.rand(3, 128, 128, 3, generator=torch.Generator().manual_seed(0))
@@ -125,6 +126,7 @@ def test_a_controlnet_sees_each_clip_as_it_does_alone(tiny_models):
     assert difference(both[0], run.edit(layers="")[0]) > 0.01
 
 
+@pytest.mark.slow
 def test_a_controlnet_may_be_on_one_clip_alone(tiny_models):
     run = tiny_run(tiny_models, "sd15")
     hint = torch.rand(3, 128, 128, 3, generator=torch.Generator().manual_seed(0))

@@ -111,6 +111,12 @@ def load_workflow(page, path) -> None:
     page.evaluate(DRAWN)
 
 
+def fit_view(page) -> None:
+    """As the key "." does."""
+    page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.wait_for_timeout(700)  # with an animation
+
+
 def require_readable(page) -> None:
     """The workflow is no larger than what the canvas draws with text, in the window that :func:`open_template` sets."""
     left, top, right, bottom = page.evaluate(EXTENT)

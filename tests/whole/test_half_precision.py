@@ -64,6 +64,7 @@ def is_quantised(model):
     return QuantizedTensor in map(type, model.model.diffusion_model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 def test_every_node_works_on_a_quantised_file_as_on_its_family(tiny_models, file):
     model = tiny_models.load_quantised(file)
@@ -71,6 +72,7 @@ def test_every_node_works_on_a_quantised_file_as_on_its_family(tiny_models, file
     require_published(column_of(Subject(model, FAMILIES["wan21"])), "Wan 2.1")
 
 
+@pytest.mark.slow
 def test_a_quantised_unet_gets_weights_and_learns_as_one_of_the_same_weights_in_full():
     """Its loader does not say how to load it again, as other packs' do not: weights that wrap others are copied."""
     model, same = quantised_demo(), load_model()

@@ -73,10 +73,12 @@ def loaded(package, comfyui_path) -> dict[str, list[str]]:
     return {words[0]: words[1:] for words in told if words and words[0] in ("nodes:", "libraries:")}
 
 
+@pytest.mark.slow
 def test_every_node_loads_from_the_package_alone(loaded):
     assert sorted(loaded["nodes:"]) == sorted(path.stem for path in (PACK / "web" / "docs").glob("*.md"))
 
 
+@pytest.mark.slow
 def test_loading_the_pack_loads_no_heavy_library(loaded):
     assert "pack" in loaded["libraries:"]
     assert not HEAVY & set(loaded["libraries:"])

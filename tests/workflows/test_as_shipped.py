@@ -18,7 +18,9 @@ from pages import (
     BLANK,
     IN_VIEW,
     SET,
+    fit_view,
     load_workflow,
+    new_page,
     open_template,
     press_run,
     require_no_complaint,
@@ -29,6 +31,15 @@ from PIL import Image
 from shipped import AS_SHIPPED, CLIPS, FOR_CHECKPOINTS, SHORTER, WORKFLOWS, ZS2, frames_of, inputs_of, small
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def page(browser_context, server):
+    """One for all workflows, with the first of them, opened by its address: the others are loaded into it."""
+    opened = new_page(browser_context)
+    open_template(opened, server, ZS2.stem)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +85,8 @@ PRESSED = [
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_every_workflow_opens_whole_and_is_readable_on_the_canvas(blank_page, server):
-    page, wrong = blank_page, {}
-    open_template(page, server, ZS2.stem)
+def test_every_workflow_opens_whole_and_is_readable_on_the_canvas(page):
+    wrong = {}
     for path in WORKFLOWS:
         load_workflow(page, path)
         try:
@@ -90,10 +100,9 @@ def test_every_workflow_opens_whole_and_is_readable_on_the_canvas(blank_page, se
 
 @pytest.mark.usefixtures("stand_ins")
 @pytest.mark.parametrize("path", PRESSED, ids=lambda path: path.stem)
-def test_a_workflow_opens_runs_by_the_button_and_shows_what_it_made(blank_page, server, artefacts, finished, path):
-    page = blank_page
-    open_template(page, server, path.stem)
-    page.screenshot(path=artefacts / f"{path.stem}_opened.png")
+def test_a_workflow_opens_runs_by_the_button_and_shows_what_it_made(page, server, artefacts, finished, path):
+    load_workflow(page, path)
+    fit_view(page)
     require_no_complaint(page)
     require_nodes_apart(page)
     assert page.evaluate("app.canvas.ds.scale") > 0.572, "at a smaller scale the canvas draws no text"
@@ -103,7 +112,7 @@ def test_a_workflow_opens_runs_by_the_button_and_shows_what_it_made(blank_page, 
     page.evaluate(SET, SHORTER.get(path.stem, {}))
     prompt_id = press_run(page)
     try:
-        page.wait_for_function(f"() => ({BLANK})().length === 0", timeout=20_000)
+        page.wait_for_function(f"() => ({BLANK})().length === 0")
     finally:
         page.screenshot(path=artefacts / f"{path.stem}_finished.png")
         blank = page.evaluate(BLANK)

@@ -22,6 +22,7 @@ from tiny_models import FAMILIES, sample
 from tiny_models.stand_ins import STAND_INS
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_frames_and_another_seed_others(server, to_api, tmp_path):
     def draw(seed: int) -> np.ndarray:
         server.post("/free", {"free_memory": True})  # else the second run is the first, remembered
@@ -85,6 +86,7 @@ def drawn_small(server, to_api, stand_ins, tmp_path_factory):
     return draw
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [path.stem for path in FOR_CHECKPOINTS])
 def test_what_a_workflow_adds_to_its_checkpoint_shows_in_the_clip(drawn_small, name):
     ours, other = (drawn_small(name, *change)[:, :, -64:].astype(int) for change in ((), WITHOUT[name]))
@@ -217,6 +219,7 @@ def momentum(**inputs) -> dict:
     return {"class_type": "TemporalMomentumAttention", "inputs": defaults | inputs}
 
 
+@pytest.mark.slow
 def test_a_stock_sd15_checkpoint_runs_with_momentum_attention(server, checkpoint, tmp_path):
     plain, idle, ours = (
         frames_of(server, server.queue(stock_prompt(checkpoint, patch)), tmp_path).astype(int)
@@ -227,6 +230,7 @@ def test_a_stock_sd15_checkpoint_runs_with_momentum_attention(server, checkpoint
     assert (abs(ours[1:] - plain[1:]).mean(axis=(1, 2, 3)) > 0.5).all(), "the later frames do"
 
 
+@pytest.mark.slow
 def test_an_sdxl_model_runs_with_momentum_attention(tiny_models):
     model, family = tiny_models.load("sdxl"), FAMILIES["sdxl"]
     plain = sample(model, family)
