@@ -65,6 +65,7 @@ def usual(model):
 # What is learned ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @FORMS
 def test_the_loss_falls_at_noise_that_was_not_trained_on(model, ei2, form):
     learned = ei2 if form == EI2 else tuned(put(model, form), steps=12, learning_rate=2e-3)
@@ -245,6 +246,7 @@ def test_a_copied_model_is_tuned_with_its_patches_as_one_that_is_loaded_anew(usu
     assert results[0].history.losses != usual.history.losses
 
 
+@pytest.mark.slow
 def test_other_inserted_layers_are_there_and_stay_as_they_are(model):
     with torch.inference_mode():
         both = put(put(model, TUNE_A_VIDEO, random_weights(model, TUNE_A_VIDEO)), QUIET)

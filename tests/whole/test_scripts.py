@@ -7,6 +7,7 @@ import pytest
 from coherence.hosting.provision import PACK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["flow_pictures", "help_pictures", "thumbnails"])
 def test_a_script_finds_what_it_imports(script, tmp_path):
     command = [sys.executable, PACK / "scripts" / f"{script}.py", "--help"]

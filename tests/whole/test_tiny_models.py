@@ -29,6 +29,9 @@ class EntropyProbe:
         return func(*args, **kwargs)
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(params=FAMILIES, scope="module")
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
