@@ -68,7 +68,9 @@ AS_PEERS: dict[str, Json] = {
     f"FlowEdit, maps, {HALF}": {"flow": True, "maps": True},
 }
 """The edits of ``--kind peers``: which layers, what of them, and what the edit is given beside that."""
-FLOW = {"source_cfg": 1.5, "target_cfg": 5.5, "skip_steps": 3, "averages": 1}
+FLOW = {"source_cfg": 1.5, "target_cfg": 5.5, "averages": 1}
+SKIPPED = 3 / 16
+"""Of the steps, FlowEdit's."""
 ON_SHEET = ("nothing", "lowest 25%", HALF, "lowest 100%", f"key_value, {HALF}", "cross_map")
 
 
@@ -143,11 +145,15 @@ class Bench(Demo):
         same_way = pack("demo.clips").render_clip(
             target.shape, target.colour, target.background, motion, self.frames, seed
         )
-        how = {"mode": "none", "kernel_size": 1, "sigma_spatial": 1.0, "sigma_intensity": 1.0, "filter_until": 0.0}
-        start = (self.model, self.encode(prompts[0]), 1.0, {"samples": clean}, self.schedule)
+        return self.inverted(replace(real, ideal=same_way.mask > 0.5), clean)
+
+    def inverted(self, clip: Clip, clean: Tensor, mode: str = "none") -> Clip:
+        """``clip``, whose latents are ``clean``, with its noise and the way there; ``mode``: of the filter."""
+        how = {"mode": mode, "kernel_size": 5, "sigma_spatial": 1.0, "sigma_intensity": 1.0, "filter_until": 0.5}
+        start = (self.model, self.encode(clip.prompts[0]), 1.0, {"samples": clean}, self.schedule)
         invert = pack("nodes.inversion").BilateralDDIMInvert.execute
-        latent, _, trajectory = invert(*start, **how, restandardise=False, refine_iterations=2).args
-        return replace(real, latent=latent, ideal=same_way.mask > 0.5, trajectory=trajectory)
+        latent, _, trajectory = invert(*start, **how, restandardise=True, refine_iterations=2).args
+        return replace(clip, latent=latent, trajectory=trajectory)
 
     def ways(self, clip: Clip) -> Iterator[tuple[str, Json]]:
         """Name, and which layers and what of them are replaced."""
@@ -181,8 +187,23 @@ class Bench(Demo):
     ) -> tuple[Tensor, Tensor]:
         """Frames of target and source; ``tokens`` may change what is encoded."""
         if "flow" in way:
-            return self.flow_edit(clip, way["layers"]), clip.frames
+            return self.decode(self.flow_edit(clip, way["layers"])), clip.frames
+        drawn = self.edit_latents(clip, way, self.schedule, model, tokens)
+        return self.decode(drawn[0]), self.decode(drawn[1])
+
+    def edit_latents(
+        self,
+        clip: Clip,
+        way: Json,
+        sigmas: Tensor,
+        model: Any = None,
+        tokens: Callable[[list], list] = list,
+        negative: list | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Latents of target and source, along the schedule or its first steps; ``negative``: in the place of the empty
+        prompt."""
         prompts = [tokens(self.encode(prompt)) for prompt in (*clip.prompts, "")]
+        prompts[2] = negative or prompts[2]
         how = {"cfg": CFG, "source_cfg": clip.source_cfg, **way}
         how.pop("maps", None)
         if how.pop("aligned", False):
@@ -190,19 +211,20 @@ class Bench(Demo):
             prompts[:2], how["alignment"] = aligned[:2], aligned[2]
         if how.pop("pinned", False):
             how["trajectory"] = clip.trajectory
-        drawn = self.edit(model or self.model, prompts, (clip.noise, self.schedule, clip.latent), **how)
-        return self.decode(drawn[0]), self.decode(drawn[1])
+        return self.edit(model or self.model, prompts, (clip.noise, sigmas, clip.latent), **how)
 
     def flow_edit(self, clip: Clip, layers: str) -> Tensor:
-        """Frames by FlowEdit, on the demo model read as a flow model."""
+        """Latents by FlowEdit, on the demo model read as a flow model."""
         from comfy.samplers import calculate_sigmas
 
         flow, editing = pack("samplers.flow_edit"), pack("samplers.editing")
         model = pack("demo.flow").as_flow(self.model)
-        sigmas = calculate_sigmas(model.get_model_object("model_sampling"), "simple", STEPS["peers"])
+        steps = len(self.schedule) - 1
+        sigmas = calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
         prompts = editing.Prompts(*(self.encode(prompt) for prompt in (*clip.prompts, "")))
-        latent, how = {"samples": self.vae.encode(clip.frames)}, flow.FlowEdit(**FLOW, seed=clip.seed)
-        return self.decode(flow.edit_flow(model, prompts, how, sigmas, latent, layers, "study"))
+        how = flow.FlowEdit(**FLOW, skip_steps=round(SKIPPED * steps), seed=clip.seed)
+        latent = {"samples": self.vae.encode(clip.frames)}
+        return flow.edit_flow(model, prompts, how, sigmas, latent, layers, "study")
 
 
 def measure(frames: Tensor, clip: Clip) -> dict[str, float]:

@@ -136,15 +136,16 @@ class Study:
         drawn, scene, _ = self.bench.render(shapes.random_scene(rng), rng, seed)
         return Namespace(frames=drawn.frames, prompt=shapes.fill(TEMPLATE, scene, random.Random(0)))
 
-    def with_adapter(self, adapter: Any, end_percent: float, frames: Tensor | None) -> tuple[Any, Any]:
+    def with_adapter(
+        self, adapter: Any, end_percent: float, frames: Tensor | None, model: Any = None
+    ) -> tuple[Any, Any]:
         """The model with the LoRA, and what puts tokens before a conditioning; both plain without an adapter."""
+        model = model or self.bench.model
         if adapter is None:
-            return self.bench.model, lambda conditioning: conditioning
+            return model, lambda conditioning: conditioning
         hidden = None if frames is None or adapter.projection is None else self.vision(frames)
         add = pack("training.token_conditioning").with_tokens
-        model = pack("samplers.lora_steps").with_lora(
-            self.bench.model, adapter.lora, STRENGTH, 0.0, end_percent, "study"
-        )
+        model = pack("samplers.lora_steps").with_lora(model, adapter.lora, STRENGTH, 0.0, end_percent, "study")
         return model, lambda conditioning: add(conditioning, adapter, hidden)
 
     def sampled(self, clip: Clip, adapter: Any, end_percent: float) -> dict[str, float]:

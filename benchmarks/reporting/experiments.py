@@ -19,6 +19,7 @@ import guidance
 import ie_guidance_study
 import inversion
 import long_clip
+import methods_study
 import noise_search
 import perturbation_sweep
 import zs2_compare
@@ -149,6 +150,20 @@ EXPERIMENTS = (
         (8, 600),
         "Trained on rendered clips of 4 frames with seeds from 10000, measured on others with seeds from 0.",
         {"ge_adapter_study.png": "Differences from no adapter."},
+    ),
+    Experiment(
+        methods_study.claims_of_adapters,
+        "ge",
+        "Adapters inside other methods",
+        "",
+        "--kind adapters --clips 12",
+        (0, 600),
+        "Rendered clips of 8 frames, 8 steps; seeds from 0, the adapter trained on others with seeds from 10000.",
+        {
+            "methods_study_adapters.png": "Every figure, by method and what of GE-Adapter is in it.",
+            "methods_study_adapters.jpg": "The first clips, edited by every method.",
+        },
+        called="methods_study_adapters",
     ),
     Experiment(
         editing_study.claims,
