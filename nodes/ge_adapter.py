@@ -110,6 +110,30 @@ class GEAdapterTokens(Node):
                     tooltip="The clip's frames, encoded by CLIPVisionEncode with the encoder used in training: as "
                     "many as the latent has, or one picture for all. Without it, only the shared tokens are added.",
                 ),
+                io.Float.Input(
+                    "shared_weight",
+                    default=1.0,
+                    min=0.0,
+                    max=4.0,
+                    step=0.05,
+                    round=0.001,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Factor on the tokens that all frames share, 0 to 4. 1: as learned. 0 leaves them out. "
+                    "Lower it if they drown out the prompt.",
+                ),
+                io.Float.Input(
+                    "frame_weight",
+                    default=1.0,
+                    min=0.0,
+                    max=4.0,
+                    step=0.05,
+                    round=0.001,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Factor on the tokens of each frame, 0 to 4. 1: as learned. 0 leaves them out. Raise it to "
+                    "keep more of the given clip; lower it if the edit cannot follow a new prompt.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -119,9 +143,16 @@ class GEAdapterTokens(Node):
         )
 
     @classmethod
-    def execute(cls, conditioning: list, adapter: GEAdapter, clip_vision_output: Any = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        conditioning: list,
+        adapter: GEAdapter,
+        clip_vision_output: Any = None,
+        shared_weight: float = 1.0,
+        frame_weight: float = 1.0,
+    ) -> io.NodeOutput:
         hidden = None if clip_vision_output is None else clip_vision_output.last_hidden_state
-        return io.NodeOutput(with_tokens(conditioning, adapter, hidden))
+        return io.NodeOutput(with_tokens(conditioning, adapter, hidden, shared_weight, frame_weight))
 
 
 class SaveGEAdapter(SavingNode):

@@ -16,17 +16,26 @@ if TYPE_CHECKING:
 _FRAMES = "coherence_frames"
 
 
-def with_tokens(conditioning: list, adapter: GEAdapter, hidden: Tensor | None) -> list:
+def with_tokens(
+    conditioning: list,
+    adapter: GEAdapter,
+    hidden: Tensor | None,
+    shared_weight: float = 1.0,
+    frame_weight: float = 1.0,
+) -> list:
     """A conditioning like ``conditioning`` with [shared; per-frame; text] where its text was, entry by entry.
 
     ``hidden``: CLIP-vision hidden states (frames, N, width), of every frame of the clip or of one picture for all;
-    None for shared tokens alone. A text may have a row for each frame, too. ComfyUI deals the rows to context windows
-    along the batch, and evaluates positive and negative of different lengths one after the other.
+    None for shared tokens alone. Either kind of token is multiplied by its weight, and left out at 0 (Figs. 12 and 15:
+    a token of zeros would still be attended to). A text may have a row for each frame, too. ComfyUI deals the rows to
+    context windows along the batch, and evaluates positive and negative of different lengths one after the other.
     ValueError where widths or numbers of rows disagree, and, once sampling begins, where the latent has not as many
     frames as the tokens have rows.
     """
-    parts = [adapter.shared_tokens[None]] + ([] if hidden is None else [adapter.tokens_of(hidden)])
-    rows = 1 if hidden is None else len(hidden)
+    own = None if hidden is None else adapter.tokens_of(hidden)
+    weighted = [(adapter.shared_tokens[None], shared_weight)] + ([] if own is None else [(own, frame_weight)])
+    parts = [tokens if weight == 1 else tokens * weight for tokens, weight in weighted if weight]
+    rows = 1 if own is None or not frame_weight else len(own)
     result = []
     for text, settings in conditioning:
         if text is None or text.ndim != 3 or text.shape[-1] != adapter.text_width:

@@ -106,6 +106,27 @@ def test_the_same_seed_is_the_same_adapter(unet, adapter):
     assert (adapter.rank, adapter.text_width, adapter.vision_width) == (4, TEXT, VISION)
 
 
+def test_tokens_have_weights_and_those_of_none_are_left_out(adapter):
+    """1 leaves every bit."""
+    positive, _ = DEMO.conditioning()
+    own = adapter.tokens_of(vision().last_hidden_state)
+
+    def joined(**weights):
+        return GEAdapterTokens.execute(positive, adapter, vision(), **weights)[0][0]
+
+    assert torch.equal(joined()[0], joined(shared_weight=1.0, frame_weight=1.0)[0])
+    text, _ = joined(shared_weight=0.5, frame_weight=2.0)
+    assert torch.allclose(text[:, :8], 0.5 * adapter.shared_tokens.expand(FRAMES, -1, -1))
+    assert torch.allclose(text[:, 8:33], 2 * own)
+    assert torch.equal(text[:, 33:], joined()[0][:, 33:])
+    assert torch.equal(joined(shared_weight=0.0)[0], joined()[0][:, 8:])
+    shared, settings = joined(frame_weight=0.0)
+    assert torch.equal(shared, GEAdapterTokens.execute(positive, adapter)[0][0][0])
+    assert "model_conds" not in settings, "frames have no tokens of their own"
+    bare, _ = joined(shared_weight=0.0, frame_weight=0.0)
+    assert torch.equal(bare, positive[0][0])
+
+
 # In a run -----------------------------------------------------------------------------------------------------------
 
 

@@ -68,7 +68,7 @@ PROMISED = {
     "temporal_weight diffusion_weight temporal_range_start steps learning_rate warmup_steps gradient_accumulation seed "
     "adapter → GE_ADAPTER IMAGE STRING",
     "GEAdapterApply": "model adapter strength start_percent end_percent → MODEL",
-    "GEAdapterTokens": "conditioning adapter clip_vision_output → CONDITIONING",
+    "GEAdapterTokens": "conditioning adapter clip_vision_output shared_weight frame_weight → CONDITIONING",
     "SaveGEAdapter": "adapter filename_prefix →",
     "LoadGEAdapter": "file → GE_ADAPTER",
     "TemporalConsistency": "images reference seams clip_vision clip prompt reference_prompt → STRING IMAGE",
