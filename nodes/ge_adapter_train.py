@@ -6,9 +6,11 @@ from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..training.ge_adapter import GEAdapter
-from ..training.ge_adapter_training import Clips, Settings, Trained, train_adapter
+from ..training.ge_adapter_training import Clips, Settings, Steering, Trained, train_adapter
+from ..training.loop import TrainingError
 from ..training.low_rank import LAYERS, Layers
 from ..training.memory import gibibytes
 from ..training.temporal_loss import MIN_FRAMES
@@ -59,6 +61,9 @@ class GEAdapterTrain(Node):
         seed: int,
         clip_vision_output: Any = None,
         adapter: GEAdapter | None = None,
+        control_net: Any = None,
+        control_images: Tensor | None = None,
+        control_strength: float = 1.0,
     ) -> io.NodeOutput:
         settings = Settings(
             rank,
@@ -79,6 +84,7 @@ class GEAdapterTrain(Node):
             frames_per_clip,
             [clip.encode_from_tokens_scheduled(clip.tokenize(line.strip())) for line in lines],
             None if clip_vision_output is None else clip_vision_output.last_hidden_state,
+            _steering(control_net, control_images, control_strength),
         )
         trained = train_adapter(model, given, settings, adapter, Progress(steps, cls.hidden.unique_id))
         chart = drawn(draw_losses, trained.history, "Training of a GE-Adapter", "weighted sum of both losses")
@@ -128,8 +134,8 @@ def _inputs() -> list[io.Input]:
             "layers",
             options=list(LAYERS),
             default="down",
-            tooltip="Which blocks' attention gets a LoRA: the down blocks (the paper's choice) or all blocks. Choose "
-            "all if down changes too little.",
+            tooltip="Which blocks' attention gets a LoRA: the down blocks (the paper's choice), all blocks, or the up "
+            "blocks, the decoder. Choose all or up if down changes too little.",
         ),
         io.Int.Input(
             "shared_tokens",
@@ -217,7 +223,43 @@ def _inputs() -> list[io.Input]:
             tooltip="An adapter to continue from, with a fresh optimiser. Rank, layers and tokens must match. Leave "
             "it empty to train from the start; change the seed for other noise.",
         ),
+        io.ControlNet.Input(
+            "control_net",
+            optional=True,
+            tooltip="A ControlNet that steers every training step, as in the paper; it is not trained. Connect one, "
+            "with control_images, if you will sample with it.",
+        ),
+        io.Image.Input(
+            "control_images",
+            optional=True,
+            tooltip="The ControlNet's image of every frame of every clip, such as its edges or depth, in the order of "
+            "clips; any size.",
+        ),
+        io.Float.Input(
+            "control_strength",
+            default=1.0,
+            min=0.0,
+            max=10.0,
+            step=0.05,
+            round=0.001,
+            optional=True,
+            advanced=True,
+            tooltip="Strength of the ControlNet during training, 0 to 10. 0: no ControlNet. Use the value that you "
+            "will sample with.",
+        ),
     ]
+
+
+def _steering(control_net: Any, images: Tensor | None, strength: float) -> Steering | None:
+    """TrainingError where one of the two is missing."""
+    if (control_net is None) != (images is None):
+        missing, there = ("control_images", "control_net") if images is None else ("control_net", "control_images")
+        raise TrainingError(
+            f"{missing} is not connected, but {there} is: expected both. Connect {missing}, or disconnect {there}."
+        )
+    if control_net is None or images is None or strength == 0:
+        return None
+    return Steering(control_net, images, strength)
 
 
 def _report(trained: Trained, clips: Clips, settings: Settings) -> str:

@@ -27,6 +27,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..samplers.lora_steps import with_lora
+from .control import steered
 from .frame_tokens import frame_tokens, join_tokens
 from .ge_adapter import GEAdapter, Training, untrained
 from .loop import History, Schedule, TrainingError, count, fit
@@ -57,14 +58,25 @@ class Settings:
 
 
 @dataclass(frozen=True, eq=False)
+class Steering:
+    """A CONTROL_NET, its ``images`` (clips · frames, H, W, 3) and its strength."""
+
+    control_net: Any
+    images: Tensor
+    strength: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
 class Clips:
     """``latent``: a LATENT, (clips · ``frames``, channels, height, width); ``captions``: a CONDITIONING for each clip;
-    ``hidden``: CLIP-vision hidden states of all frames, (clips · ``frames``, N, width), or None."""
+    ``hidden``: CLIP-vision hidden states of all frames, (clips · ``frames``, N, width), or None. ``steering``: what
+    steers all frames, or None."""
 
     latent: dict[str, Any]
     frames: int
     captions: Sequence[list]
     hidden: Tensor | None = None
+    steering: Steering | None = None
 
     @property
     def number(self) -> int:
@@ -122,7 +134,8 @@ def train_adapter(
             history = fit([{"params": learned.parameters()}], loss_of, schedule, after_step)
             return loss_of, history, needed, checkpointed
 
-        loss, history, needed, checkpointed = train_in_run(copied, clips.captions, clips.latent, dtype, train, ASKED_BY)
+        told = (_told(clips), clips.latent, dtype, train, ASKED_BY, clips.steering is not None)
+        loss, history, needed, checkpointed = train_in_run(copied, *told)
     options = {name: value for name, value in asdict(settings).items() if name not in ("rank", "layers", "steps")}
     training = Training(
         type(model.model).__name__,
@@ -132,6 +145,15 @@ def train_adapter(
         {**options, "clips": clips.number},
     )
     return Trained(learned.adapter(training), history, loss.diffusion, loss.temporal, needed, checkpointed, dtype)
+
+
+def _told(clips: Clips) -> list[list]:
+    """Of every clip its caption, with what steers it."""
+    if clips.steering is None:
+        return [*clips.captions]
+    net, strength = clips.steering.control_net, clips.steering.strength
+    images = clips.steering.images.split(clips.frames)
+    return [steered(caption, net, each, strength) for caption, each in zip(clips.captions, images, strict=True)]
 
 
 class _Learned:
@@ -300,6 +322,11 @@ def _require_clips(clips: Clips, channels: int) -> None:
         raise TrainingError(
             f"clip_vision_output: expected hidden states of all {len(samples)} frames, got "
             f"{' × '.join(map(str, clips.hidden.shape))}. Give CLIPVisionEncode the same images as VAEEncode."
+        )
+    if clips.steering is not None and len(clips.steering.images) != len(samples):
+        raise TrainingError(
+            f"control_images: expected one for each of the {len(samples)} frames, got {len(clips.steering.images)}. "
+            "Make them of the same images that you encode, such as with Canny."
         )
 
 

@@ -5,8 +5,9 @@ the base model. Names are those of kohya's scripts, which ComfyUI's stock LoraLo
 ``lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight``; ``alpha`` = rank, so that
 nothing is scaled.
 
-Sizes at rank 4 on Stable Diffusion 1.5: 287,744 parameters in the down blocks, 797,184 in all blocks. The paper says
-0.755 M, which is neither: rank 8 on the down blocks' attention and second feed-forward layers would be 754,688.
+§3.2 speaks of the UNet's decoder layers, §4.1 of its downsampling blocks; either can be chosen. Sizes at rank 4 on
+Stable Diffusion 1.5: 287,744 parameters in the down blocks, 797,184 in all blocks. The paper says 0.755 M, which is
+neither: rank 8 on the down blocks' attention and second feed-forward layers would be 754,688.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from torch import Tensor
 
 from ..attention.sites import list_sites
 
-Layers = Literal["down", "all"]
+Layers = Literal["down", "all", "up"]
 LAYERS: tuple[Layers, ...] = get_args(Layers)
+_PARTS: dict[Layers, str] = {"down": "input.", "all": "", "up": "output."}
+"""How the sites of each begin."""
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -40,14 +43,15 @@ class Projection:
 def attention_projections(base_model: Any, layers: Layers) -> list[Projection]:
     """W_q, W_k, W_v and W_out of the self- and cross-attention of ``base_model``, a ``comfy.model_base.BaseModel``.
 
-    ``layers``: of the down blocks, or of all; in the order they run. ValueError for models but UNets of pictures.
+    ``layers``: of the down blocks, of the up blocks (the decoder), or of all; in the order they run. ValueError for
+    models but UNets of pictures.
     """
     unet = require_image_unet(base_model)
     paths = {module: path for path, module in unet.named_modules()}
     names = _names(base_model)
     found = []
     for site in list_sites(unet):
-        if site.attends_by or (layers == "down" and not site.name.startswith("input.")):
+        if site.attends_by or not site.name.startswith(_PARTS[layers]):
             continue  # a motion model's layers are not the base model's
         for projection in PROJECTIONS:
             linear: Any = site.module.get_submodule(projection)

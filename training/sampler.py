@@ -240,13 +240,15 @@ def train_in_run(
     dtype: torch.dtype,
     train: Callable[[Denoiser], Result],
     asked_by: str,
+    is_steered: bool = False,
 ) -> Result:
     """What ``train`` gives, called within a sampling run of ``model`` (:func:`trainable`) on a LATENT and one or more
     CONDITIONINGs; the model is told the first until :meth:`Denoiser.tell`. ``asked_by``: the node, for the log.
 
-    TrainingError where the latent is no clip, or a ControlNet is in the conditioning.
+    TrainingError where the latent is no clip, or a ControlNet is in the conditioning that was not made for training
+    (``is_steered``, :mod:`.control`).
     """
-    if any("control" in more for prompt in prompts for _, more in prompt):
+    if not is_steered and any("control" in more for prompt in prompts for _, more in prompt):
         raise TrainingError(
             "positive has a ControlNet, expected a plain prompt: tuning learns from the clip alone. Connect the "
             "prompt from before the ControlNet; you can still use one when sampling."

@@ -143,6 +143,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "gradient_accumulation": 1,
         "adapter": None,
         "clip_vision_output": None,
+        "control_images": None,
     },
     "NullTextInvert": {"inner_steps": 1, "precision": "fp32"},
     "WordMaps": {"words": "star"},

@@ -7,12 +7,16 @@ import pytest
 import torch
 from adapter_runs import FRAMES, QUICK, WIDTH, clips, weights
 from coherence.demo.model import load_clip, load_model
-from coherence.nodes.ge_adapter_train import GEAdapterTrain
+from coherence.nodes.ge_adapter_train import GEAdapterTrain, _steering
 from coherence.training import ge_adapter_training as training
 from coherence.training import memory
-from coherence.training.ge_adapter_training import Settings, train_adapter
+from coherence.training.ge_adapter_training import Settings, Steering, train_adapter
 from coherence.training.loop import TrainingError
 from comfy.model_management import InterruptProcessingException
+from guided_runs import guided_run
+from random_controlnet import controlnet
+
+from nodes import ControlNetApplyAdvanced
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +113,71 @@ def test_features_are_what_every_adapted_projection_gives(unet, monkeypatch):
     assert len(step) == 4 * 2 * 7, "four projections of self- and cross-attention in seven transformer layers"
     assert {shape[0] for shape in step} == {FRAMES}
     assert {shape[1] for shape in step} == {256, 64, 2 + 3 + 8}, "latent positions, or shared, per-frame and text"
+
+
+def test_up_blocks_alone_get_a_lora(unet):
+    start = training._start(unet, clips(), replace(QUICK, layers="up"), None)
+    places = {name.partition("_attentions")[0] for name in start.lora}
+    assert places
+    assert all(place.startswith("lora_unet_up_blocks") for place in places)
+    down, every = (training._start(unet, clips(), replace(QUICK, layers=each), None) for each in ("down", "all"))
+    assert not start.lora.keys() & down.lora.keys()
+    assert start.lora.keys() | down.lora.keys() < every.lora.keys()
+
+
+# A ControlNet -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def steering():
+    images = torch.rand(2 * FRAMES, 32, 32, 3, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():  # as its node loads it
+        return Steering(controlnet(), images.clone(), 3.0)
+
+
+def test_a_controlnet_steers_the_loss_as_it_does_when_sampling(unet, steering):
+    """One Euler step to 0 is the model's prediction."""
+    given = replace(clips(vision=False), steering=steering)
+    bare = replace(QUICK, steps=1, shared_tokens=0, temporal_weight=0.0)
+    steered, plain = (train_adapter(unet, each, bare).diffusion[0] for each in (given, clips(vision=False)))
+    generator = torch.Generator().manual_seed(QUICK.seed)
+    clip, share = int(torch.randint(2, (), generator=generator)), float(torch.rand((), generator=generator))
+    clean = given.latent["samples"].split(FRAMES)[clip]
+    noise = torch.randn(clean.shape, generator=generator)
+    sigma = float(unet.get_model_object("model_sampling").percent_to_sigma(share))
+    how = (given.captions[clip], given.captions[clip], steering.control_net, steering.images.split(FRAMES)[clip])
+    prompts = ControlNetApplyAdvanced().apply_controlnet(*how, steering.strength, 0, 1)
+    predicted = guided_run(unet, prompts, 1.0, noise, torch.tensor([sigma, 0.0]), start=clean)
+    scaled = unet.get_model_object("latent_format").process_in(predicted - clean)
+    assert steered == pytest.approx((scaled / sigma).square().mean().item(), rel=1e-4)
+    assert abs(steered / plain - 1) > 1e-2
+
+
+def test_what_is_steered_learns_and_the_controlnet_stays(unet, steering):
+    before = {name: x.clone() for name, x in steering.control_net.control_model.state_dict().items()}
+    first, again = (train_adapter(unet, replace(clips(), steering=steering), QUICK).adapter for _ in range(2))
+    assert all(torch.equal(x, weights(again)[name]) for name, x in weights(first).items())
+    far = moved(first, unet, QUICK, clips())
+    assert far.pop("alpha") == 0
+    assert all(1e-4 < each < 1e-2 for each in far.values()), far
+    after = steering.control_net.control_model.state_dict()
+    assert all(torch.equal(x, after[name]) for name, x in before.items())
+    assert steering.control_net.cond_hint_original is None
+
+
+def test_a_controlnet_that_cannot_steer_is_refused_with_the_reason(unet, steering):
+    for wrong, words in (
+        (replace(steering, images=steering.images[1:]), "control_images: expected one for each of the 6 frames, got 5"),
+        (replace(steering, control_net=object()), "control_net: object needs a VAE"),
+    ):
+        with pytest.raises(TrainingError, match=words):
+            train_adapter(unet, replace(clips(), steering=wrong), QUICK)
+    for given, words in (
+        ((steering.control_net, None), "control_images is not connected, but control_net is"),
+        ((None, steering.images), "control_net is not connected, but control_images is"),
+    ):
+        with pytest.raises(TrainingError, match=words):
+            _steering(*given, 1.0)
 
 
 # The same seed, going on, and the model -----------------------------------------------------------------------------

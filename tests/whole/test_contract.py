@@ -66,7 +66,7 @@ PROMISED = {
     "LoadSTAM": "file → STAM_WEIGHTS",
     "GEAdapterTrain": "model clip clips frames_per_clip captions clip_vision_output rank layers shared_tokens "
     "temporal_weight diffusion_weight temporal_range_start steps learning_rate warmup_steps gradient_accumulation seed "
-    "adapter → GE_ADAPTER IMAGE STRING",
+    "adapter control_net control_images control_strength → GE_ADAPTER IMAGE STRING",
     "GEAdapterApply": "model adapter strength start_percent end_percent → MODEL",
     "GEAdapterTokens": "conditioning adapter clip_vision_output shared_weight frame_weight → CONDITIONING",
     "SaveGEAdapter": "adapter filename_prefix →",
