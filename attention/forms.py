@@ -190,7 +190,8 @@ def _require_fit(form: Form, weights: InflationWeights, model: ModelPatcher, lay
     for name in (*settings, "pool") if tuned.frame_attention == "fine_coarse" else settings:
         theirs, ours = getattr(tuned, name), getattr(form, name)
         if theirs != ours:
-            cure = "Tune anew." if form == TUNE_A_VIDEO else f"Set it to {theirs}, or tune anew."
+            is_asked = form.module == "stam" or name == "position"  # by the node
+            cure = f"Set it to {theirs}, or tune anew." if is_asked else "Tune anew."
             raise InflationError(f"{name}: the weights were tuned with {theirs}, the node is set to {ours}. {cure}")
     for layer in layers:
         for name, shape in expected_shapes(form, layer).items():

@@ -21,6 +21,15 @@ FORMS = {
 }
 """Name → arguments of a :class:`attention.forms.Form`. *Plain temporal* is EI²'s form with Tune-A-Video's module in the
 place of STAM, so that nothing else differs."""
+ABLATIONS = {
+    "STAM without FFAM": ("stam", "before_cross", "self"),
+    "FFAM without STAM": ("stam", "before_cross", "fine_coarse"),
+    "STAM after cross-attention": ("stam", "after_cross", "fine_coarse"),
+    "temporal attention in STAM’s place": ("temporal", "before_cross", "sparse_causal"),
+}
+"""What EI² is made of, likewise."""
+CLOSED = "FFAM without STAM"
+"""STAM is there, but its gate stays at 0: it adds nothing, and does not learn."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ class Bench(Demo):
         ]
 
     def form(self, name: str) -> Any:
-        return pack("attention.forms").Form(*FORMS[name])
+        return pack("attention.forms").Form(*(FORMS | ABLATIONS)[name])
 
     def inflated(self, name: str, weights: Any | None) -> Any:
         """The model in the form ``name``, tuned or not."""
@@ -116,7 +125,8 @@ class Bench(Demo):
         if path.exists():
             return file.load(path)
         one_shot, budget = pack("training.one_shot"), self.budget
-        settings = one_shot.Settings(budget.steps, budget.rate, seed=clip.number)
+        gate_rate = 0.0 if name == CLOSED else one_shot.GATE_RATE
+        settings = one_shot.Settings(budget.steps, budget.rate, seed=clip.number, gate_rate=gate_rate)
         began = now()
         tuned = one_shot.tune(self.inflated(name, None), self.encode(clip.prompt), clip.latent, settings)
         first, last = tuned.history.ends()

@@ -9,6 +9,8 @@ come from the noise and from what was tuned. The renderer draws the ideal edit, 
 
 Ways: *untuned*, the plain model; *untuned, fine-coarse*, with EI²'s frame attention and nothing tuned; *Tune-A-Video*;
 *STAM*, with fine-coarse frame attention; *STAM, cross_map*, with the source's cross-attention maps (Prompt-to-Prompt).
+With ``--ablation`` also what EI² is made of: STAM without FFAM (fine-coarse attention), FFAM without STAM, STAM after
+cross-attention, and Tune-A-Video's temporal attention in STAM's place.
 
 Measured: the share of colour, shape and background that is as asked, and of what was to change alone; how far the
 shape's centre is from the ideal's, and how much the shapes overlap (IoU); the SSIM to the ideal; the error between
@@ -18,7 +20,7 @@ neighbouring frames, warped along their own motion; and the share of neighbours 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +28,7 @@ from typing import Any
 
 import torch
 from claims import Claim
-from ei2_bench import CHANGES, Bench, Clip, Target, options
+from ei2_bench import ABLATIONS, CHANGES, Bench, Clip, Target, options
 from figures import claims_table, means, publish, rows_chart, sheet
 from harness import Json, Records, pack, strip
 from torch import Tensor
@@ -35,7 +37,6 @@ NAME = "ei2_study"
 STEPS, CFG, REFINED = 12, 3.0, 1
 SCHEDULER = "karras"
 WAYS = ("untuned", "untuned, fine-coarse", "Tune-A-Video", "STAM", "STAM, cross_map")
-
 
 IDEAL = "the ideal edit"
 MEASURES = {
@@ -62,8 +63,8 @@ SHOWN = 4
 class Editor:
     """Inverts a clip and edits it."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench, self.sigmas = bench, bench.sigmas(STEPS, SCHEDULER)
+    def __init__(self, bench: Bench, ways: Sequence[str] = WAYS) -> None:
+        self.bench, self.sigmas, self.ways = bench, bench.sigmas(STEPS, SCHEDULER), ways
         self._begun: dict[str, tuple[Any, Tensor]] = {}
         """Model and inverted latents of one clip, by what was tuned."""
 
@@ -117,7 +118,7 @@ def record(editor: Editor, folder: Path, number: int) -> Json:
     """Way → change → figures of a clip; its frames stay in ``folder``."""
     clip = editor.bench.clip(number)
     targets = editor.bench.targets(clip)
-    ways: Json = {way: {} for way in (*WAYS, IDEAL)}
+    ways: Json = {way: {} for way in (*editor.ways, IDEAL)}
     for way, of_way in ways.items():
         for target in targets:
             draw: Callable[[], Tensor] = partial(editor.draw, way, clip, target)
@@ -161,16 +162,19 @@ def claims(records: list[Json]) -> list[Claim]:
 
 
 def main() -> None:
-    arguments = options(__doc__, clips=8).parse_args()
-    bench = Bench(arguments)
-    editor, folder = Editor(bench), arguments.out / NAME
+    parser = options(__doc__, clips=8)
+    parser.add_argument("--ablation", action="store_true", help="also what EI² is made of, part by part")
+    arguments = parser.parse_args()
+    bench, name = Bench(arguments), NAME + "_ablation" * arguments.ablation
+    editor, folder = Editor(bench, (*WAYS, *(ABLATIONS if arguments.ablation else ()))), arguments.out / name
     kept = Records(folder, {"steps": STEPS, "cfg": CFG, "refined": REFINED, "scheduler": SCHEDULER})
     with torch.inference_mode():
         numbers = range(arguments.clips)
         wanted = ((f"{each:02}", partial(record, editor, folder / f"{each:02}", each)) for each in numbers)
         records = list(kept.take(wanted, arguments.minutes))
     ways = list(records[0]["ways"])
-    pairs = {f"{way} less {other}": (way, other) for way, other in PAIRS}
+    asked = PAIRS + tuple(("STAM", way) for way in ABLATIONS if way in ways)
+    pairs = {f"{way} less {other}": (way, other) for way, other in asked}
     differences = means(
         pairs, MEASURES, lambda pair, name: gain(records, pairs[pair], name), "clip by clip", gains=True
     )
@@ -196,7 +200,7 @@ def main() -> None:
         said = f"“{each['prompt']}”\n→ “{each['prompts'][change]}”"
         blocks.append((said, {"source": strip(place / "source.png"), **drawn}))
     text = "\n\n".join([claims_table(claims(records)), *parts])
-    print(publish(NAME, folder, arguments.publish, text, chart, sheet(blocks)))
+    print(publish(name, folder, arguments.publish, text, chart, sheet(blocks)))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
@@ -123,13 +124,34 @@ class TuneAVideoInflate(Node):
             description="Adds Tune-A-Video's layers to an image model: sparse-causal attention, and plain temporal "
             "attention after the feed-forward. It is the baseline for STAM Inflate.",
             search_aliases=["tune-a-video", "one-shot tuning", "temporal attention", "sparse-causal attention"],
-            inputs=[_model_input(), _weights_input("TuneAVideoInflate"), _layers_input()],
+            inputs=[
+                _model_input(),
+                _weights_input("TuneAVideoInflate"),
+                _layers_input(),
+                io.Combo.Input(
+                    "position",
+                    options=["after_feed_forward", "before_cross", "after_cross"],
+                    default="after_feed_forward",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Where temporal attention comes in a layer. after_feed_forward: as in Tune-A-Video. "
+                    "before_cross, after_cross: where EI² has STAM, before or after the attention to the prompt; "
+                    "choose one to compare the two modules in the same place. Use the setting that the weights were "
+                    "tuned with.",
+                ),
+            ],
             outputs=[io.Model.Output(tooltip="The inflated model, to tune with OneShotTune or to sample.")],
         )
 
     @classmethod
-    def execute(cls, model: ModelPatcher, layers: str, weights: InflationWeights | None = None) -> io.NodeOutput:
-        return _put(model, TUNE_A_VIDEO, weights, layers, 1.0, cls.node_name)
+    def execute(
+        cls,
+        model: ModelPatcher,
+        layers: str,
+        weights: InflationWeights | None = None,
+        position: Position = "after_feed_forward",
+    ) -> io.NodeOutput:
+        return _put(model, replace(TUNE_A_VIDEO, position=position), weights, layers, 1.0, cls.node_name)
 
 
 NODES = [STAMInflate, TuneAVideoInflate]

@@ -10,6 +10,7 @@ from coherence.attention.forms import TUNE_A_VIDEO, Form
 from coherence.attention.inflation import InflationError, inflations_of, transformer_layers
 from coherence.attention.sites import sites_of
 from coherence.attention.tap import tap
+from coherence.nodes.inflation import TuneAVideoInflate
 from coherence.techniques.momentum import TemporalMomentum
 from coherence.techniques.perturbation import UNIFORM, Perturbation
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
@@ -22,6 +23,7 @@ from watching import DEMO, difference, watched
 
 MODERATE = torch.tensor([4.0, 1.0, 0.0])
 STAM_FORM = Form("stam", "before_cross", "self")
+IN_STAMS_PLACE = replace(TUNE_A_VIDEO, position="before_cross")
 
 
 def demo():
@@ -36,12 +38,13 @@ def test_untuned_stam_is_the_plain_model_bitwise(position):
     assert torch.equal(run(put(model, Form("stam", position, "self"))), run(model))
 
 
-def test_untuned_temporal_attention_is_the_plain_model_bitwise():
+@pytest.mark.parametrize("position", ["after_feed_forward", "before_cross", "after_cross"])
+def test_untuned_temporal_attention_is_the_plain_model_bitwise(position):
     model = demo()
-    assert torch.equal(run(put(model, Form("temporal", "after_feed_forward", "self"))), run(model))
+    assert torch.equal(run(put(model, Form("temporal", position, "self"))), run(model))
 
 
-@pytest.mark.parametrize("form", [STAM_FORM, Form("stam", "after_cross", "fine_coarse"), TUNE_A_VIDEO])
+@pytest.mark.parametrize("form", [STAM_FORM, Form("stam", "after_cross", "fine_coarse"), TUNE_A_VIDEO, IN_STAMS_PLACE])
 def test_tuned_modules_change_the_clip_and_leave_the_users_model_bit_identical(form):
     model = demo()
     before = run(model)
@@ -227,6 +230,16 @@ def test_tune_a_videos_weights_of_another_kind_are_to_be_tuned_anew(model):
     ordered = replace(TUNE_A_VIDEO, frame_attention="self", ordered=True)
     with pytest.raises(InflationError, match=r"frame_attention: .* tuned with self, .* sparse_causal\. Tune anew\.$"):
         put(model, TUNE_A_VIDEO, random_weights(model, ordered))
+
+
+def test_temporal_attention_is_used_where_it_was_tuned(model):
+    """It makes another clip in every place."""
+    there, here = (random_weights(model, form) for form in (IN_STAMS_PLACE, TUNE_A_VIDEO))
+    node = TuneAVideoInflate.execute(model, "*", there, "before_cross")[0]
+    assert torch.equal(run(node), run(put(model, IN_STAMS_PLACE, there)))
+    assert difference(run(put(model, TUNE_A_VIDEO, here)), run(node)) > 1e-2
+    with pytest.raises(InflationError, match=r"^position: .* with before_cross, .*\. Set it to before_cross"):
+        TuneAVideoInflate.execute(model, "*", there)
 
 
 class Stopped(Exception):

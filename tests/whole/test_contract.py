@@ -59,7 +59,7 @@ PROMISED = {
     "FlowEdit": "model source target negative latent_image sigmas source_cfg target_cfg skip_steps averages seed "
     "registry → LATENT",
     "STAMInflate": "model position frame_attention pool norm weights strength layers → MODEL",
-    "TuneAVideoInflate": "model weights layers → MODEL",
+    "TuneAVideoInflate": "model weights layers position → MODEL",
     "OneShotTune": "model positive latent_image steps learning_rate batch_frames gradient_checkpointing precision seed "
     "→ STAM_WEIGHTS IMAGE STRING",
     "SaveSTAM": "weights filename_prefix →",
