@@ -88,10 +88,12 @@ class VidToMe(Technique):
         parts = [by_frame(x) for x in (unit(shown), call.q, call.k, call.v)]
         outputs: list[Tensor] = [shown] * call.frames
         carried: list[Tensor] = []
-        for number, (start, stop) in enumerate(self.chunks(call.frames, call.sigma)):
+        spans = self.chunks(call.frames, call.sigma)
+        for number, (start, stop) in enumerate(spans):
             joined = [x.narrow(-3, start, stop - start).flatten(-3, -2) for x in parts]
             source = of_level(self.seed, call.sigma, number)
-            out, carried = self._attended(joined, stop - start, carried, source, proceed)
+            carries = self.global_ratio > 0 and number < len(spans) - 1
+            out, carried = self._attended(joined, stop - start, carried, carries, source, proceed)
             outputs[start:stop] = out.unflatten(-2, (stop - start, -1)).unbind(-3)
         return torch.stack(outputs, dim=1).flatten(0, 1)
 
@@ -104,11 +106,17 @@ class VidToMe(Technique):
         return spans[::-1] if _draw(source, 2) else spans
 
     def _attended(
-        self, joined: list[Tensor], frames: int, carried: list[Tensor], source: torch.Generator, proceed: Proceed
+        self,
+        joined: list[Tensor],
+        frames: int,
+        carried: list[Tensor],
+        carries: bool,
+        source: torch.Generator,
+        proceed: Proceed,
     ) -> tuple[Tensor, list[Tensor]]:
         """The outputs of a chunk's tokens, and what it carries on: as ``joined``, unit input, q, k and v.
 
-        ``carried``: of the chunk before, empty for the first.
+        ``carried``: of the chunk before, empty for the first. ``carries``: another one follows, by global_ratio.
         """
         draws: list[int] = []
         whole = frames
@@ -119,9 +127,9 @@ class VidToMe(Technique):
         found = [merged_frames(x, frames, self.local_ratio, draws) for x in joined[0]]
         kept, place = (torch.stack(each) for each in zip(*found, strict=True))
         local = [taken(x, kept) for x in joined]
-        if not carried or self.global_ratio == 0:
+        if not carried:
             _, q, k, v = local
-            return taken(proceed(q, k, v, merged=True), place), local if self.global_ratio else []
+            return taken(proceed(q, k, v, merged=True), place), local if carries else []
         gives_way = bool(_draw(source, 2))
         some, others = (local, carried) if gives_way else (carried, local)
         matches = [matched(x, y, self.global_ratio) for x, y in zip(some[0], others[0], strict=True)]
@@ -133,8 +141,11 @@ class VidToMe(Technique):
         at = torch.empty_like(kept)  # where each local token is now
         at.scatter_(1, left, torch.arange(left.shape[1], device=at.device).expand_as(left))
         at.scatter_(1, gone, into + left.shape[1])
-        local = [taken(torch.cat([taken(x, left), y], dim=-2), at) for x, y in zip(some, others, strict=True)]
-        return taken(proceed(q, k, v, merged=True), at.gather(1, place)), local
+        out = taken(proceed(q, k, v, merged=True), at.gather(1, place))
+        if not carries:
+            return out, []
+        joined = [torch.cat([taken(some[0], left), others[0]], dim=-2), q, k, v]
+        return out, [taken(x, at) for x in joined]
 
 
 def _draw(source: torch.Generator, count: int) -> int:
