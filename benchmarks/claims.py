@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from power import SAME_UNITS, deviation, needed, p_value
 from torch import Tensor
 
 FEWEST = 6
 """Units below which nothing is decided."""
-HOLDS, FAILS, UNDECIDED = "holds", "does not", "undecided"
-VERDICTS = (HOLDS, FAILS, UNDECIDED)
+HOLDS, FAILS, NO_GAIN, UNDECIDED = "holds", "does not", "no gain", "undecided"
+VERDICTS = (HOLDS, FAILS, NO_GAIN, UNDECIDED)
 Array = np.ndarray
 
 
@@ -114,9 +115,10 @@ def shown(found: Estimate, form: str) -> str:
 # Claims --------------------------------------------------------------------------------------------------------------
 
 
-def verdict(found: Estimate, sign: int, tolerance: float = 0.0, units: int = FEWEST) -> str:
+def verdict(found: Estimate, sign: int, tolerance: float = 0.0, units: int = FEWEST, worth: float | None = None) -> str:
     """What an interval says of the claim that its figure is above 0 (``sign`` 1), below (−1), or, with ``sign`` 0, no
-    farther from it than ``tolerance``."""
+    farther from it than ``tolerance``. ``worth``: the effect worth having; an interval that leaves it out, but not 0,
+    says that there is no such gain. Units that do not differ at all must be many to say so."""
     if units < FEWEST or math.isnan(found.low) or math.isnan(found.high):
         return UNDECIDED
     if sign == 0:
@@ -126,7 +128,21 @@ def verdict(found: Estimate, sign: int, tolerance: float = 0.0, units: int = FEW
     low, high = sorted((sign * found.low, sign * found.high))
     if low > 0:
         return HOLDS
-    return FAILS if high < 0 else UNDECIDED
+    if high < 0:
+        return FAILS
+    is_enough = low < high or units >= SAME_UNITS
+    return NO_GAIN if worth and high < worth and is_enough else UNDECIDED
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a reader may do with a claim's figure: the line that it gives the report's first table."""
+
+    aim: str
+    technique: str
+    settings: str
+    cost: str = ""
+    """How the text of the :class:`Cost` begins that says what it takes."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +167,9 @@ class Claim:
     unit: str = "clips"
     is_papers: bool = True
     """Otherwise none of its claims, but something to know beside them: it gets no verdict."""
+    worth: float | None = None
+    """The least difference worth having; of claims of sameness it is the tolerance."""
+    use: Use | None = None
 
     @classmethod
     def of(cls, where: str, text: str, figure: str, values: Tensor, form: str, sign: int, **more: Any) -> Claim:
@@ -164,7 +183,42 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        return verdict(self.difference, self.sign, self.tolerance, self.units) if self.is_papers else ""
+        if not self.is_papers:
+            return ""
+        return verdict(self.difference, self.sign, self.tolerance, self.units, self.worth)
+
+    @property
+    def p(self) -> float:
+        """Of its verdict, before :func:`power.holm`; of what is undecided, the least of those that could decide it."""
+        (value, low, high), sign = self.difference, self.sign
+        if self.units < FEWEST:
+            return 1.0
+        if sign == 0:
+            if abs(value) >= self.tolerance:
+                return p_value(abs(value) - self.tolerance, value - low if value > 0 else high - value, self.units)
+            sides = (self.tolerance - value, high - value), (self.tolerance + value, value - low)
+            return max(p_value(*side, self.units) for side in sides)
+        plain = p_value(value, value - low if value > 0 else high - value, self.units)
+        if self.verdict in (HOLDS, FAILS) or not self.worth:
+            return plain
+        short = sign * (self.worth * sign - value)
+        none = p_value(short, high - value if sign > 0 else value - low, self.units) if short > 0 else 1.0
+        return none if self.verdict == NO_GAIN else min(plain, none)
+
+    @property
+    def needs(self) -> int:
+        """Units that would decide it in 80 of 100 studies, given how these differ; 0 where that cannot be told."""
+        (value, low, high), least = self.difference, self.worth if self.sign else self.tolerance
+        if not least or self.units < 2 or math.isnan(low):
+            return 0
+        if low == high:
+            return SAME_UNITS
+        enough = needed(round(least / deviation(low, high, self.units), 3), is_sameness=not self.sign)
+        if self.verdict != UNDECIDED or not enough or self.units < enough:
+            return enough
+        # These were enough, but the effect is neither 0 nor as large as is worth having.
+        reach, value = (high - low) / 2, value * (self.sign or 1)
+        return math.ceil(self.units * (reach / max(abs(value), abs(least - abs(value)))) ** 2) + 1
 
     @property
     def measured(self) -> str:
@@ -198,11 +252,31 @@ class Claim:
     def basis(self) -> str:
         """On what the figure stands, and why there is no clear verdict where the interval does not say it."""
         on = f"{self.units} {self.unit.removesuffix('s') if self.units == 1 else self.unit}"
-        if self.units < FEWEST:
-            return f"{on}: fewer than {FEWEST} {self.unit}"
-        if self.is_papers and self.sign and self.found.low == self.found.high == self.beside:
-            return f"{on}: the same in all {self.unit}"
-        return on
+        if self.is_papers and self.sign and self.found.low == self.found.high == self.beside and self.units >= FEWEST:
+            on += f": the same in all {self.unit}"
+        elif self.units < FEWEST:
+            on += f": fewer than {FEWEST} {self.unit}"
+        if self.verdict != UNDECIDED:
+            return on
+        if self.unit not in GATHERED:
+            return f"{on}, of which there are no more"
+        if not self.needs:
+            return on
+        return f"{on}; {about(max(self.needs, FEWEST))} would decide"
+
+    @property
+    def worth_shown(self) -> str:
+        """The effect worth having, in the figure's form."""
+        return number(self.worth, self.form.lstrip("+")) if self.worth and self.is_papers and self.sign else ""
+
+
+GATHERED = ("clips", "prompts", "rounds", "noises")
+"""Units of which a study can have more."""
+
+
+def about(count: int) -> str:
+    """A number of units with two figures."""
+    return f"{count}" if count < 100 else f"about {float(f'{count:.2g}'):.0f}"
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from claims import Claim, estimate, shown
 from ei2_bench import FORMS, Bench, Clip, options
 from figures import claims_table, legend, line, panels, publish, style, table
 from harness import Json, Records, pack
+from power import worth
 from torch import Tensor, nn
 
 NAME = "covariate_shift"
@@ -248,7 +249,7 @@ def claims(records: list[Json]) -> list[Claim]:
         text = f"STAM shifts the {MOMENTS[which]} of features less than plain temporal attention does"
         figure = f"{SYMBOLS[which]} {POINTS[point]}, STAM’s over plain temporal attention’s"
         figures = ratio(records, "STAM", "plain temporal", point, which)
-        return Claim.of("A.5", text, figure, figures, ".2f", -1, beside=1.0)
+        return Claim.of("A.5", text, figure, figures, ".2f", -1, beside=1.0, worth=worth("ratio"))
 
     def of_queries(which: int) -> Claim:
         way, where = QUERIES.format("STAM"), ("A.3", "proposition 2")[which]
@@ -260,7 +261,16 @@ def claims(records: list[Json]) -> list[Claim]:
     bound = values(records, "STAM", "alone", 1)
     return [
         *(restricted(which, point) for point in POINTS for which in (0, 1)),
-        Claim.of("proposition 3", text, f"{SYMBOLS[1]} {POINTS['alone']}, STAM", bound, ".3f", -1, beside=1.0),
+        Claim.of(
+            "proposition 3",
+            text,
+            f"{SYMBOLS[1]} {POINTS['alone']}, STAM",
+            bound,
+            ".3f",
+            -1,
+            beside=1.0,
+            worth=worth("ratio"),
+        ),
         *(of_queries(which) for which in (0, 1)),
     ]
 

@@ -28,9 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from claims import Claim
+from claims import Claim, Use
 from figures import claims_table, means, publish, rows_chart, sheet
 from harness import Demo, Json, Records, command_line, dependency_noise, empty, enter, obeys, pack, strip
+from power import worth
 from torch import Tensor
 
 KINDS = {"rendered": "Rendered clips, inverted", "generated": "Clips drawn by the model"}
@@ -48,6 +49,16 @@ TEMPLATE = "a {size} {colour} {shape} {where}, {background} background"
 RANKINGS = {f"lowest {percent}%": ("lowest", percent) for percent in (25, 50, 65, 75, 100)}
 RANKINGS["highest 50%"] = ("highest", 50)
 HALF = "lowest 50%"
+_MAPS = ("EntropyGuidedEdit", "replace map, lowest {}%", "Memory of an edit")
+USES = {
+    ("Replaced maps of low entropy keep the structure", "iou"): Use(
+        "an edit that stays in place", _MAPS[0], _MAPS[1].format(50), _MAPS[2]
+    ),
+    ("The fewer are replaced, the closer to the text", "fidelity"): Use(
+        "an edit that obeys its prompt", _MAPS[0], f"{_MAPS[1].format(25)} in the place of all", _MAPS[2]
+    ),
+}
+"""By claim and measure."""
 ON_VIDEO = ("lowest 50%", "lowest 75%")
 PEERS = {
     f"key_value, {HALF}": "MasaCtrl’s replaced keys and values",
@@ -266,7 +277,8 @@ def claims(records: list[Json]) -> list[Claim]:
     def claim(where: str, text: str, way: str, other: str, name: str) -> Claim:
         title, form = MEASURES[name]
         gain = values(records, way, name) - values(records, other, name)
-        return Claim.of(where, text, f"{title}, {way} less {other}", gain, "+" + form, 1)
+        how = {"worth": worth(name), "use": USES.get((text, name))}
+        return Claim.of(where, text, f"{title}, {way} less {other}", gain, "+" + form, 1, **how)
 
     return [
         claim("§4.2", "Replaced maps of low entropy keep the structure", HALF, "nothing", "iou"),
@@ -290,7 +302,8 @@ def claims_of_peers(records: list[Json]) -> list[Claim]:
             return None
         title, form = MEASURES[name]
         gain = values(records, way, name) - values(records, other, name)
-        return Claim.of("§13", text, f"{title}, {way} less {other}", gain, "+" + form, 1)
+        least = worth("psnr" if name == "background" else name)
+        return Claim.of("§13", text, f"{title}, {way} less {other}", gain, "+" + form, 1, worth=least)
 
     asked = [
         claim("A pinned source keeps more of the background", f"maps, {HALF}, pinned", f"maps, {HALF}", "background"),

@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from claims import Claim
+from claims import Claim, Use
 from ei2_bench import ABLATIONS, CHANGES, Bench, Clip, Target, options
 from figures import claims_table, means, publish, rows_chart, sheet
 from harness import Json, Records, pack, strip
+from power import worth
 from torch import Tensor
 
 NAME = "ei2_study"
@@ -56,6 +57,10 @@ PAIRS = (
     ("STAM, cross_map", "STAM"),
 )
 """Who is compared with whom, clip by clip."""
+USES = (
+    Use("an edit that stays in place", "one-shot tuning (STAM) and EntropyGuidedEdit", "replace cross_map"),
+    Use("an edit in the clip's own motion", "one-shot tuning (STAM) in the place of the plain model", "strength 1"),
+)
 SHOWN = 4
 """Clips on the contact sheet: one of each motion."""
 
@@ -143,20 +148,23 @@ def gain(records: list[Json], pair: tuple[str, str], measure: str) -> Tensor:
 def claims(records: list[Json]) -> list[Claim]:
     """Clips that were tuned on, inverted and edited."""
 
-    def claim(text: str, way: str, other: str, name: str, sign: int, is_papers: bool = True) -> Claim:
+    def claim(
+        text: str, way: str, other: str, name: str, sign: int, is_papers: bool = True, use: Use | None = None
+    ) -> Claim:
         title, form = MEASURES[name]
         figure, where = f"{title}, “{way}” less “{other}”", "B.2" if is_papers else ""
-        return Claim.of(where, text, figure, gain(records, (way, other), name), "+" + form, sign, is_papers=is_papers)
+        how = {"is_papers": is_papers, "worth": worth(name), "use": use}
+        return Claim.of(where, text, figure, gain(records, (way, other), name), "+" + form, sign, **how)
 
     tav, mapped = "Tune-A-Video", "STAM, cross_map"
     return [
         claim("EI² surpasses Tune-A-Video in textual alignment", "STAM", tav, "obeys", 1),
         claim("EI² surpasses Tune-A-Video in temporal consistency", "STAM", tav, "warped", -1),
         claim("EI² surpasses Tune-A-Video in temporal consistency", "STAM", tav, "steady", 1),
-        claim("P2P with EI² preserves structure better", mapped, "STAM", "iou", 1),
+        claim("P2P with EI² preserves structure better", mapped, "STAM", "iou", 1, use=USES[0]),
         claim("P2P with EI² makes results more stable", mapped, "STAM", "warped", -1),
         claim("P2P with EI² makes results more stable", mapped, "STAM", "steady", 1),
-        claim("tuning on a clip keeps its motion", "STAM", "untuned", "track", -1, is_papers=False),
+        claim("tuning on a clip keeps its motion", "STAM", "untuned", "track", -1, is_papers=False, use=USES[1]),
         claim("STAM keeps it better than Tune-A-Video", "STAM", tav, "track", -1, is_papers=False),
     ]
 

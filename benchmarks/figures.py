@@ -9,13 +9,13 @@ from textwrap import fill
 from typing import Any
 
 import numpy as np
-from claims import FAILS, HOLDS, UNDECIDED, Claim, Cost, Estimate, estimate, shown
+from claims import FAILS, HOLDS, NO_GAIN, UNDECIDED, Claim, Cost, Estimate, estimate, number, shown
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 PACK = Path(__file__).resolve().parent.parent
 PICTURES = PACK / "web" / "docs" / "pictures"
-VERDICT_COLOURS = {HOLDS: "#00795a", FAILS: "#b8490a", UNDECIDED: "#6b7480", "": "#6b7480"}
+VERDICT_COLOURS = {HOLDS: "#00795a", FAILS: "#b8490a", NO_GAIN: "#3d5a80", UNDECIDED: "#6b7480", "": "#6b7480"}
 Measures = Mapping[str, tuple[str, str]]
 """Key → title, and how its figures are written."""
 Values = Callable[[str, str], Tensor]
@@ -60,18 +60,22 @@ def means(ways: Iterable[str], measures: Measures, values: Values, corner: str =
     return table(header, [[way, *(cell(way, name) for name in measures)] for way in ways])
 
 
-def claims_table(claims: Iterable[Claim]) -> str:
-    """With a verdict each; what is none of a paper's claims stands in brackets."""
-    rows = [
-        [
-            each.verdict if each.verdict in (UNDECIDED, "") else f"**{each.verdict}**",
-            each.text if each.is_papers else f"({each.text})",
-            *(each.where, each.figure, each.expected, each.measured, each.basis),
-        ]
-        for each in claims
-    ]
-    header = ["", "claim", "where", "figure", "claimed", "measured, with its 95% interval", "on"]
-    return table(header, ([cell.replace("|", "\\|") for cell in row] for row in rows))
+def claims_table(claims: Iterable[Claim], corrected: Mapping[Claim, float] | None = None) -> str:
+    """With a verdict each; what is none of a paper's claims stands in brackets. ``corrected``: p for their number."""
+    rows = []
+    for each in claims:
+        verdict = each.verdict if each.verdict in (UNDECIDED, "") else f"**{each.verdict}**"
+        row = [verdict, each.text if each.is_papers else f"({each.text})", each.where, each.figure, each.expected]
+        row += [each.worth_shown, each.measured]
+        if corrected is not None:
+            row.append(p_shown(corrected[each]) if each in corrected else "")
+        rows.append([cell.replace("|", "\\|") for cell in [*row, each.basis]])
+    header = ["", "claim", "where", "figure", "claimed", "worth having", "measured, with its 95% interval"]
+    return table([*header, *["p by Holm"] * (corrected is not None), "on"], rows)
+
+
+def p_shown(p: float) -> str:
+    return "< 0.001" if p < 0.001 else number(p, ".3f" if p < 0.1 else ".2f")
 
 
 def costs_table(costs: Iterable[Cost]) -> str:

@@ -29,10 +29,11 @@ from time import monotonic
 from typing import Any
 
 import torch
-from claims import Claim, estimate, shown
+from claims import Claim, Use, estimate, shown
 from editing_study import CFG, HALF, KL, MEASURES, TEMPLATE, Bench, Clip, measure
 from figures import claims_table, means, publish, rows_chart, table
 from harness import Json, Records, command_line, dependency_noise, empty, enter, guided, obeys, pack
+from power import worth
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,6 +42,17 @@ KERNELS, STEPS_OF_INVERSION, LEVEL = (0, 3, 5, 9), (4, 8, 16), 5
 INFERENCE = (0.5, 0.8, 0.9)
 """From which share of the noise levels on the LoRA is in the model; 0.9 is the paper's."""
 OURS, WITHOUT = "adapter, on 0.9 to 1", "without"
+USES = {
+    ("The adapter makes clips more consistent", "sampled", "consistency"): Use(
+        "frames that are more alike", "GEAdapterApply", "on 0.9 to 1 of the noise levels"
+    ),
+    ("Inversion with the bilateral filter is better than without, and at more", "inverted", "psnr"): Use(
+        "a clip that comes back from its inversion",
+        "BilateralDDIMInvert with its filter",
+        "latent_spatial, kernel_size 5",
+    ),
+}
+"""By claim, part and measure."""
 PARTS = {"sampled": "Clips sampled with ZS²", "edited": "Rendered clips, edited"}
 INVERTED = {"psnr": ("PSNR of the clip drawn again (dB)", ".1f"), "consistency": MEASURES["consistency"]}
 RATE, RANK, MU, STRENGTH = 1e-3, 4, 0.9, 0.5
@@ -214,7 +226,8 @@ def claims(records: list[Json]) -> list[Claim]:
         title, form = (INVERTED if part == "inverted" else MEASURES)[name]
         about = f"{part} clips, adapters of {records[0]['steps']} steps" if part in PARTS else "rendered clips"
         figure = f"{title}, “{_named(way)}” less “{_named(other)}”; {about}"
-        return Claim.of(where, text, figure, gain(records, part, way, name, other), "+" + form, 1)
+        figures, use = gain(records, part, way, name, other), USES.get((text, part, name))
+        return Claim.of(where, text, figure, figures, "+" + form, 1, worth=worth(name), use=use)
 
     found = []
     for part in PARTS:

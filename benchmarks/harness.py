@@ -26,6 +26,8 @@ Json = dict[str, Any]
 T = TypeVar("T")
 RECORDS, FIGURES = "records.jsonl", "figures.json"
 """In a study's folder, one or the other."""
+TOOK = "took"
+"""In a record: seconds of processors, whichever run measured it."""
 SIDE = 128
 """Pixels of the demo model's pictures."""
 MIB = 2**20
@@ -232,7 +234,9 @@ class Records:
             if key not in self._kept:
                 if has_any and monotonic() > end:
                     continue
+                began = process_time()
                 record = {"key": key} | measure()
+                record[TOOK] = round(process_time() - began, 2)
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(record) + "\n")
                 self._kept[key] = json.loads(json.dumps(record))

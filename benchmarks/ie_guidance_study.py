@@ -33,15 +33,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from claims import Claim, Estimate, estimate, shown
+from claims import Claim, Estimate, Use, estimate, shown
 from figures import MUTED, bold, legend, line, panels, publish, sheet, style, table
 from harness import FULL, OPEN, SAYS, SIDE, Json, command_line, open_prompt, pack, remember, save, strip, within
 from picture_metrics import edge_slope
 from PIL import Image
+from power import worth
 from torch import Tensor
 
 NAME = "ie_guidance_study"
 PLAIN = "plain CFG"
+USES = {
+    (f"[{' − '.join(pair)}] improves the quality of the picture over plain CFG", "form"): Use(
+        *("outlines that are more exact", f"IEGuidanceCFG, {'-'.join(pair)}", "scale 2, the layer of highest entropy"),
+        cost,
+    )
+    for pair, cost in (("AI", "[A − I] at middle.0"), ("UI", "[U − I] at middle.0"))
+}
+"""By claim and measure."""
 PAIRS = ("A-I", "U-A", "U-I", "strategy 3")
 LONE = ("strategy 1", "strategy 4")
 GUIDANCES = (*PAIRS, *LONE)
@@ -336,7 +345,8 @@ def claims(records: list[Json]) -> list[Claim]:
     def claim(where: str, text: str, setting: str, pair: tuple[str, str], name: str, sign: int) -> Claim:
         title, form = MEASURES[name]
         figure = f"{title}, {pair[0]} less {pair[1]}, {'clips' if setting != 'usual' else 'stills'}"
-        return Claim.of(where, text, figure, gain(of[setting], *pair, name), "+" + form, sign, unit="prompts")
+        how = {"unit": "prompts", "worth": worth(name), "use": USES.get((text, name))}
+        return Claim.of(where, text, figure, gain(of[setting], *pair, name), "+" + form, sign, **how)
 
     found = []
     for name, sign in QUALITIES.items() if of["usual"] else ():

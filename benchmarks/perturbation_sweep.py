@@ -27,6 +27,7 @@ from claims import Claim, Estimate, between, estimate, number, rank_correlation,
 from figures import COLOURS, bars_of, legend, panels, publish, sheet, style, table
 from harness import Demo, Json, command_line, dependency_noise, empty, enter, pack, save
 from picture_metrics import gmsd
+from power import worth
 from torch import Tensor
 
 NAME = "perturbation_sweep"
@@ -223,7 +224,8 @@ def claims(results: Json) -> list[Claim]:
     others = [place for place in range(len(layers)) if place not in (first, last)]
 
     def claim(text: str, figure: str, values: Tensor, sign: int = 1, tolerance: float = 0.0) -> Claim:
-        return Claim.of("§3.2", text, figure, values, "+.4f", sign, tolerance=tolerance, unit="prompts")
+        how = {"tolerance": tolerance, "worth": worth("damage"), "unit": "prompts"}
+        return Claim.of("§3.2", text, figure, values, "+.4f", sign, **how)
 
     found = [_correlated(each, len(layers)) for each in results["correlations"] if _is_the_claims(each)]
     for name in ("structure", "gradients"):
@@ -285,6 +287,7 @@ def _correlated(found: Json, layers: int) -> Claim:
         layers,
         1,
         unit="layers",
+        worth=worth("rank"),
     )
 
 

@@ -1,11 +1,14 @@
 """One report of everything: what became of the papers' claims at toy scale, and what it costs.
 
     python benchmarks/report.py --comfyui DIR [--budget quick|full] [--output DIR] [--only NAME ...] [--resume]
+                                [--gather] [--publish]
 
 Runs the studies and benchmarks, the most telling first, two side by side with one thread each; those that take times
 run alone at the end. OUTPUT gets ``index.html``, which needs nothing else, and ``REPORT.md`` with its pictures. What
 was measured stays there: ``--resume`` goes on with it. An experiment that fails or runs out of time is named in the
-report with its reason; the others go on. ``python3 host.py report`` runs this in the host that it finds.
+report with its reason; the others go on. With ``--gather``, and in the full budget, studies then go on with more clips
+until their claims are decided or the time is over. ``--publish`` writes it into this folder, too, and only from a
+clean tree, for its first line names the commit. ``python3 host.py report`` runs this in the host that it finds.
 """
 
 from __future__ import annotations
@@ -14,14 +17,16 @@ import argparse
 import os
 import signal
 import sys
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 
 from claims import count
 from reporting import writing
-from reporting.assembling import assemble, versions_of
+from reporting.assembling import assemble, require_clean, versions_of
 from reporting.experiments import BUDGETS, EXPERIMENTS
-from reporting.running import Runner
+from reporting.gathering import grown
+from reporting.running import SHORTEST, Runner
 
 MINUTES = {"quick": 20.0, "full": 24 * 60.0}
 LANES = 2
@@ -35,8 +40,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--output", metavar="DIR", type=Path, default=Path("coherence-report"))
     top.add_argument("--only", nargs="+", choices=[each.name for each in EXPERIMENTS], metavar="NAME", help="of these")
     top.add_argument("--resume", action="store_true", help="go on with what DIR holds of an earlier run")
+    top.add_argument("--gather", action="store_true", help="then more clips, until claims are decided (always if full)")
     top.add_argument("--minutes", type=float, help="that all may take, and each in proportion (default: the budget's)")
-    top.add_argument("--publish", action="store_true", help="write benchmarks/REPORT.md and its pictures, too")
+    top.add_argument("--publish", action="store_true", help="write benchmarks/REPORT.md, too, from a clean tree")
     return top
 
 
@@ -49,21 +55,40 @@ def say(line: str) -> None:
     print(f"report: {line}", file=sys.stderr, flush=True)
 
 
+def measured_on(folder: Path) -> dict[str, str]:
+    """The day, or, where some was measured in earlier runs, the days."""
+    times = [path.stat().st_mtime for path in folder.rglob("*.json*")] or [time.time()]
+    days = [datetime.fromtimestamp(each, timezone.utc).strftime("%Y-%m-%d") for each in (min(times), max(times))]
+    return {"Measured on": " to ".join(dict.fromkeys(days))}
+
+
 def main() -> None:
     arguments = parser().parse_args()
     # A process that a shell has put into the background ignores Ctrl-C, and hands that on to those that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if arguments.publish:
+        require_clean()
     budget, output, comfyui = arguments.budget, arguments.output.resolve(), arguments.comfyui.resolve()
     chosen = [each for each in EXPERIMENTS if each.name in (arguments.only or [e.name for e in EXPERIMENTS])]
     chosen = [each for each in chosen if each.limit(budget)]
     folder = output / "measured" / budget
     seconds = 60 * (arguments.minutes or MINUTES[budget])
     runner = Runner(comfyui, folder, budget, seconds, seconds / 60 / MINUTES[budget], say)
-    outcomes = runner.run(chosen, min(LANES, usable_cores()), arguments.resume)
-    versions = versions_of(comfyui) | {"Measured on": datetime.now(timezone.utc).strftime("%Y-%m-%d")}
-    versions |= writing.took(chosen, outcomes)
-    report = assemble(chosen, outcomes, folder, budget, versions)
+    versions = versions_of(comfyui)  # before hours in which the tree may change
+    is_resumed, is_gathering = arguments.resume, arguments.gather or budget == "full"
+    versions |= {"Clips": "as many as decide, within the time (--gather)"} if is_gathering else {}
+    while True:
+        outcomes = runner.run(chosen, min(LANES, usable_cores()), is_resumed)
+        report = assemble(chosen, outcomes, folder, budget, versions | measured_on(folder))
+        report.versions.update(writing.took(report.parts))
+        say(", ".join(f"{number} {name}" for name, number in count(report.claims()).items()) or "no claims measured")
+        more = grown(report) if is_gathering else chosen
+        if more == chosen or runner.left() < SHORTEST:
+            break
+        chosen, is_resumed = more, True
+    if arguments.publish:
+        require_clean()
     for place in [output, *[SCRIPTS] * arguments.publish]:
         writing.write(report, place)
     index = output / "index.html"

@@ -8,11 +8,12 @@ anew at every frame. All noises begin with the same frame, and so do the clips o
 FOLDER: an interrupted study goes on where it was. Run it with the Python of that ComfyUI.
 
 Measured on every frame, by the reader that the tests check on drawn pictures:
-obeys: share of what the prompt says that the frame shows. form: how well the shape covers the drawn one closest to it
-(intersection over union). grain: standard deviation in flat areas, of 255. *Change* of one of them: the last quarter's
-mean less the first's. On neighbouring frames SSIM and PSNR. travel: how far the shape's centre gets from where it
-starts; step: how far it goes from a frame to the next; both in pixels. And, of sampling steps that take turns, the
-processor time relative to that with plain self-attention.
+obeys: share of what the prompt says that the frame shows. look: of its shape, colour and background. form: how well the
+shape covers the drawn one closest to it (intersection over union). grain: standard deviation in flat areas, of 255.
+kept: SSIM with the first frame. *Change* of one of them: the last quarter's mean less the first's. On neighbouring
+frames SSIM and PSNR. travel: how far the shape's centre gets from where it starts; step: how far it goes from a frame
+to the next; both in pixels. And, of sampling steps that take turns, the processor time relative to that with plain
+self-attention.
 
 Differences are taken scene by scene.
 """
@@ -27,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from claims import Claim, Cost, estimate, shown, units_of
+from claims import Claim, Cost, Use, estimate, shown, units_of
 from figures import claims_table, legend, line, means, panels, publish, sheet, style, table
 from harness import (
     OPEN,
@@ -39,25 +40,49 @@ from harness import (
     dependency_noise,
     empty,
     enter,
+    guided,
     open_prompt,
     pack,
     sampling,
     strip,
     take_turns,
 )
+from power import worth
 from torch import Tensor
-from zs2_design import ASKED, ATTENTIONS, BY_KL, BY_MU, CROSS, KLS, MU, MUS, NOISES, PARTS, TABLES, Asked, Way
+from zs2_design import (
+    ASKED,
+    ATTENTIONS,
+    BY_KL,
+    BY_MU,
+    CROSS,
+    FIELD,
+    KL,
+    KLS,
+    MU,
+    MUS,
+    NOISES,
+    PARTS,
+    SWEPT_KL,
+    TABLES,
+    Asked,
+    Way,
+)
 
 NAME = "zs2_study"
 FRAMES = 16
 SETTINGS = {"steps": 8, "cfg": 5.0, "sampler": "dpmpp_2m", "scheduler": "karras"}
 TIMED = ((8, 128), (16, 128), (8, 256))
 """Frames, and pixels of height and width, of the clips whose time is taken."""
+MOTION = (3.0, 3.0, 0.75, 0.875)
+"""Of Text2Video-Zero: pixels a frame right and down, 12 of 512, and t0 and t1, the paper's 44 and 47 steps of 50 on the
+nearest two of 8."""
 NEGLIGIBLE = 0.1
 """Of a step's time."""
 MEASURES = {
     "obeys": ("obeys the prompt", ".1%"),
     "obeys change": ("change of it", "+.1%"),
+    "look": ("has shape, colour and background", ".1%"),
+    "kept": ("SSIM with the first frame", ".3f"),
     "form": ("form", ".3f"),
     "form change": ("change of it", "+.3f"),
     "grain": ("grain", ".2f"),
@@ -69,6 +94,29 @@ MEASURES = {
 }
 ON_SHEET = [way for way in CROSS if way.attention in ("self", "momentum") or way.noise == "dependency"]
 ON_SHEET += [BY_MU[0], *BY_MU[-2:], BY_KL[-1]]
+STEP_WITH = "Step with {} attention"
+_CLIP, _STEADIER = "a clip from an image model", "frames that are more alike"
+USES = {
+    ("Dependency noise is steadier than i.i.d.", "ssim"): Use(
+        _STEADIER, "DependencyNoise in the place of RandomNoise", f"kl {KL:g}", "Dependency noise, bisection"
+    ),
+    (f"λ = {KLS[-1]:g} moves more than λ = {KL:g}", "travel"): Use(
+        "more motion", "DependencyNoise with a higher kl", f"kl {KLS[-1]:g} in the place of {KL:g}"
+    ),
+    (f"Momentum is steadier than self-attention, λ = {SWEPT_KL:g}", "ssim"): Use(
+        _STEADIER,
+        "TemporalMomentumAttention beside DependencyNoise",
+        f"mu {MU:g}, kl {SWEPT_KL:g}",
+        STEP_WITH.format("momentum"),
+    ),
+    ("ZS² is closer to the prompt than Text2Video-Zero", "look"): Use(
+        _CLIP,
+        "ZS² (both nodes) in the place of MotionFieldNoise",
+        f"kl {KL:g}, mu {MU:g}",
+        STEP_WITH.format("momentum"),
+    ),
+}
+"""What a reader may do with a claim, by its text and measure."""
 Figures = dict[str, Tensor]
 """Name of a way → (scenes,) or (scenes, frames); NaN for scenes that it has not drawn."""
 
@@ -100,13 +148,26 @@ class Bench(Demo):
 
     def draw(self, scene: Scene, way: Way) -> Tensor:
         """(FRAMES, 128, 128, 3) in [0, 1]."""
+        model, positive = self.model_of(way.attention, way.mu), self.encode(scene.prompt)
+        if way.noise == FIELD:
+            return self.decode(self.moved(model, positive, scene.number))
         if way.noise == "dependency":
-            noise = dependency_noise(scene.number, way.strength)
+            noise = dependency_noise(scene.number, way.strength, way.candidates)
         else:
             (noise,) = pack("nodes.noise").VideoNoisePrior.execute(scene.number, way.noise, way.strength).args
-        model, positive = self.model_of(way.attention, way.mu), self.encode(scene.prompt)
         drawn = self.sample(model, noise.generate_noise(empty(FRAMES)), positive, seed=scene.number, **SETTINGS)
         return self.decode(drawn)
+
+    def moved(self, model: Any, positive: list, seed: int) -> Tensor:
+        """Text2Video-Zero's latents: its motion field, scaled from 512 pixels, and no background smoothing."""
+        from comfy.samplers import sampler_object
+
+        cfg, negative, sampler = SETTINGS["cfg"], self.encode(""), sampler_object(SETTINGS["sampler"])
+        sigmas = self.sigmas(SETTINGS["steps"], SETTINGS["scheduler"])
+        asked = (positive, negative, cfg, seed, empty(FRAMES), sigmas, *MOTION)
+        start, rest = pack("nodes.motion_field").MotionFieldNoise.execute(model, *asked).args
+        nothing = torch.zeros_like(start["samples"])
+        return guided(model, nothing, start["samples"], rest, positive, negative, cfg, sampler)
 
     def record(self, scene: Scene, way: Way, folder: Path) -> Json:
         """Figures of every frame, or of every two neighbouring ones; ``centre``: x and y."""
@@ -115,6 +176,8 @@ class Bench(Demo):
         reading = reader.read(frames)
         right = reader.correct(reading, scene.shown)
         figures = {
+            "look": torch.stack([right[name] for name in SAYS[OPEN]]).float().mean(0),
+            "kept": similarity.ssim(frames[:1].expand_as(frames[1:]), frames[1:]),
             "obeys": torch.stack([right[name] for name in SAYS[scene.kind]]).float().mean(0),
             "form": reading.confidence,
             "grain": reading.grain,
@@ -181,7 +244,8 @@ def claims(records: list[Json]) -> list[Claim]:
             title = {"obeys": "share of the prompt that is obeyed"}.get(name, MEASURES[name][0])
             figure = f"{'change of ' if change else ''}{title}, {way.name}{f', less {other.name}' if other else ''}"
             form = "+" + MEASURES[name][1]
-            found.append(Claim.of(where, text, figure, gain(asked, records), form, sign, is_papers=bool(sign)))
+            how = {"is_papers": bool(sign), "worth": worth(name), "use": USES.get((text, name))}
+            found.append(Claim.of(where, text, figure, gain(asked, records), form, sign, **how))
     return found
 
 
@@ -219,7 +283,7 @@ def costs(taken: Json) -> list[Claim | Cost]:
         peers = "; ".join(
             f"{ATTENTIONS[key]} {middle[ATTENTIONS[key]].value:.3f}" for key in ("first", "first_and_previous")
         )
-        what = f"Step with {momentum} attention, {clip}, of one with self-attention"
+        what = f"{STEP_WITH.format(momentum)}, {clip}, of one with self-attention"
         found.append(Cost(what, shown(middle[momentum], ".3f"), "1 + what a running mean of keys takes", peers))
     text = "ZS² “incurs negligible additional computational overhead”"
     figure = f"time of a step with momentum, of one with self-attention, {clip}"

@@ -19,7 +19,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these experiments alone")
     parser.add_argument("--minutes", type=float, metavar="N", help="that all may take (default: 20, or 1440 for full)")
     parser.add_argument("--resume", action="store_true", help="go on with what an earlier run measured")
-    parser.add_argument("--publish", action="store_true", help="write benchmarks/REPORT.md, too")
+    parser.add_argument("--gather", action="store_true", help="then more clips, until claims are decided")
+    parser.add_argument("--publish", action="store_true", help="write benchmarks/REPORT.md, too, from a clean tree")
 
 
 def report(host: Host, arguments: argparse.Namespace) -> int:
@@ -28,6 +29,6 @@ def report(host: Host, arguments: argparse.Namespace) -> int:
     command += ["--budget", arguments.budget, "--output", arguments.output.absolute()]
     command += ["--only", *arguments.only] if arguments.only else []
     command += ["--minutes", str(arguments.minutes)] if arguments.minutes else []
-    command += [flag for flag in ("--resume", "--publish") if getattr(arguments, flag[2:])]
+    command += [flag for flag in ("--resume", "--gather", "--publish") if getattr(arguments, flag[2:])]
     # A letter that the terminal's encoding lacks ends none of its scripts.
     return go_on(command, {"PYTHONIOENCODING": ":backslashreplace"} | os.environ)

@@ -8,14 +8,16 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 
-from claims import Claim, Cost
+from claims import UNDECIDED, Claim, Cost
 from figures import PACK
 from PIL import Image
+from power import LEVEL, holm
 
 from .experiments import COSTS, PAPERS, Experiment
 from .running import Outcome, out_of
@@ -66,6 +68,19 @@ class Report:
         """A paper's, or all."""
         return [claim for part in self.parts if paper in (None, part.experiment.paper) for claim in part.claims]
 
+    @cached_property
+    def corrected(self) -> dict[Claim, float]:
+        """Of each of the papers' claims its p, corrected by Holm for the number of them all."""
+        papers = [claim for claim in self.claims() if claim.is_papers]
+        return dict(zip(papers, holm([claim.p for claim in papers]), strict=True))
+
+    def stands(self, claim: Claim) -> bool:
+        """Whether its verdict is one that stands among all of them."""
+        return claim.is_papers and claim.verdict != UNDECIDED and self.corrected[claim] < LEVEL
+
+    def standing(self, paper: str | None = None) -> list[Claim]:
+        return [claim for claim in self.claims(paper) if self.stands(claim)]
+
     @property
     def costs(self) -> list[Cost]:
         return [each for part in self.parts for each in part.findings if isinstance(each, Cost)]
@@ -98,19 +113,21 @@ def assemble(
 
 
 def _part(experiment: Experiment, outcome: Outcome, out: Path) -> Part:
-    reason, findings = outcome.reason, []
-    if not reason:
+    reason, findings, processor = outcome.reason, [], outcome.processor
+    counts = not reason or (experiment.counts_in_part and (out / experiment.results).exists())
+    if counts:
         try:
             findings = experiment.findings(out)
+            processor = max(processor, experiment.processor(out))
         except (OSError, ValueError, LookupError) as error:
             reason = f"its figures could not be read: {type(error).__name__}: {error}".replace(str(out), "FOLDER")
     paths = {out / name: caption for name, caption in experiment.pictures.items()}
     pictures = [
         Picture(f"{experiment.name}{path.suffix}", caption, shrunk(path, path.suffix == ".png"))
         for path, caption in paths.items()
-        if not reason and path.exists()
+        if counts and path.exists()
     ]
-    return Part(experiment, findings, pictures, reason, outcome.seconds, outcome.processor)
+    return Part(experiment, findings, pictures, reason, outcome.seconds, processor)
 
 
 def shrunk(source: Path | BytesIO, is_chart: bool) -> bytes:
@@ -154,17 +171,32 @@ def _quoted(path: Path, name: str) -> str:
     return "unknown"
 
 
-def _commit() -> str:
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(PACK), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+def _git(pack: Path, *words: str) -> str:
+    command = ["git", "-C", str(pack), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
+
+def _commit() -> str:
     try:
-        commit = git("rev-parse", "--short=10", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no")
+        commit = _git(PACK, "rev-parse", "--short=10", "HEAD")
+        changed = _git(PACK, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
         return ", commit unknown"
     return f", commit {commit}{' and changes' if changed else ''}"
+
+
+def require_clean(pack: Path = PACK) -> None:
+    """Exits unless all that the report measures and writes is committed: its first line names the commit."""
+    try:
+        changed = _git(pack, "status", "--porcelain").splitlines()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SystemExit(f"--publish needs the pack's Git repository, to name the commit: {error}") from error
+    if changed:
+        named = ", ".join(line.split(maxsplit=1)[1] for line in changed[:3]) + ", …" * (len(changed) > 3)
+        raise SystemExit(
+            f"--publish names the commit that was measured, but {len(changed)} files differ from it: {named}. Commit "
+            "them or put them back, then publish; --resume keeps what was measured."
+        )
 
 
 def _processor() -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import perturbation_sweep
 import zs2_compare
 import zs2_study
 from claims import Claim, Cost
-from harness import FIGURES, RECORDS
+from harness import FIGURES, RECORDS, TOOK
 
 PAPERS = {
     "zs2": ("ZS²", "Fine-gained Zero-shot Video Sampling", "arXiv 2407.21475"),
@@ -67,6 +68,12 @@ class Experiment:
     needs_comfyui: bool = True
     called: str = ""
     """Where it is not called as its script."""
+    counts_in_part: bool = False
+    """What it wrote before it ran out of time is shown, too: each of its records stands for itself."""
+    counted_by: str = ""
+    """The option that says how many scenes or clips it has: more decide more claims."""
+    units_of_one: float = 1.0
+    """Units of a claim that each of these gives."""
 
     @property
     def script(self) -> str:
@@ -79,7 +86,7 @@ class Experiment:
 
     def arguments(self, budget: str, comfyui: Path, out: Path, pace: float = 1.0) -> list[str]:
         minutes = f"{ENOUGH * self.limit(budget, pace) / 60:.3g}"
-        text = (self.quick, self.full)[BUDGETS.index(budget)]
+        text = self._text(budget)
         words = ["--out", str(out), *shlex.split(text.format(minutes=minutes))]
         return ["--comfyui", str(comfyui), *words] if self.needs_comfyui else words
 
@@ -92,11 +99,40 @@ class Experiment:
         """Seconds; ``pace`` times as many as on a quiet machine."""
         return 60 * pace * self.minutes[BUDGETS.index(budget)]
 
+    @property
+    def has_records(self) -> bool:
+        """Lines that can be gone on with, rather than figures written at once."""
+        return self.results.endswith(".jsonl")
+
     def findings(self, out: Path) -> list[Claim | Cost]:
         """What came out, of the file that it wrote to ``out``."""
+        return [*self.read(self._results(out))]
+
+    def processor(self, out: Path) -> float:
+        """Seconds of processors that its records took, in all runs."""
+        return sum(record.get(TOOK, 0.0) for record in self._results(out)) if self.has_records else 0.0
+
+    def _results(self, out: Path) -> Any:
         text = (out / self.results).read_text("utf-8")
-        is_lines = self.results.endswith(".jsonl")
-        return [*self.read([json.loads(line) for line in text.splitlines()] if is_lines else json.loads(text))]
+        # the last line may be cut off where it was stopped
+        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        return [json.loads(line) for line in lines] if self.has_records else json.loads(text)
+
+    def count(self, budget: str) -> int:
+        """Of scenes or clips, as its arguments say; 0 where nothing counts them."""
+        found = re.search(rf"{self.counted_by} (\d+)", self._text(budget)) if self.counted_by else None
+        return int(found[1]) if found else 0
+
+    def grown(self, budget: str, count: int) -> Experiment:
+        """With so many scenes or clips, and as much more time."""
+        before, place = self.count(budget), BUDGETS.index(budget)
+        texts, minutes = [self.quick, self.full], [*self.minutes]
+        texts[place] = texts[place].replace(f"{self.counted_by} {before}", f"{self.counted_by} {count}")
+        minutes[place] *= count / before
+        return replace(self, quick=texts[0], full=texts[1], minutes=(minutes[0], minutes[1]))
+
+    def _text(self, budget: str) -> str:
+        return (self.quick, self.full)[BUDGETS.index(budget)]
 
 
 EXPERIMENTS = (
@@ -105,20 +141,22 @@ EXPERIMENTS = (
         "zs2",
         "Noises and attentions over 16 frames",
         "--scenes 6 --rounds 0 --minutes {minutes}",
-        "--scenes 24 --rounds 0",
+        "--scenes 24 --rounds 0 --minutes {minutes}",
         (8, 600),
         "Clips of 16 frames, 8 steps; one seed a prompt, from 0; half of the prompts leave size and place open.",
         {
             "zs2_study.png": "Frame by frame, what clips obey, their form and grain; below, sweeps of μ and λ.",
             "zs2_study.jpg": "Two prompts in several ways, every second frame.",
         },
+        counts_in_part=True,
+        counted_by="--scenes",
     ),
     Experiment(
         ei2_study.claims,
         "ei2",
         "One clip tuned, then edited",
         "--clips 6 --frames 4 --steps 30 --minutes {minutes}",
-        "--clips 8 --frames 8",
+        "--clips 8 --frames 8 --minutes {minutes}",
         (7, 600),
         "Rendered clips, numbered from 0, which is the seed of tuning; three edits each.",
         {
@@ -126,13 +164,15 @@ EXPERIMENTS = (
             "ei2_study/ei2_study.jpg": "Clips and their edits.",
         },
         results="ei2_study/" + RECORDS,
+        counts_in_part=True,
+        counted_by="--clips",
     ),
     Experiment(
         ie_guidance_study.claims,
         "ie",
         "Guidances",
         "--scenes 12 --settings usual clips --minutes {minutes}",
-        "--scenes 24",
+        "--scenes 24 --minutes {minutes}",
         (7, 600),
         "Stills of 8 steps, two a prompt; of every second prompt a clip of 6 frames; one seed a prompt, from 0.",
         {
@@ -140,16 +180,19 @@ EXPERIMENTS = (
             "ie_guidance_study.jpg": "One line a prompt: plain CFG, and every guidance.",
         },
         results=FIGURES,
+        counted_by="--scenes",
     ),
     Experiment(
         ge_adapter_study.claims,
         "ge",
         "Adapters",
         "--clips 6 --trained-on 8 --steps 60 --minutes {minutes} --variants 'no shared tokens' 'no temporal loss'",
-        "--minutes {minutes}",
+        "--clips 12 --minutes {minutes}",
         (8, 600),
         "Trained on rendered clips of 4 frames with seeds from 10000, measured on others with seeds from 0.",
         {"ge_adapter_study.png": "Differences from no adapter."},
+        counts_in_part=True,
+        counted_by="--clips",
     ),
     Experiment(
         methods_study.claims_of_adapters,
@@ -170,13 +213,16 @@ EXPERIMENTS = (
         "ie",
         "Editing",
         "--clips 3 --minutes {minutes}",
-        "--clips 12",
+        "--clips 12 --minutes {minutes}",
         (6, 600),
         "Clips of 4 frames, rendered and inverted, or drawn by the model; seeds from 0 for either.",
         {
             "editing_study.png": "What an edit obeys and what it keeps, by what is replaced.",
             "editing_study.jpg": "A clip of each kind, edited in several ways.",
         },
+        counts_in_part=True,
+        counted_by="--clips",
+        units_of_one=2,
     ),
     Experiment(
         perturbation_sweep.claims,
@@ -191,35 +237,40 @@ EXPERIMENTS = (
             "perturbation_sweep.jpg": "Two prompts, every layer replaced by I and by U.",
         },
         results=FIGURES,
+        counted_by="--scenes",
     ),
     Experiment(
         covariate_shift.claims,
         "ei2",
         "Covariate shift",
         "--clips 6 --frames 4 --steps 30 --minutes {minutes}",
-        "--clips 6 --frames 8",
+        "--clips 6 --frames 8 --minutes {minutes}",
         (7, 600),
         "The same clips and weights; three noise levels with two noises each, seeds 10000 and 10001.",
         {"covariate_shift/covariate_shift.png": "Shift of mean and covariance by layer."},
         results="covariate_shift/" + RECORDS,
         in_folder_of="ei2_study",
+        counts_in_part=True,
+        counted_by="--clips",
     ),
     Experiment(
         zs2_compare.claims,
         "zs2",
         "ZS² beside plain sampling",
-        "--clips 6 --steps 8",
-        "--clips 12",
+        "--clips 6 --steps 8 --minutes {minutes}",
+        "--clips 12 --minutes {minutes}",
         (4, 300),
         "Clips of 8 frames, 8 steps (20 in the full budget), λ 0.02, μ 0.98; seeds from 0, each scene by two prompts.",
         {"zs2_compare.jpg": "Plain sampling above, ZS² below."},
+        counts_in_part=True,
+        counted_by="--clips",
     ),
     Experiment(
         ie_guidance_study.claims,
         "ie",
         "Guidances on the video model",
         "",
-        "--kind video --scenes 24",
+        "--kind video --scenes 24 --minutes {minutes}",
         (0, 600),
         "Clips of 16 frames of the demo’s video model; one seed a prompt, from 0.",
         {"ie_guidance_study_video.jpg": "The last frame of each clip."},

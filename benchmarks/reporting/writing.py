@@ -8,13 +8,14 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from claims import FEWEST, UNDECIDED, VERDICTS, Claim, count
-from figures import claims_chart, claims_table, on_a_line, table
+from claims import FEWEST, NO_GAIN, UNDECIDED, VERDICTS, Claim, count
+from figures import claims_chart, claims_table, on_a_line, p_shown, table
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape  # comes with PyTorch
 
-from .assembling import Picture, Report, by_claim, shrunk
-from .experiments import COSTS, PAPERS, Experiment
-from .running import Outcome
+from .assembling import Part, Picture, Report, by_claim, shrunk
+from .experiments import COSTS, PAPERS
+from .top import HEADER, Row, rows_of
+from .top import markdown as top_table
 
 FOLDER = "report"
 """Of the Markdown's pictures."""
@@ -24,6 +25,8 @@ def lead(report: Report) -> list[str]:
     """What the reader should know first."""
     total = count(report.claims()).total()
     chance = max(1, round(0.05 * total))
+    decided = sum(claim.verdict != UNDECIDED for claim in report.claims() if claim.is_papers)
+    standing = sum(report.stands(claim) for claim in report.claims())
     return [
         "Each claim is one that a paper makes of large models. Each figure beside it is of this pack’s demo model, 4 "
         "million parameters that draw one coloured shape at 128 pixels. What fails here may hold there, and the other "
@@ -31,12 +34,15 @@ def lead(report: Report) -> list[str]:
         "them is named with every figure.",
         "Verdicts are computed from the 95% interval and from nothing else. A claim “holds” where the whole interval "
         "lies on its side, and “does not” where it lies on the other; a claim that something stays the same, where "
-        "the interval lies within, or without, what is said to count as the same. Otherwise it is “undecided”, and so "
+        f"the interval lies within, or without, what is said to count as the same. It shows “{NO_GAIN}” where the "
+        "interval has 0 in it and leaves out what would be worth having, which stands beside each figure. Otherwise it "
+        "is “undecided”, with the number of clips that would decide it in 80 of 100 studies; and so "
         f"it is with fewer than {FEWEST} clips, prompts or layers. Intervals are BCa bootstrap ones over these, as "
         "wide as Student’s t would have them, so that they cover about 95% with few of them, too (Hesterberg 2015). "
         "Differences are taken clip by clip.",
-        f"The {total} verdicts are not corrected for their number: were none of the claims true, and none false, about "
-        f"{chance} of them would still look clear by chance.",
+        f"Intervals and verdicts are plain, each as if it were the only one: were none of the {total} claims true, and "
+        f"none false, about {chance} would still look clear by chance. Corrected for their number (Holm 1979), "
+        f"{standing} of the {decided} that are decided still are; their p is below 0.05 in the tables.",
     ]
 
 
@@ -48,7 +54,8 @@ def counts(claims: list[Claim]) -> dict[str, int]:
 
 def counted(verdict: str, number: int) -> str:
     """``2 hold``."""
-    return f"{number} {verdict if number == 1 else {'holds': 'hold', 'does not': 'do not'}.get(verdict, verdict)}"
+    several = {"holds": "hold", "does not": "do not", NO_GAIN: "show no gain"}
+    return f"{number} {verdict if number == 1 else several.get(verdict, verdict)}"
 
 
 def verdicts(figures: list[Claim]) -> list[tuple[str, str]]:
@@ -61,15 +68,24 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
-def took(experiments: Sequence[Experiment], outcomes: Sequence[Outcome]) -> dict[str, str]:
+def took(parts: Sequence[Part]) -> dict[str, str]:
     """The time of all, and what it would be with nothing else on the machine: two at once, and some alone."""
-    if not all(outcome.processor or outcome.reason for outcome in outcomes):  # this system does not say
-        return {"Took": duration(sum(outcome.seconds for outcome in outcomes))}
+    if not all(part.processor or part.reason for part in parts):  # this system does not say
+        return {"Took": duration(sum(part.seconds for part in parts))}
     alone, beside = (
-        sum(o.processor for e, o in zip(experiments, outcomes, strict=True) if e.is_alone == is_alone)
-        for is_alone in (True, False)
+        sum(part.processor for part in parts if part.experiment.is_alone == is_alone) for is_alone in (True, False)
     )
     return {"Took": f"{duration(alone + beside)} of processors, {duration(alone + beside / 2)} on two quiet cores"}
+
+
+def commit_of(report: Report) -> str:
+    """As the first line names it."""
+    return report.versions.get("ComfyUI-Coherence", "commit unknown").partition(", ")[2] or "commit unknown"
+
+
+def top_html(rows: Sequence[Row]) -> str:
+    """What to use when, for the top of a page with the report's style."""
+    return _environment().get_template("top.html").render(rows=rows, top_header=HEADER)
 
 
 def _source(picture: Picture) -> str:
@@ -78,7 +94,7 @@ def _source(picture: Picture) -> str:
 
 def _render(template: str, report: Report) -> str:
     known: dict[str, Any] = {
-        "title": "Four papers, held to their claims",
+        "title": f"Four papers, held to their claims at {commit_of(report)}",
         "subtitle": "What ComfyUI-Coherence measured on small models of its own",
         "folder": FOLDER,
         "report": report,
@@ -87,10 +103,17 @@ def _render(template: str, report: Report) -> str:
         "undecided": UNDECIDED,
         "missing": [part for part in report.parts if part.reason],
         **{each.__name__: each for each in (lead, counts, counted, verdicts, duration, by_claim, on_a_line)},
-        **{each.__name__: each for each in (table, claims_table)},
+        **{each.__name__: each for each in (table, claims_table, p_shown)},
+        "top_table": top_table,
+        "rows": rows_of(report.claims(), report.costs),
+        "top_header": HEADER,
         "source": _source,
     }
-    environment = Environment(
+    return _environment().get_template(template).render(known)
+
+
+def _environment() -> Environment:
+    return Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
@@ -98,7 +121,6 @@ def _render(template: str, report: Report) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(template).render(known)
 
 
 def html(report: Report) -> str:

@@ -176,7 +176,7 @@ def test_an_adapters_gain_is_read_for_sampled_and_edited_clips():
 
 
 def test_ways_that_were_not_drawn_say_nothing():
-    way = "{}, momentum μ=0.98"
+    way = "{}, momentum μ=0.95"
     steady = {"i.i.d.": 0.8, "dependency λ=0.01": 0.95}
     records = [
         {"way": way.format(noise), "scene": c, "kind": "any"}
@@ -249,7 +249,7 @@ def test_the_page_shows_every_claim_verdict_and_reason_and_needs_nothing_else(re
     for claim in report.claims():
         assert claim.text in shown.text
         assert claim.measured in shown.text
-    for words in ("noise <search>", "it failed: <layer> & more", "0.30.0", "not corrected for their number"):
+    for words in ("noise <search>", "it failed: <layer> & more", "0.30.0", "Corrected for their number"):
         assert words in shown.text
     assert all(link.startswith(("#", "data:")) for link in shown.links)
     assert not re.search(r"url\(|@import|<script", made)
