@@ -21,15 +21,12 @@ FORMS = {
 }
 """Name → arguments of a :class:`attention.forms.Form`. *Plain temporal* is EI²'s form with Tune-A-Video's module in the
 place of STAM, so that nothing else differs."""
-ABLATIONS = {
-    "STAM without FFAM": ("stam", "before_cross", "self"),
-    "FFAM without STAM": ("stam", "before_cross", "fine_coarse"),
+ABLATED = {
+    "FFAM alone": FORMS["plain temporal"],
+    "STAM alone": ("stam", "before_cross", "sparse_causal"),
     "STAM after cross-attention": ("stam", "after_cross", "fine_coarse"),
-    "temporal attention in STAM’s place": ("temporal", "before_cross", "sparse_causal"),
 }
-"""What EI² is made of, likewise."""
-CLOSED = "FFAM without STAM"
-"""STAM is there, but its gate stays at 0: it adds nothing, and does not learn."""
+"""EI² without STAM or without FFAM, each with Tune-A-Video's in its place, and with the other order."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ class Bench(Demo):
         ]
 
     def form(self, name: str) -> Any:
-        return pack("attention.forms").Form(*(FORMS | ABLATIONS)[name])
+        return pack("attention.forms").Form(*(FORMS | ABLATED)[name])
 
     def inflated(self, name: str, weights: Any | None) -> Any:
         """The model in the form ``name``, tuned or not."""
@@ -125,8 +122,7 @@ class Bench(Demo):
         if path.exists():
             return file.load(path)
         one_shot, budget = pack("training.one_shot"), self.budget
-        gate_rate = 0.0 if name == CLOSED else one_shot.GATE_RATE
-        settings = one_shot.Settings(budget.steps, budget.rate, seed=clip.number, gate_rate=gate_rate)
+        settings = one_shot.Settings(budget.steps, budget.rate, seed=clip.number)
         began = now()
         tuned = one_shot.tune(self.inflated(name, None), self.encode(clip.prompt), clip.latent, settings)
         first, last = tuned.history.ends()

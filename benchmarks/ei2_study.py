@@ -9,8 +9,6 @@ come from the noise and from what was tuned. The renderer draws the ideal edit, 
 
 Ways: *untuned*, the plain model; *untuned, fine-coarse*, with EI²'s frame attention and nothing tuned; *Tune-A-Video*;
 *STAM*, with fine-coarse frame attention; *STAM, cross_map*, with the source's cross-attention maps (Prompt-to-Prompt).
-With ``--ablation`` also what EI² is made of: STAM without FFAM (fine-coarse attention), FFAM without STAM, STAM after
-cross-attention, and Tune-A-Video's temporal attention in STAM's place.
 
 Measured: the share of colour, shape and background that is as asked, and of what was to change alone; how far the
 shape's centre is from the ideal's, and how much the shapes overlap (IoU); the SSIM to the ideal; the error between
@@ -20,7 +18,7 @@ neighbouring frames, warped along their own motion; and the share of neighbours 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +26,7 @@ from typing import Any
 
 import torch
 from claims import Claim, Use
-from ei2_bench import ABLATIONS, CHANGES, Bench, Clip, Target, options
+from ei2_bench import CHANGES, Bench, Clip, Target, options
 from figures import claims_table, means, publish, rows_chart, sheet
 from harness import Json, Records, pack, strip
 from power import worth
@@ -38,6 +36,7 @@ NAME = "ei2_study"
 STEPS, CFG, REFINED = 12, 3.0, 1
 SCHEDULER = "karras"
 WAYS = ("untuned", "untuned, fine-coarse", "Tune-A-Video", "STAM", "STAM, cross_map")
+
 
 IDEAL = "the ideal edit"
 MEASURES = {
@@ -68,8 +67,8 @@ SHOWN = 4
 class Editor:
     """Inverts a clip and edits it."""
 
-    def __init__(self, bench: Bench, ways: Sequence[str] = WAYS) -> None:
-        self.bench, self.sigmas, self.ways = bench, bench.sigmas(STEPS, SCHEDULER), ways
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.sigmas = bench, bench.sigmas(STEPS, SCHEDULER)
         self._begun: dict[str, tuple[Any, Tensor]] = {}
         """Model and inverted latents of one clip, by what was tuned."""
 
@@ -119,11 +118,11 @@ def measure(frames: Tensor, target: Target) -> dict[str, float]:
     }
 
 
-def record(editor: Editor, folder: Path, number: int) -> Json:
+def record(editor: Editor, folder: Path, number: int, names: tuple[str, ...] = WAYS) -> Json:
     """Way → change → figures of a clip; its frames stay in ``folder``."""
     clip = editor.bench.clip(number)
     targets = editor.bench.targets(clip)
-    ways: Json = {way: {} for way in (*editor.ways, IDEAL)}
+    ways: Json = {way: {} for way in (*names, IDEAL)}
     for way, of_way in ways.items():
         for target in targets:
             draw: Callable[[], Tensor] = partial(editor.draw, way, clip, target)
@@ -170,19 +169,16 @@ def claims(records: list[Json]) -> list[Claim]:
 
 
 def main() -> None:
-    parser = options(__doc__, clips=8)
-    parser.add_argument("--ablation", action="store_true", help="also what EI² is made of, part by part")
-    arguments = parser.parse_args()
-    bench, name = Bench(arguments), NAME + "_ablation" * arguments.ablation
-    editor, folder = Editor(bench, (*WAYS, *(ABLATIONS if arguments.ablation else ()))), arguments.out / name
+    arguments = options(__doc__, clips=8).parse_args()
+    bench = Bench(arguments)
+    editor, folder = Editor(bench), arguments.out / NAME
     kept = Records(folder, {"steps": STEPS, "cfg": CFG, "refined": REFINED, "scheduler": SCHEDULER})
     with torch.inference_mode():
         numbers = range(arguments.clips)
         wanted = ((f"{each:02}", partial(record, editor, folder / f"{each:02}", each)) for each in numbers)
         records = list(kept.take(wanted, arguments.minutes))
     ways = list(records[0]["ways"])
-    asked = PAIRS + tuple(("STAM", way) for way in ABLATIONS if way in ways)
-    pairs = {f"{way} less {other}": (way, other) for way, other in asked}
+    pairs = {f"{way} less {other}": (way, other) for way, other in PAIRS}
     differences = means(
         pairs, MEASURES, lambda pair, name: gain(records, pairs[pair], name), "clip by clip", gains=True
     )
@@ -208,7 +204,7 @@ def main() -> None:
         said = f"“{each['prompt']}”\n→ “{each['prompts'][change]}”"
         blocks.append((said, {"source": strip(place / "source.png"), **drawn}))
     text = "\n\n".join([claims_table(claims(records)), *parts])
-    print(publish(name, folder, arguments.publish, text, chart, sheet(blocks)))
+    print(publish(NAME, folder, arguments.publish, text, chart, sheet(blocks)))
 
 
 if __name__ == "__main__":

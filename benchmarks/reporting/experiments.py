@@ -13,6 +13,7 @@ from typing import Any
 import covariate_shift
 import editing_memory
 import editing_study
+import ei2_ablation
 import ei2_study
 import entropy
 import ge_adapter_study
@@ -21,8 +22,10 @@ import ie_guidance_study
 import inversion
 import long_clip
 import methods_study
+import noise_convergence
 import noise_search
 import perturbation_sweep
+import propositions
 import zs2_compare
 import zs2_study
 from claims import Claim, Cost
@@ -180,6 +183,7 @@ EXPERIMENTS = (
             "ie_guidance_study.jpg": "One line a prompt: plain CFG, and every guidance.",
         },
         results=FIGURES,
+        counts_in_part=True,
         counted_by="--scenes",
     ),
     Experiment(
@@ -254,12 +258,51 @@ EXPERIMENTS = (
         counted_by="--clips",
     ),
     Experiment(
+        propositions.claims,
+        "ei2",
+        "Propositions",
+        "--clips 6 --frames 4 --steps 30 --minutes {minutes}",
+        "--clips 6 --frames 8 --minutes {minutes}",
+        (1, 300),
+        "The same clips and weights; three noise levels, seed 10000; Gaussian tokens from the clip's number.",
+        results="propositions/" + RECORDS,
+        in_folder_of="ei2_study",
+        counts_in_part=True,
+        counted_by="--clips",
+    ),
+    Experiment(
+        ei2_ablation.claims,
+        "ei2",
+        "What each module does",
+        "",
+        "--clips 6 --frames 8 --minutes {minutes}",
+        (0, 600),
+        "The same clips, seeds and edits; three forms more are tuned on each.",
+        results="ei2_ablation/" + RECORDS,
+        in_folder_of="ei2_study",
+        counts_in_part=True,
+        counted_by="--clips",
+    ),
+    Experiment(
+        noise_convergence.claims,
+        "zs2",
+        "The search of the noise",
+        "--pairs 40",
+        "--pairs 40",
+        (0.3, 30),
+        "Pairs of frames of 4×64×64, one seed a pair, from 0.",
+        {"noise_convergence.png": "What is left of the divergence's error after each step."},
+        needs_comfyui=False,
+        counts_in_part=True,
+        counted_by="--pairs",
+    ),
+    Experiment(
         zs2_compare.claims,
         "zs2",
         "ZS² beside plain sampling",
         "--clips 6 --steps 8 --minutes {minutes}",
         "--clips 12 --minutes {minutes}",
-        (4, 300),
+        (3.2, 300),
         "Clips of 8 frames, 8 steps (20 in the full budget), λ 0.02, μ 0.98; seeds from 0, each scene by two prompts.",
         {"zs2_compare.jpg": "Plain sampling above, ZS² below."},
         counts_in_part=True,

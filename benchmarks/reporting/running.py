@@ -44,6 +44,13 @@ def out_of(experiment: Experiment, folder: Path) -> Path:
     return folder / (experiment.in_folder_of or experiment.name)
 
 
+def timeless(arguments: Sequence[str]) -> list[str]:
+    """Without the minutes, which change nothing of what was measured to the end."""
+    return [
+        word for before, word in zip(["", *arguments], arguments, strict=False) if "--minutes" not in (before, word)
+    ]
+
+
 class Runner:
     """Runs experiments with this Python. ``folder`` keeps what they measure, ``seconds`` are what all may take,
     ``pace`` times as long as on a quiet machine each."""
@@ -101,7 +108,8 @@ class Runner:
         outcome = Outcome(**json.loads(path.read_text("utf-8")))
         arguments = self._arguments(experiment)
         has_figures = (out_of(experiment, self.folder) / experiment.results).exists()
-        return outcome if has_figures and not outcome.reason and outcome.arguments == arguments else None
+        is_the_same = timeless(outcome.arguments) == timeless(arguments)
+        return outcome if has_figures and not outcome.reason and is_the_same else None
 
     def _arguments(self, experiment: Experiment) -> list[str]:
         return experiment.arguments(self.budget, self.comfyui, out_of(experiment, self.folder), self.pace)

@@ -18,7 +18,7 @@ import report as script
 from claims import FAILS, FEWEST, HOLDS, NO_GAIN, UNDECIDED, Claim, Cost, Estimate, Use, verdict
 from reporting import top, writing
 from reporting.assembling import Part, Report, require_clean
-from reporting.experiments import EXPERIMENTS
+from reporting.experiments import BUDGETS, EXPERIMENTS
 from reporting.gathering import grown
 
 
@@ -169,10 +169,10 @@ def test_gathering_takes_as_many_clips_as_decide_and_at_most_twice_as_many_at_on
 
 
 def test_every_study_that_can_gather_says_how_many_it_has_in_either_budget():
-    for each in EXPERIMENTS:
-        if each.counted_by:
-            assert each.count("quick") > 0
-            assert each.grown("full", 77).arguments("full", PACK, PACK).count("77") == 1
+    for each, budget in ((each, budget) for each in EXPERIMENTS for budget in BUDGETS):
+        if each.counted_by and each.limit(budget):
+            assert each.count(budget) > 0
+            assert each.grown(budget, 77).arguments(budget, PACK, PACK).count("77") == 1
 
 
 # Publishing ----------------------------------------------------------------------------------------------------------

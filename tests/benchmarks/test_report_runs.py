@@ -14,8 +14,9 @@ from coherence.hosting.provision import PACK
 sys.path.append(str(PACK / "benchmarks"))
 from claims import Claim, Estimate
 from report import LANES, MINUTES
+from reporting.assembling import assemble
 from reporting.experiments import BUDGETS, COSTS, EXPERIMENTS, PAPERS, Experiment
-from reporting.running import SHARE, Runner
+from reporting.running import SHARE, Outcome, Runner, timeless
 
 # Experiments ---------------------------------------------------------------------------------------------------------
 
@@ -130,6 +131,25 @@ def test_a_resumed_run_repeats_only_what_gave_nothing(script, tmp_path):
     assert outcomes[0].reason == ""
     run([good], tmp_path)
     assert runs(good) == 1, "without resuming, it begins anew in an empty folder"
+
+
+def test_other_minutes_do_not_repeat_what_was_measured_to_the_end():
+    assert timeless(["--clips", "6", "--minutes", "4.9", "--steps", "8"]) == ["--clips", "6", "--steps", "8"]
+    assert timeless(["--clips", "6"]) != timeless(["--clips", "7"])
+
+
+def test_what_was_measured_before_the_time_was_over_is_read(tmp_path):
+    by = {each.name: each for each in EXPERIMENTS}["noise_convergence"]
+    out = tmp_path / by.name
+    out.mkdir()
+    ways = {way: [1.0, 0.01] for way in ("search", "one candidate", "orthogonal")}
+    lines = [json.dumps({"key": f"{seed}", "took": 0.5} | ways) + "\n" for seed in range(7)]
+    (out / by.results).write_text("".join(lines) + '{"key": "cut o', "utf-8")
+    late = Outcome(by.name, "it ran out of time", 1.0, 1.0, [])
+    (part,) = assemble([by], [late], tmp_path, "quick", {}).parts
+    assert {claim.units for claim in part.claims} == {7}
+    assert part.reason
+    assert part.processor == 3.5
 
 
 def test_nothing_is_begun_when_no_time_is_left(script, tmp_path):
