@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,27 @@ import numpy as np
 import torch
 from claims import Claim, Estimate, Use, estimate, shown
 from figures import MUTED, bold, legend, line, panels, publish, sheet, style, table
-from harness import FULL, OPEN, SAYS, SIDE, Json, command_line, open_prompt, pack, remember, save, strip, within
+from harness import SIDE, Json, command_line, open_prompt, pack, remember, save, strip, within
+from ie_guidance_design import (
+    GUIDANCES,
+    KINDS,
+    LONE,
+    MEASURES,
+    MOTION_OF,
+    PLAIN,
+    QUALITIES,
+    SETTINGS,
+    VIDEO,
+    VIDEO_FRAMES,
+    Setting,
+    way_name,
+)
 from picture_metrics import edge_slope
 from PIL import Image
 from power import worth
 from torch import Tensor
 
 NAME = "ie_guidance_study"
-PLAIN = "plain CFG"
 USES = {
     (f"[{' − '.join(pair)}] improves the quality of the picture over plain CFG", "form"): Use(
         *("outlines that are more exact", f"IEGuidanceCFG, {'-'.join(pair)}", "scale 2, the layer of highest entropy"),
@@ -51,72 +65,6 @@ USES = {
     for pair, cost in (("AI", "[A − I] at middle.0"), ("UI", "[U − I] at middle.0"))
 }
 """By claim and measure."""
-PAIRS = ("A-I", "U-A", "U-I", "strategy 3")
-LONE = ("strategy 1", "strategy 4")
-GUIDANCES = (*PAIRS, *LONE)
-MEASURES = {
-    "obeys": ("obeys the prompt", ".1%"),
-    "form": ("form", ".3f"),
-    "sharpness": ("sharpness", ".3f"),
-    "grain": ("grain", ".2f"),
-    "ssim": ("SSIM of neighbouring frames", ".3f"),
-    "moves": ("moves as the prompt says", ".1%"),
-}
-QUALITIES = {"form": 1, "sharpness": 1, "grain": -1}
-"""What stands in for the paper's aesthetic and imaging scores, and which way is better."""
-VIDEO_FRAMES = 16
-"""Of the clips that the video model learned from."""
-
-
-def way_name(guidance: str, scale: float) -> str:
-    return guidance if guidance in LONE else f"{guidance} λ={scale:g}"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is drawn for each scene: ``pictures`` of the prompt, or as many frames of a clip."""
-
-    title: str
-    steps: int
-    sampler: str
-    says: tuple[str, ...]
-    scales: tuple[float, ...]
-    pictures: int
-    is_clip: bool = False
-    cfg: float = 5.0
-    scheduler: str = "karras"
-    every: int = 1
-    """Of the scenes, how many make one that is drawn."""
-    measured: str = "0"
-    """At which steps the entropy is taken: at the first, as the node does unless told otherwise, or "all"."""
-    guidances: tuple[str, ...] = GUIDANCES
-
-    @property
-    def ways(self) -> dict[str, tuple[str, float] | None]:
-        """Name → guidance and λ; strategies 1 and 4 have no λ."""
-        pairs = [(guidance, scale) for guidance in PAIRS for scale in self.scales]
-        lone = [(guidance, 1.0) for guidance in LONE]
-        chosen = [each for each in pairs + lone if each[0] in self.guidances]
-        return {PLAIN: None} | {way_name(*each): each for each in chosen}
-
-
-EVERYTHING, LOOK = SAYS[FULL], SAYS[OPEN]
-IMAGE = {
-    "usual": Setting("stills, 8 steps", 8, "dpmpp_2m", EVERYTHING, (1.0, 2.0, 4.0), 2),
-    "late": Setting(
-        "stills, 8 steps, layer by its entropy over all steps", 8, "dpmpp_2m", EVERYTHING, (2.0,), 2, measured="all"
-    ),
-    "free": Setting("stills, 8 steps, cfg 1.5", 8, "dpmpp_2m", EVERYTHING, (1.0, 2.0, 4.0), 2, cfg=1.5),
-    "hasty": Setting("stills, 4 steps", 4, "euler", EVERYTHING, (1.0, 2.0, 4.0), 2),
-    "clips": Setting("clips of 6 frames", 8, "dpmpp_2m", LOOK, (2.0,), 6, is_clip=True, every=2),
-}
-BOTH = {"is_clip": True, "guidances": ("A-I", "U-I")}
-VIDEO = {
-    "video": Setting("clips, 8 steps", 8, "dpmpp_2m", LOOK, (2.0,), VIDEO_FRAMES, **BOTH),
-    "video free": Setting("clips, 8 steps, cfg 1.5", 8, "dpmpp_2m", LOOK, (2.0,), VIDEO_FRAMES, cfg=1.5, **BOTH),
-}
-SETTINGS = IMAGE | VIDEO
-KINDS = {"image": IMAGE, "video": VIDEO}
 
 
 @dataclass(frozen=True)
@@ -164,7 +112,7 @@ def tasks(kind: str, scenes: int, frames: int, names: list[str]) -> list[Task]:
         for _ in range(scenes)
     ]
     return [
-        Task(name, number, moving.scene, moving.motion or None, frames)
+        Task(name, number, moving.scene, MOTION_OF.get(name, moving.motion) or None, frames)
         for number, moving in enumerate(drawn)
         for name, setting in KINDS[kind].items()
         if name in names and number % setting.every == 0
@@ -344,7 +292,7 @@ def claims(records: list[Json]) -> list[Claim]:
 
     def claim(where: str, text: str, setting: str, pair: tuple[str, str], name: str, sign: int) -> Claim:
         title, form = MEASURES[name]
-        figure = f"{title}, {pair[0]} less {pair[1]}, {'clips' if setting != 'usual' else 'stills'}"
+        figure = f"{title}, {pair[0]} less {pair[1]}, {SETTINGS[setting].title.split(',')[0]}"
         how = {"unit": "prompts", "worth": worth(name), "use": USES.get((text, name))}
         return Claim.of(where, text, figure, gain(of[setting], *pair, name), "+" + form, sign, **how)
 
@@ -360,9 +308,13 @@ def claims(records: list[Json]) -> list[Claim]:
             ("table 4", "Strategy 2, [A − I], is better than strategy 1", ("A-I λ=2", "strategy 1")),
         ):
             found.append(claim(where, text, "usual", pair, name, sign))
-    for setting in ("clips", "video"):
+    for setting in ("clips", *VIDEO):
         text = "IE-Adapt’s clips are more consistent from frame to frame than plain CFG’s"
         found += [claim("table 1", text, setting, ("U-I λ=2", PLAIN), "ssim", 1)] if of[setting] else []
+    for setting, (name, sign) in product(MOTION_OF, {**QUALITIES, "moves": 1}.items()):
+        for way in SETTINGS[setting].guidances if of[setting] else ():
+            text = f"[{way.replace('-', ' − ')}] improves clips that the model draws badly"
+            found.append(claim("table 1", text, setting, (f"{way} λ=2", PLAIN), name, sign))
     return found
 
 

@@ -315,9 +315,11 @@ EXPERIMENTS = (
         "",
         "--kind video --scenes 24 --minutes {minutes}",
         (0, 600),
-        "Clips of 16 frames of the demo’s video model; one seed a prompt, from 0.",
+        "Clips of 16 frames of the demo’s video model; one seed a prompt, from 0. Spinning is what it does worst.",
         {"ie_guidance_study_video.jpg": "The last frame of each clip."},
         results=FIGURES,
+        counts_in_part=True,
+        counted_by="--scenes",
         called="ie_guidance_study_video",
     ),
     Experiment(
