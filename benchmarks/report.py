@@ -25,7 +25,7 @@ from claims import count
 from reporting import writing
 from reporting.assembling import assemble, require_clean, versions_of
 from reporting.experiments import BUDGETS, EXPERIMENTS
-from reporting.gathering import grown
+from reporting.gathering import as_before, grown
 from reporting.running import SHORTEST, Runner
 
 MINUTES = {"quick": 20.0, "full": 24 * 60.0}
@@ -74,6 +74,8 @@ def main() -> None:
     chosen = [each for each in chosen if each.limit(budget)]
     folder = output / "measured" / budget
     seconds = 60 * (arguments.minutes or MINUTES[budget])
+    if arguments.resume:
+        chosen = [as_before(each, folder, budget) for each in chosen]
     runner = Runner(comfyui, folder, budget, seconds, seconds / 60 / MINUTES[budget], say)
     versions = versions_of(comfyui)  # before hours in which the tree may change
     is_resumed, is_gathering = arguments.resume, arguments.gather or budget == "full"

@@ -143,7 +143,7 @@ EXPERIMENTS = (
         zs2_study.claims,
         "zs2",
         "Noises and attentions over 16 frames",
-        "--scenes 6 --rounds 0 --minutes {minutes}",
+        "--scenes 6 --rounds 0 --asked --minutes {minutes}",
         "--scenes 24 --rounds 0 --minutes {minutes}",
         (8, 600),
         "Clips of 16 frames, 8 steps; one seed a prompt, from 0; half of the prompts leave size and place open.",

@@ -44,6 +44,12 @@ def out_of(experiment: Experiment, folder: Path) -> Path:
     return folder / (experiment.in_folder_of or experiment.name)
 
 
+def asked_before(experiment: Experiment, folder: Path) -> list[str]:
+    """The arguments of the run that ended last, or none."""
+    path = out_of(experiment, folder) / f"{experiment.name}.{DONE}"
+    return Outcome(**json.loads(path.read_text("utf-8"))).arguments if path.exists() else []
+
+
 def timeless(arguments: Sequence[str]) -> list[str]:
     """Without the minutes, which change nothing of what was measured to the end."""
     return [

@@ -1,9 +1,10 @@
 """What an effect worth having takes, what is left of many verdicts, the page's first table, and who may publish it."""
 
+import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from claims import FAILS, FEWEST, HOLDS, NO_GAIN, UNDECIDED, Claim, Cost, Estima
 from reporting import top, writing
 from reporting.assembling import Part, Report, require_clean
 from reporting.experiments import BUDGETS, EXPERIMENTS
-from reporting.gathering import grown
+from reporting.gathering import as_before, grown
+from reporting.running import Outcome
 
 
 def claim(value: float, reach: float, units: int = 20, **more) -> Claim:
@@ -161,11 +163,28 @@ def test_gathering_takes_as_many_clips_as_decide_and_at_most_twice_as_many_at_on
     near, far, hopeless = claim(0.0, 0.12, 12), claim(0.0, 0.3, 12), claim(0.0, 50.0, 12)
     count = BY_NAME["zs2_compare"].count("quick")
     assert count == 6
-    for findings, expected in (([far], 12), ([hopeless], 6), ([claim(0.5, 0.1)], 6), ([near, hopeless], 12)):
+    for findings, expected in (([far], 12), ([], 6), ([hopeless], 12), ([near], 12)):
         (experiment,) = grown(reported(*findings))
         assert experiment.count("quick") == expected
         assert experiment.limit("quick") == pytest.approx(BY_NAME["zs2_compare"].limit("quick") * expected / 6)
         assert experiment.name == "zs2_compare"
+
+
+def test_gathering_ends_where_all_is_decided_or_would_take_too_many():
+    experiment = BY_NAME["zs2_compare"].grown("quick", 24)
+    for findings, expected in (([claim(0.5, 0.1)], 24), ([claim(0.0, 50.0)], 24), ([claim(0.0, 0.3, 24)], 48)):
+        part = Part(experiment, findings, [], "", 1.0, 1.0)
+        assert grown(Report("quick", [part], {}))[0].count("quick") == expected
+
+
+def test_a_resumed_report_goes_on_with_as_many_as_it_had(tmp_path):
+    experiment = BY_NAME["zs2_compare"]
+    assert as_before(experiment, tmp_path, "quick") == experiment
+    (out := tmp_path / experiment.name).mkdir()
+    arguments = experiment.grown("quick", 12).arguments("quick", tmp_path, out)
+    done = Outcome(experiment.name, "", 1.0, 1.0, arguments)
+    (out / f"{experiment.name}.done.json").write_text(json.dumps(asdict(done)))
+    assert as_before(experiment, tmp_path, "quick").count("quick") == 12
 
 
 def test_every_study_that_can_gather_says_how_many_it_has_in_either_budget():
