@@ -121,16 +121,16 @@ def verdict(found: Estimate, sign: int, tolerance: float = 0.0, units: int = FEW
     says that there is no such gain. Units that do not differ at all must be many to say so."""
     if units < FEWEST or math.isnan(found.low) or math.isnan(found.high):
         return UNDECIDED
+    is_enough = found.low < found.high or units >= SAME_UNITS
     if sign == 0:
         if max(-found.low, found.high) <= tolerance:
-            return HOLDS
+            return HOLDS if is_enough else UNDECIDED
         return FAILS if found.low > tolerance or found.high < -tolerance else UNDECIDED
     low, high = sorted((sign * found.low, sign * found.high))
     if low > 0:
         return HOLDS
     if high < 0:
         return FAILS
-    is_enough = low < high or units >= SAME_UNITS
     return NO_GAIN if worth and high < worth and is_enough else UNDECIDED
 
 
@@ -191,7 +191,7 @@ class Claim:
     def p(self) -> float:
         """Of its verdict, before :func:`power.holm`; of what is undecided, the least of those that could decide it."""
         (value, low, high), sign = self.difference, self.sign
-        if self.units < FEWEST:
+        if self.units < FEWEST or (low == high and self.verdict == UNDECIDED):
             return 1.0
         if sign == 0:
             if abs(value) >= self.tolerance:
@@ -252,7 +252,7 @@ class Claim:
     def basis(self) -> str:
         """On what the figure stands, and why there is no clear verdict where the interval does not say it."""
         on = f"{self.units} {self.unit.removesuffix('s') if self.units == 1 else self.unit}"
-        if self.is_papers and self.sign and self.found.low == self.found.high == self.beside and self.units >= FEWEST:
+        if self.is_papers and self.found.low == self.found.high == self.beside and self.units >= FEWEST:
             on += f": the same in all {self.unit}"
         elif self.units < FEWEST:
             on += f": fewer than {FEWEST} {self.unit}"

@@ -84,7 +84,11 @@ def test_no_gain_is_said_only_where_the_interval_leaves_out_what_is_worth_having
 
 
 def test_units_that_do_not_differ_at_all_must_be_many_to_show_no_gain():
-    assert [claim(0.0, 0.0, units).verdict for units in (8, power.SAME_UNITS)] == [UNDECIDED, NO_GAIN]
+    few, many = (8, power.SAME_UNITS)
+    assert [claim(0.0, 0.0, units).verdict for units in (few, many)] == [UNDECIDED, NO_GAIN]
+    assert [claim(0.0, 0.0, units, sign=0, tolerance=0.1).verdict for units in (few, many)] == [UNDECIDED, HOLDS]
+    assert claim(0.0, 0.0, few).p == 1
+    assert claim(0.0, 0.0, few).basis == "8 clips: the same in all clips; 24 would decide"
 
 
 # Many claims ---------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import noise_search
 import zs2_compare
 import zs2_study
 from claims import FAILS, FEWEST, HOLDS, UNDECIDED, Claim, Cost, Estimate, verdict
+from power import SAME_UNITS
 from reporting import writing
 from reporting.assembling import Part, Report, assemble, by_claim, shrunk
 from reporting.experiments import EXPERIMENTS, PAPERS
@@ -65,7 +66,7 @@ def test_a_wider_interval_never_says_more(found, below, above, sign, tolerance):
 
 @given(estimates(), st.floats(0, 5))
 def test_sameness_holds_only_within_its_tolerance_and_fails_only_without(found, tolerance):
-    said = verdict(found, 0, tolerance)
+    said = verdict(found, 0, tolerance, SAME_UNITS)
     assert (said == HOLDS) == (-tolerance <= found.low and found.high <= tolerance)
     assert (said == FAILS) == (found.low > tolerance or found.high < -tolerance)
 
