@@ -289,6 +289,16 @@ class Cost:
     peer: str = ""
 
 
+@dataclass(frozen=True)
+class Table:
+    """Figures that no claim stands behind, a row each; the cells of all rows are as many as the header's."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    title: str = ""
+    note: str = ""
+
+
 def count(claims: Iterable[Claim]) -> Counter[str]:
     """How often each verdict was found."""
     return Counter(claim.verdict for claim in claims if claim.is_papers)

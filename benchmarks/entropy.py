@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import threading
 from statistics import median
 
-import psutil
 import torch
 from claims import Cost
 from figures import table
-from harness import MIB, Json, command_line, pack, save, take_turns
+from harness import MIB, Json, command_line, pack, peak_memory, save, take_turns
 from torch.nn import functional as F
 
 HEADS, CHANNELS = 8, 64
@@ -59,26 +57,7 @@ def peak_bytes(name: str, n: int, device: str, threads: int) -> int:
     method = METHODS[name]
     method(*inputs(64, device))  # load the kernels, run the self-test
     q, k = inputs(n, device)
-    if q.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        method(q, k)
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-
-    process, done = psutil.Process(), threading.Event()
-    before = peak = process.memory_info().rss
-
-    def watch():
-        nonlocal peak
-        while not done.wait(0.001):
-            peak = max(peak, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    method(q, k)
-    done.set()
-    watcher.join()
+    before, peak = peak_memory(lambda: method(q, k))
     return peak - before
 
 

@@ -197,14 +197,16 @@ def image_of(pixels: Tensor) -> Image.Image:
 def sheet(
     blocks: Sequence[tuple[str, Mapping[str, Iterable[Tensor]]]], columns: Sequence[str] = (), side: int = 80
 ) -> Image.Image:
-    """A contact sheet: for each block what it says, and a row of pictures (H, W, 3) for every name in it; above all,
-    what the ``columns`` are."""
+    """A contact sheet: for each block what it says, and a row of pictures (H, W, 3), ``side`` pixels wide and all of
+    one shape, for every name in it; above all, what the ``columns`` are."""
     small, large, gap = font(13), font(15), 3
     rows = [(block, name, [*pictures]) for block, (_, named) in enumerate(blocks) for name, pictures in named.items()]
+    high, wide = rows[0][2][0].shape[:2]
+    tall = round(side * high / wide)
     label = int(max(small.getlength(name) for _, name, _ in rows)) + 12
     heights = [9 + 18 * len(said.splitlines()) for said, _ in blocks]
     top = 22 * bool(columns)
-    size = (label + max(len(each) for *_, each in rows) * (side + gap), top + sum(heights) + len(rows) * (side + gap))
+    size = (label + max(len(each) for *_, each in rows) * (side + gap), top + sum(heights) + len(rows) * (tall + gap))
     made = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(made)
     for column, name in enumerate(columns):
@@ -214,11 +216,11 @@ def sheet(
         if block != before:
             pen.text((gap, top + 3), blocks[block][0], fill=INK, font=large)
             before, top = block, top + heights[block]
-        pen.text((gap, top + side // 2 - 8), name, fill=INK, font=small)
+        pen.text((gap, top + tall // 2 - 8), name, fill=INK, font=small)
         for column, picture in enumerate(pictures):
-            shrunk = image_of(picture).resize((side, side), Image.Resampling.LANCZOS)
+            shrunk = image_of(picture).resize((side, tall), Image.Resampling.LANCZOS)
             made.paste(shrunk, (label + column * (side + gap), top))
-        top += side + gap
+        top += tall + gap
     return made
 
 

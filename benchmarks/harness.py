@@ -7,13 +7,16 @@ Each of the other files is a page: its docstring says what varies and what is me
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import importlib
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from time import monotonic, perf_counter, process_time
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from figures import PACK, image_of
@@ -65,11 +68,13 @@ def command_line(
     return parser
 
 
-def enter(arguments: argparse.Namespace, attention: str = "") -> None:
+def enter(arguments: argparse.Namespace, attention: str = "") -> argparse.Namespace:
     """Make ComfyUI importable, and its ``attention`` PyTorch's, as on GPUs, if asked: its own for CPUs cuts the work to
-    the memory that is free."""
+    the memory that is free. Returns its arguments."""
     torch.set_num_threads(arguments.threads)
-    enter_comfyui(arguments.comfyui).use_pytorch_cross_attention = attention == "pytorch"
+    options = enter_comfyui(arguments.comfyui)
+    options.use_pytorch_cross_attention = attention == "pytorch"
+    return options
 
 
 def enter_comfyui(folder: Path) -> argparse.Namespace:
@@ -206,7 +211,7 @@ def remember(path: Path, settings: Mapping[str, Any]) -> None:
     text = json.dumps(settings, indent=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.read_text("utf-8") != text:
-        raise SystemExit(f"{path.parent} holds a study with other settings. Name another folder with --out.")
+        raise SystemExit(f"{path.parent} holds a study with other settings. Name another folder.")
     path.write_text(text, "utf-8")
 
 
@@ -254,8 +259,9 @@ def within(minutes: float, items: Iterable[T]) -> Iterator[T]:
         yield item
 
 
-def strip(path: Path, draw: Callable[[], Tensor] | None = None) -> Tensor:
-    """Frames (F, side, side, 3) as a file keeps them, side by side; ``draw`` makes them unless they are there."""
+def strip(path: Path, draw: Callable[[], Tensor] | None = None, frames: int = 0) -> Tensor:
+    """Frames (F, H, W, 3) as a file keeps them, side by side, so many of them or square ones; ``draw`` makes them
+    unless they are there."""
     import numpy as np
     from PIL import Image
 
@@ -266,7 +272,8 @@ def strip(path: Path, draw: Callable[[], Tensor] | None = None) -> Tensor:
         unfinished.replace(path)
     with Image.open(path) as image:
         pixels = torch.from_numpy(np.array(image.convert("RGB")))
-    return pixels.unflatten(1, (-1, pixels.shape[0])).movedim(1, 0).float() / 255
+    shape = (frames, -1) if frames else (-1, pixels.shape[0])
+    return pixels.unflatten(1, shape).movedim(1, 0).float() / 255
 
 
 # Costs ---------------------------------------------------------------------------------------------------------------
@@ -330,3 +337,42 @@ def peak_of(run: Callable[[], Any]) -> float:
     with LiveTensors() as live:
         run()
     return live.peak / MIB
+
+
+class Memory(NamedTuple):
+    """Bytes, of the GPU's allocator or of the whole process."""
+
+    before: int
+    peak: int
+
+
+def peak_memory(run: Callable[[], Any]) -> Memory:
+    """What is held before ``run``, and at most while it runs."""
+    gc.collect()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return Memory(before, torch.cuda.max_memory_allocated())
+    import psutil
+
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # what glibc keeps of earlier runs would hide what this one takes
+    process, done = psutil.Process(), threading.Event()
+    before = peak = process.memory_info().rss
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        run()
+    finally:
+        done.set()
+        watcher.join()
+    return Memory(before, peak)

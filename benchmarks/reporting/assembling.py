@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -14,7 +14,7 @@ from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 
-from claims import UNDECIDED, Claim, Cost
+from claims import UNDECIDED, Claim, Cost, Table
 from figures import PACK
 from PIL import Image
 from power import LEVEL, holm
@@ -44,7 +44,7 @@ class Part:
     """An experiment, and what came of it: ``reason`` says why nothing did."""
 
     experiment: Experiment
-    findings: list[Claim | Cost]
+    findings: list[Claim | Cost | Table]
     pictures: list[Picture]
     reason: str
     seconds: float
@@ -54,12 +54,29 @@ class Part:
     def claims(self) -> list[Claim]:
         return [each for each in self.findings if isinstance(each, Claim)]
 
+    @property
+    def tables(self) -> list[Table]:
+        return [each for each in self.findings if isinstance(each, Table)]
+
+
+@dataclass(frozen=True)
+class About:
+    """What a report is of. ``sections``: key → name, title, where that appeared; ``command``: what makes it."""
+
+    title: str
+    subtitle: str
+    sections: Mapping[str, tuple[str, str, str]]
+    lead: Callable[[Report], list[str]]
+    command: str
+
 
 @dataclass(frozen=True)
 class Report:
     budget: str
     parts: list[Part]
     versions: dict[str, str]
+    about: About | None = None
+    """The papers, where it is of nothing else."""
 
     def of(self, paper: str) -> list[Part]:
         return [part for part in self.parts if part.experiment.paper == paper]
@@ -87,7 +104,8 @@ class Report:
 
     @property
     def papers(self) -> list[str]:
-        return [paper for paper in PAPERS if self.of(paper)]
+        sections = PAPERS if self.about is None else self.about.sections
+        return [each for each in sections if self.of(each)]
 
     @property
     def cost_pictures(self) -> list[Picture]:
@@ -106,10 +124,15 @@ def by_claim(claims: Sequence[Claim]) -> Iterator[tuple[Claim, list[Claim]]]:
 
 
 def assemble(
-    experiments: Sequence[Experiment], outcomes: Sequence[Outcome], folder: Path, budget: str, versions: dict[str, str]
+    experiments: Sequence[Experiment],
+    outcomes: Sequence[Outcome],
+    folder: Path,
+    budget: str,
+    versions: dict[str, str],
+    about: About | None = None,
 ) -> Report:
     parts = [_part(each, outcome, out_of(each, folder)) for each, outcome in zip(experiments, outcomes, strict=True)]
-    return Report(budget, parts, versions)
+    return Report(budget, parts, versions, about)
 
 
 def _part(experiment: Experiment, outcome: Outcome, out: Path) -> Part:
@@ -121,6 +144,7 @@ def _part(experiment: Experiment, outcome: Outcome, out: Path) -> Part:
             processor = max(processor, experiment.processor(out))
         except (OSError, ValueError, LookupError) as error:
             reason = f"its figures could not be read: {type(error).__name__}: {error}".replace(str(out), "FOLDER")
+            counts = False
     paths = {out / name: caption for name, caption in experiment.pictures.items()}
     pictures = [
         Picture(f"{experiment.name}{path.suffix}", caption, shrunk(path, path.suffix == ".png"))
@@ -149,7 +173,7 @@ def shrunk(source: Path | BytesIO, is_chart: bool) -> bytes:
 # Versions ------------------------------------------------------------------------------------------------------------
 
 
-def versions_of(comfyui: Path) -> dict[str, str]:
+def versions_of(comfyui: Path, threads: int) -> dict[str, str]:
     """What the figures depend on."""
     return {
         "ComfyUI": _quoted(comfyui / "comfyui_version.py", "__version__"),
@@ -157,7 +181,8 @@ def versions_of(comfyui: Path) -> dict[str, str]:
         "PyTorch": version("torch"),
         "Python": platform.python_version(),
         "System": f"{platform.system()} {platform.machine()}",
-        "Processor": f"{_processor()}, {os.cpu_count()} threads, of which each experiment gets one",
+        "Processor": f"{_processor()}, {os.cpu_count()} threads"
+        + ", of which each experiment gets one" * (threads == 1),
     }
 
 

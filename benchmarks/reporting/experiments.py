@@ -28,7 +28,7 @@ import perturbation_sweep
 import propositions
 import zs2_compare
 import zs2_study
-from claims import Claim, Cost
+from claims import Claim, Cost, Table
 from harness import FIGURES, RECORDS, TOOK
 
 PAPERS = {
@@ -49,7 +49,7 @@ class Experiment:
     """A script, and how it is run and read. In arguments ``{minutes}`` are those after which it is to begin nothing
     more."""
 
-    read: Callable[[Any], Sequence[Claim | Cost]]
+    read: Callable[[Any], Sequence[Claim | Cost | Table]]
     """What the script says of its figures: a function of it."""
     paper: str
     """One of ``PAPERS``, or ``COSTS``."""
@@ -72,11 +72,15 @@ class Experiment:
     called: str = ""
     """Where it is not called as its script."""
     counts_in_part: bool = False
-    """What it wrote before it ran out of time is shown, too: each of its records stands for itself."""
+    """What it wrote before it failed or ran out of time is shown, too: each of its records stands for itself."""
     counted_by: str = ""
     """The option that says how many scenes or clips it has: more decide more claims."""
     units_of_one: float = 1.0
     """Units of a claim that each of these gives."""
+    further: tuple[str, ...] = ()
+    """Words after all others; on the page, of a file only its name."""
+    needs: str = ""
+    """Another experiment, before it: without what that found, it is not begun."""
 
     @property
     def script(self) -> str:
@@ -90,12 +94,13 @@ class Experiment:
     def arguments(self, budget: str, comfyui: Path, out: Path, pace: float = 1.0) -> list[str]:
         minutes = f"{ENOUGH * self.limit(budget, pace) / 60:.3g}"
         text = self._text(budget)
-        words = ["--out", str(out), *shlex.split(text.format(minutes=minutes))]
+        words = ["--out", str(out), *shlex.split(text.format(minutes=minutes)), *self.further]
         return ["--comfyui", str(comfyui), *words] if self.needs_comfyui else words
 
     def command(self, budget: str) -> str:
         """As it can be typed."""
         words = self.arguments(budget, Path("DIR"), Path("FOLDER"))
+        words = [Path(word).name if Path(word).is_absolute() else word for word in words]
         return shlex.join(["python", f"benchmarks/{self.script}.py", *words])
 
     def limit(self, budget: str, pace: float = 1.0) -> float:
@@ -107,7 +112,7 @@ class Experiment:
         """Lines that can be gone on with, rather than figures written at once."""
         return self.results.endswith(".jsonl")
 
-    def findings(self, out: Path) -> list[Claim | Cost]:
+    def findings(self, out: Path) -> list[Claim | Cost | Table]:
         """What came out, of the file that it wrote to ``out``."""
         return [*self.read(self._results(out))]
 

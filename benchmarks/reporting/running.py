@@ -23,6 +23,7 @@ SHARE = 0.6
 """Of its limit, what an experiment should need on a quiet machine; so much is set aside for each that runs alone."""
 GRACE = 30.0
 """Seconds that a process gets to end by itself once it was told to."""
+CACHES = ("MPLCONFIGDIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
 SHORTEST = 20.0
 """Seconds with which nothing is worth beginning."""
 
@@ -59,12 +60,20 @@ def timeless(arguments: Sequence[str]) -> list[str]:
 
 class Runner:
     """Runs experiments with this Python. ``folder`` keeps what they measure, ``seconds`` are what all may take,
-    ``pace`` times as long as on a quiet machine each."""
+    ``pace`` times as long as on a quiet machine each; each has so many ``threads``, 0 for PyTorch's choice."""
 
     def __init__(
-        self, comfyui: Path, folder: Path, budget: str, seconds: float, pace: float, say: Callable[[str], None]
+        self,
+        comfyui: Path,
+        folder: Path,
+        budget: str,
+        seconds: float,
+        pace: float,
+        say: Callable[[str], None],
+        threads: int = 1,
     ) -> None:
         self.comfyui, self.folder, self.budget, self.pace, self.say = comfyui, folder, budget, pace, say
+        self.threads = threads
         self.began, self.end = time.monotonic(), time.monotonic() + seconds
         self._stopped = threading.Event()
         self._folders: dict[Path, threading.Lock] = {}
@@ -84,6 +93,11 @@ class Runner:
         outcomes: dict[str, Outcome] = {}
 
         def take(experiment: Experiment, reserved: float) -> None:
+            needed = outcomes.get(experiment.needs)
+            if needed is not None and needed.reason:
+                why = f"it needs “{needed.name}”, which gave nothing"
+                outcomes[experiment.name] = Outcome(experiment.name, why, 0.0, 0.0, self._arguments(experiment))
+                return
             outcomes[experiment.name] = self._kept(experiment) or self._run(experiment, reserved)
 
         with ThreadPoolExecutor(lanes) as pool:
@@ -155,7 +169,11 @@ class Runner:
         """Run it; returns why it failed, and the seconds of processors that it took."""
         log = self._log(experiment)
         command = [sys.executable, str(SCRIPTS / f"{experiment.script}.py"), *arguments]
-        env = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        env = dict(os.environ)
+        if self.threads:
+            env |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
+        caches = self.folder.parent / "caches"  # of what is measured nothing lies elsewhere
+        env |= {name: str(caches / name) for name in CACHES}
         with log.open("wb") as file:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=env, **_group_of_its_own()
@@ -170,9 +188,18 @@ class Runner:
         if was_running:
             return f"it ran out of time, after {seconds / 60:.1f} min", processor
         if process.returncode:
-            last = [line for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip()][-1:]
-            return f"it failed with exit code {process.returncode}: {''.join(last)[:300]}", processor
+            return failure(process.returncode, log.read_text("utf-8", errors="replace")), processor
         return "", processor
+
+
+def failure(code: int, log: str) -> str:
+    """Why a process ended with ``code``: what it said itself, where it did."""
+    last = next((line for line in reversed(log.splitlines()) if line.strip()), "").strip()[:600]
+    if code == -signal.SIGTERM or (sys.platform != "win32" and code == -signal.SIGKILL):
+        return "it was ended by the system, as happens where memory runs out. Lower --frames or --size"
+    if last and code == 1 and "Traceback (most recent call last)" not in log:
+        return last.rstrip(".")
+    return f"it failed with exit code {code}: {last[:300]}"
 
 
 def _group_of_its_own() -> dict[str, bool | int]:

@@ -12,7 +12,7 @@ from claims import FEWEST, NO_GAIN, UNDECIDED, VERDICTS, Claim, count
 from figures import claims_chart, claims_table, on_a_line, p_shown, table
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape  # comes with PyTorch
 
-from .assembling import Part, Picture, Report, by_claim, shrunk
+from .assembling import About, Part, Picture, Report, by_claim, shrunk
 from .experiments import COSTS, PAPERS
 from .top import HEADER, Row, rows_of
 from .top import markdown as top_table
@@ -44,6 +44,17 @@ def lead(report: Report) -> list[str]:
         f"none false, about {chance} would still look clear by chance. Corrected for their number (Holm 1979), "
         f"{standing} of the {decided} that are decided still are; their p is below 0.05 in the tables.",
     ]
+
+
+def papers(report: Report) -> About:
+    """The report of the papers' claims, on the demo models."""
+    return About(
+        f"Four papers, held to their claims at {commit_of(report)}",
+        "What ComfyUI-Coherence measured on small models of its own",
+        PAPERS,
+        lead,
+        f"python3 host.py report --budget {report.budget}",
+    )
 
 
 def counts(claims: list[Claim]) -> dict[str, int]:
@@ -93,19 +104,20 @@ def _source(picture: Picture) -> str:
 
 
 def _render(template: str, report: Report) -> str:
+    about = report.about or papers(report)
     known: dict[str, Any] = {
-        "title": f"Four papers, held to their claims at {commit_of(report)}",
-        "subtitle": "What ComfyUI-Coherence measured on small models of its own",
+        "about": about,
         "folder": FOLDER,
         "report": report,
-        "papers": PAPERS,
+        "papers": about.sections,
         "costs_key": COSTS,
         "undecided": UNDECIDED,
         "missing": [part for part in report.parts if part.reason and not part.findings],
         "partly": [part for part in report.parts if part.reason and part.findings],
-        **{each.__name__: each for each in (lead, counts, counted, verdicts, duration, by_claim, on_a_line)},
+        **{each.__name__: each for each in (counts, counted, verdicts, duration, by_claim, on_a_line)},
         **{each.__name__: each for each in (table, claims_table, p_shown)},
         "top_table": top_table,
+        "has_claims": any(claim.is_papers for claim in report.claims()),
         "rows": rows_of(report.claims(), report.costs),
         "top_header": HEADER,
         "source": _source,
