@@ -176,27 +176,6 @@ def _some(names: list[str]) -> str:
     return ", ".join(shown) + (f" and {len(names) - 3} others" if len(names) > 3 else "") or "none"
 
 
-def selector_for(model: ModelPatcher, registry: AttentionRegistry, asked_by: str) -> str:
-    """The layers of ``model`` that ``registry`` selects, for :func:`.tap.tap`.
-
-    RegistryError where it selects none, or as in :func:`require_model` and :func:`require_whole_layers`.
-    """
-    require_whole_layers(registry, asked_by)
-    _require_selected(model, registry, asked_by)
-    return registry.selector
-
-
-def require_whole_layers(registry: AttentionRegistry, asked_by: str) -> None:
-    """RegistryError where ``registry`` chooses heads, or other layers at each step."""
-    ranking = registry.selection
-    if isinstance(ranking, Ranking) and (ranking.live or ranking.per_head):
-        what = "single heads" if ranking.per_head else "other layers at each step (live)"
-        raise RegistryError(
-            f"{asked_by}: the registry chooses {what}, but this node acts at whole layers, the same at every step. "
-            "Turn live and per_head of EntropyRegister off. IEGuidanceCFG, IEGuider and PerturbAttention take both."
-        )
-
-
 def _require_selected(model: ModelPatcher, registry: AttentionRegistry, asked_by: str) -> None:
     require_model(registry, model, asked_by)
     if not registry.selected:

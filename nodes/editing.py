@@ -7,11 +7,12 @@ from comfy.samplers import Sampler
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention.registry import AttentionRegistry, require_model, require_whole_layers
+from ..attention.registry import AttentionRegistry, choice_for, require_model
 from ..samplers.editing import Edit, Prompts, sample_edit
 from ..samplers.latents import with_samples
 from ..samplers.replacing import REPLACES, Replace
 from ..samplers.trajectory import Trajectory
+from ..techniques.choice import ALL_HEADS
 from ..techniques.prompt_to_prompt import Alignment
 from .inputs import EDITING, PromptAlignment, Registry, TrajectoryType, cfg_input, percent_inputs
 from .node import Node
@@ -154,10 +155,11 @@ class EntropyGuidedEdit(Node):
         trajectory: Trajectory | None = None,
         alignment: Alignment | None = None,
     ) -> io.NodeOutput:
+        layers, choice = registry.selector, ALL_HEADS
         if replace != "cross_map":  # which does not use it
-            require_whole_layers(registry, cls.node_name)
             require_model(registry, model, cls.node_name)
-        edit = Edit(registry.selector, replace, cfg, source_cfg, start_percent, end_percent, mask, alignment)
+            layers, choice = choice_for(model, registry, cls.node_name) if registry.selected else ("", ALL_HEADS)
+        edit = Edit(layers, replace, cfg, source_cfg, start_percent, end_percent, mask, alignment, choice)
         prompts = Prompts(source, target, negative)
         start = (noise, sampler, sigmas, latent_image)
         clips = sample_edit(model, prompts, edit, *start, cls.node_name, target_latent, trajectory)

@@ -93,8 +93,7 @@ class EntropyRegister(Node):
                     tooltip="Off: nodes that take the registry act on the selected layers at every step. On: they rank "
                     "the layers again at every step, by the entropy of the step before and separately for each prompt; "
                     "the first step uses the selection made here. Turn it on if the ranking changes during sampling; "
-                    "measure_steps 'all' shows that in the chart. Only IEGuidanceCFG, IEGuider and "
-                    "PerturbAttention support it.",
+                    "measure_steps 'all' shows that in the chart. Edits go by the source's maps.",
                 ),
                 io.Boolean.Input(
                     "per_head",
@@ -102,8 +101,7 @@ class EntropyRegister(Node):
                     optional=True,
                     advanced=True,
                     tooltip="Off: whole layers are selected. On: single attention heads; count and percent then count "
-                    "heads. Turn it on for a gentler effect, or if heads of one layer differ in the chart. Only "
-                    "IEGuidanceCFG, IEGuider and PerturbAttention support it.",
+                    "heads. Turn it on for a gentler effect, or if heads of one layer differ in the chart.",
                 ),
             ],
             outputs=[

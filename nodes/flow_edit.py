@@ -6,11 +6,12 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention.registry import AttentionRegistry, require_model, require_whole_layers
+from ..attention.registry import AttentionRegistry, choice_for, require_model
 from ..samplers.editing import Prompts
 from ..samplers.flow_edit import FlowEdit as Settings
 from ..samplers.flow_edit import edit_flow
 from ..samplers.latents import with_samples
+from ..techniques.choice import ALL_HEADS
 from .inputs import EDITING, Registry, cfg_input, seed_input
 from .node import Node
 
@@ -83,7 +84,7 @@ class FlowEdit(Node):
                     "registry",
                     optional=True,
                     tooltip="Layers in which the target attends as the source does, as in EntropyGuidedEdit. Connect "
-                    "it to keep more of the layout and motion. live and per_head of EntropyRegister must be off.",
+                    "it to keep more of the layout and motion.",
                 ),
             ],
             outputs=[io.Latent.Output("latent", tooltip="The edited picture or clip.")],
@@ -105,13 +106,13 @@ class FlowEdit(Node):
         seed: int,
         registry: AttentionRegistry | None = None,
     ) -> io.NodeOutput:
+        layers, choice = "", ALL_HEADS
         if registry is not None:
-            require_whole_layers(registry, cls.node_name)
             require_model(registry, model, cls.node_name)
-        layers = "" if registry is None else registry.selector
+            layers, choice = choice_for(model, registry, cls.node_name) if registry.selected else ("", ALL_HEADS)
         edit = Settings(source_cfg, target_cfg, skip_steps, averages, seed)
         prompts = Prompts(source, target, negative)
-        samples = edit_flow(model, prompts, edit, sigmas, latent_image, layers, cls.node_name)
+        samples = edit_flow(model, prompts, edit, sigmas, latent_image, layers, cls.node_name, choice)
         return io.NodeOutput(with_samples(latent_image, samples))
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..attention.registry import SELECTABLE, AttentionRegistry, selector_for
+from ..attention.registry import SELECTABLE, AttentionRegistry, choice_for
 from ..attention.sites import features_of, select_sites, sites_of
 from ..techniques import plug_and_play
+from ..techniques.choice import ALL_HEADS, Choice
 from .checks import InputError
 from .inputs import EDITING, Registry, percent_inputs
 from .node import Node
@@ -45,8 +46,7 @@ class PlugAndPlay(Node):
                 Registry.Input(
                     "registry",
                     optional=True,
-                    tooltip="Layers from EntropyRegister (live and per_head off) or SelectAttentionLayers. If "
-                    "connected, layers is ignored.",
+                    tooltip="Layers from EntropyRegister or SelectAttentionLayers. If connected, layers is ignored.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, for EntropyGuidedEdit or FlowEdit.")],
@@ -62,12 +62,14 @@ class PlugAndPlay(Node):
         end_percent: float = 1.0,
         registry: AttentionRegistry | None = None,
     ) -> io.NodeOutput:
+        choice: Choice = ALL_HEADS
         if registry is not None:
-            layers = selector_for(model, registry, cls.node_name)
+            layers, choice = choice_for(model, registry, cls.node_name)
         elif not layers.strip():
             layers = ", ".join(site.name for site in select_sites(sites_of(model), "output", ["spatial"])[1:])
-        technique = plug_and_play.PlugAndPlay()
-        blocks = _first_block(model, layers) if features else ""
+        technique = plug_and_play.PlugAndPlay(choice)
+        # of layers that are ranked anew at each step, the block is that of those which were selected
+        blocks = _first_block(model, layers if registry is None else registry.selector) if features else ""
         return tapped(model, technique, cls, SELECTABLE, layers, start_percent, end_percent, features=blocks)
 
 

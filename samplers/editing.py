@@ -33,6 +33,7 @@ from ..attention.keys import PAIRS
 from ..attention.sites import UnknownModelError, known_family
 from ..noise.streams import frames_axis
 from ..techniques.branches import OfClip, branches_of
+from ..techniques.choice import ALL_HEADS, Choice
 from ..techniques.pairs import UNPAIRED, UnpairedBranchError
 from ..techniques.prompt_to_prompt import Alignment
 from .animatediff import AnimateDiff
@@ -67,7 +68,8 @@ class Prompts:
 class Edit:
     """What is replaced, and how strongly each clip is guided.
 
-    ``layers``: a selector of self-attention layers (:func:`..attention.sites.select_sites`), "" for none. ``cross_map``
+    ``layers``: a selector of self-attention layers (:func:`..attention.sites.select_sites`), "" for none, and at which
+    of their heads (:mod:`..techniques.choice`). ``cross_map``
     takes all cross-attention layers instead, ``map_and_cross`` and ``blend`` those, too, by ``alignment``. At
     ``source_cfg`` 1 the source has no negative branch, and both of the target's take from its positive one; at
     cross-attention none does. ``mask``: (H, W) or (frames, H, W) of any size, 0 where the target keeps the source, 1
@@ -82,6 +84,7 @@ class Edit:
     end_percent: float = 1.0
     mask: Tensor | None = None
     alignment: Alignment | None = None
+    choice: Choice = ALL_HEADS
 
 
 def sample_edit(

@@ -34,6 +34,7 @@ from latent_preview import prepare_callback
 from torch import Tensor
 
 from ..noise.streams import Indices, generator, plain_noise
+from ..techniques.choice import ALL_HEADS, Choice
 from .editing import Edit, EditGuider, Prompts, require_editable
 from .latents import require_falling, require_levels, samples_for
 from .unfit import explain_unfit_inputs
@@ -131,8 +132,10 @@ def edit_flow(
     latent: Mapping[str, Any],
     layers: str,
     asked_by: str,
+    choice: Choice = ALL_HEADS,
 ) -> Tensor:
-    """The samples of the edited ``latent``. SIGMAS, LATENT as ComfyUI's; ``layers`` as in :class:`.editing.Edit`.
+    """The samples of the edited ``latent``. SIGMAS, LATENT as ComfyUI's; ``layers``, ``choice`` as in
+    :class:`.editing.Edit`.
 
     Raises:
         ValueError: ``model`` is no flow model, or an input does not fit the others.
@@ -142,7 +145,7 @@ def edit_flow(
     _require_flow(model)
     sigmas = _levels_left(model, sigmas, edit.skip_steps)
     samples = _clip(model, latent)
-    both = Edit(layers, "map", cfg=edit.target_cfg, source_cfg=edit.source_cfg)
+    both = Edit(layers, "map", cfg=edit.target_cfg, source_cfg=edit.source_cfg, choice=choice)
     guider = EditGuider(model, prompts, both, samples.shape, asked_by)
     with explain_unfit_inputs(model, {"samples": samples}, **vars(prompts)):
         edited = guider.sample(

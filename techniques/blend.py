@@ -50,6 +50,10 @@ class WordMasks(Technique):
     _means: dict[tuple[int, ...], Tensor] = field(default_factory=dict, init=False)
     """Over the layers, each in the size of the largest."""
 
+    @property
+    def is_measuring(self) -> bool:
+        return self._measures
+
     @contextmanager
     def measures(self) -> Iterator[None]:
         """What was measured before is forgotten."""
@@ -144,18 +148,17 @@ class Blend(Replacement):
 
     masks: WordMasks | None = None
 
-    def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
-        if self.pairs.are_apart:
-            return super().attend(call, proceed)
-        donors = self.pairs.donors(call.branches)
+    def _see(self, call: AttentionCall) -> None:
+        if self.masks is None or not self.masks.is_measuring:  # that call of the source comes once more
+            super()._see(call)
+
+    def _replaced(self, call: AttentionCall, donors: Sequence[int], proceed: Proceed) -> Tensor:
+        branches = len(call.branches)
         targets = [n for n, donor in enumerate(donors) if donor != n]
         out = proceed(call.q, call.k, call.v)
-        if not targets:
-            return out
         target, source = call.only(targets), call.only([donors[n] for n in targets])
         as_source = proceed(source.q, source.k, target.v, branches=source.branches)
-        blended = self._blended(target, rows_of(out, len(call.branches), targets), as_source)
-        return with_rows(out, len(call.branches), targets, blended)
+        return with_rows(out, branches, targets, self._blended(target, rows_of(out, branches, targets), as_source))
 
     def _from_partner(self, call: AttentionCall, given: Given[AttentionCall], proceed: Proceed) -> Tensor:
         own, as_source = proceed(call.q, call.k, call.v), super()._from_partner(call, given, proceed)

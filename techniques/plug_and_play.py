@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .branches import rows_of
+from .choice import ALL_HEADS, Choice
 from .pairs import UNPAIRED, UnpairedBranchError, pairs_in
 from .replacement import Replacement
 from .technique import AttentionCall, FeaturesCall, Proceed, Stage, Technique
@@ -24,16 +25,20 @@ from .technique import AttentionCall, FeaturesCall, Proceed, Stage, Technique
 
 @dataclass(frozen=True)
 class PlugAndPlay(Technique):
-    """The technique, in edits alone."""
+    """The technique, in edits alone. ``choice``: the heads whose map is taken; features have none."""
 
+    choice: Choice = ALL_HEADS
     stage = Stage.MAPS
     supports_chunks = True
     by_frame = True
     takes_from_source = True
 
+    def begin(self) -> None:
+        self.choice.begin()
+
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         pairs = pairs_in(call, "PlugAndPlay")
-        return Replacement("map", pairs.source_of, pairs.partner).attend(call, proceed)
+        return Replacement("map", pairs.source_of, pairs.partner, self.choice).attend(call, proceed)
 
     def transform(self, call: FeaturesCall) -> Tensor:
         pairs = pairs_in(call, "PlugAndPlay")

@@ -7,7 +7,8 @@ exchanged for the source's before the layer attends.
     key_value   softmax(Q_t K_sᵀ / √c) V_s    (MasaCtrl, arXiv 2304.08465)
     value       softmax(Q_t K_tᵀ / √c) V_s
 
-No map is ever computed on its own, and nothing outlives the layer.
+No map is ever computed on its own, and nothing outlives the layer. Where single heads are replaced, the others attend
+for themselves; which ones, the entropies of the source's maps say (:mod:`.choice`), as it is these that are handed on.
 
 Prompts that differ in length are in calls of their own, which go through the layers in step. Where text and picture
 attend together, only the picture's part can then be exchanged; the target's text stays. In ``map`` a picture's query
@@ -18,14 +19,15 @@ scores the picture's keys as the source's does, and the text's keys by itself, i
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .branches import rows_of
+from .branches import rows_of, with_rows
+from .choice import ALL_HEADS, NONE, Choice, Heads, with_heads
 from .pairs import Given, Pairs, Partner, UnpairedBranchError
 from .technique import AttentionCall, Proceed, Stage, Technique
 
@@ -41,11 +43,13 @@ _FROM_SOURCE: dict[Taken, tuple[bool, bool, bool]] = {
 @dataclass(frozen=True)
 class Replacement(Technique):
     """The technique: every branch whose uuid is in ``source_of`` takes from the branch with the uuid found there: one
-    of the same call or, while ``partner`` runs, of the source's. None there: from none."""
+    of the same call or, while ``partner`` runs, of the source's. None there: from none. It takes the heads that
+    ``choice`` has for the branch that it takes from."""
 
     taken: Taken
     source_of: MutableMapping[Any, Any]
     partner: Partner | None = None
+    choice: Choice = ALL_HEADS
     stage = Stage.MAPS
     supports_chunks = True
     by_frame = True
@@ -54,13 +58,37 @@ class Replacement(Technique):
     def pairs(self) -> Pairs:
         return Pairs(self.source_of, self.partner)
 
+    def begin(self) -> None:
+        self.choice.begin()
+
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
+        self._see(call)
         if self.pairs.are_apart:
             given = self.pairs.given(call, proceed)
-            return proceed(call.q, call.k, call.v) if given is None else self._from_partner(call, given, proceed)
-        branches, donors = len(call.branches), self.pairs.donors(call.branches)
-        if donors == list(range(branches)):
+            if given is None:
+                return proceed(call.q, call.k, call.v)
+            chosen = [self.choice.heads(given.call, n) for n in range(len(call.branches))]
+            if not any(chosen):
+                return proceed(call.q, call.k, call.v)
+            return _at_heads(call, self._from_partner(call, given, proceed), chosen, proceed)
+        donors = self.pairs.donors(call.branches)
+        chosen = [NONE if donor == n else self.choice.heads(call, donor) for n, donor in enumerate(donors)]
+        donors = [donor if chosen[n] else n for n, donor in enumerate(donors)]
+        if donors == list(range(len(donors))):
             return proceed(call.q, call.k, call.v)
+        replaced = self._replaced(call, donors, proceed)
+        all_heads = frozenset(range(call.heads))  # of those that take from none, nothing was replaced
+        return _at_heads(call, replaced, [heads or all_heads for heads in chosen], proceed)
+
+    def _see(self, call: AttentionCall) -> None:
+        """Of the sources' maps, what the next step's choice is made by."""
+        sources = [n for n, (_, tag) in enumerate(call.branches) if tag not in self.source_of]
+        if sources:
+            self.choice.see(call if len(sources) == len(call.branches) else call.only(sources))
+
+    def _replaced(self, call: AttentionCall, donors: Sequence[int], proceed: Proceed) -> Tensor:
+        """The output where every branch takes from the one at its place in ``donors``, with all heads."""
+        branches = len(call.branches)
         query, key, value = _FROM_SOURCE[self.taken]
         q, k, v = (
             rows_of(x, branches, donors) if taken else x
@@ -88,6 +116,19 @@ class Replacement(Technique):
         if self.taken == "value":
             return proceed(call.q, call.k, call.with_frame(call.v, v))
         return _with_pictures_map(call, source, proceed)
+
+
+def _at_heads(call: AttentionCall, replaced: Tensor, chosen: Sequence[Heads], proceed: Proceed) -> Tensor:
+    """``replaced`` at the chosen heads of each branch; with the others it attends for itself."""
+    places = [n for n, heads in enumerate(chosen) if len(heads) < call.heads]
+    if not places:
+        return replaced
+    branches = len(call.branches)
+    here = call if len(places) == branches else call.only(places)
+    own = proceed(here.q, here.k, here.v, branches=here.branches)
+    pairs = zip(places, own.chunk(len(places)), rows_of(replaced, branches, places).chunk(len(places)), strict=True)
+    rows = torch.cat([with_heads(call, plain, taken, chosen[n]) for n, plain, taken in pairs])
+    return with_rows(replaced, branches, places, rows)
 
 
 def _are_alike(call: AttentionCall, source: AttentionCall) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from coherence.attention.forms import Form, inflated
-from coherence.attention.registry import AttentionRegistry, RegistryError, model_names, selector_for
+from coherence.attention.registry import AttentionRegistry, RegistryError, choice_for, model_names
 from coherence.demo.model import load_model
 from coherence.nodes.editing import EntropyGuidedEdit
 from coherence.nodes.entropy_register import SelectAttentionLayers
@@ -109,7 +109,7 @@ def test_a_compiled_model_is_the_same_model(unet, told):
     assert model_names(compiled) == model_names(unet)
     before = replace(registry_of(unet), network="OptimizedModule")  # as it was once written
     for model, registry in ((compiled, registry_of(unet)), (unet, before), (unet, registry_of(compiled))):
-        assert selector_for(model, registry, "test") == registry_of(unet).selector
+        assert choice_for(model, registry, "test")[0] == registry_of(unet).selector
     assert told() == []
 
 
@@ -117,7 +117,7 @@ def test_what_a_file_calls_its_model_makes_no_long_message(unet):
     registry = registry_of(unet)
     for other in (replace(registry, model="x" * 10**6), replace(registry, layers=long_names(registry))):
         with pytest.raises(RegistryError, match="xxx") as told:
-            selector_for(unet, other, "test")
+            choice_for(unet, other, "test")
         assert len(str(told.value)) < 500
 
 

@@ -6,7 +6,7 @@ import json
 import comfy.samplers
 import pytest
 import torch
-from coherence.attention.registry import AttentionRegistry, RegistryError, selector_for
+from coherence.attention.registry import AttentionRegistry, RegistryError
 from coherence.attention.sites import NoSuchSiteError
 from coherence.client.errors import PromptError
 from coherence.client.server import outputs
@@ -253,10 +253,3 @@ def perturbed_clip(model, registry, steps: int) -> torch.Tensor:
         return guider.sample(
             noise, start.latent["samples"], comfy.samplers.sampler_object("euler"), start.sigmas, seed=3
         )
-
-
-@pytest.mark.parametrize("how", ["live", "per_head"])
-def test_nodes_that_act_at_whole_layers_refuse_heads_and_live_ranking(unet, how):
-    registry = register(unet, **{how: True}).args[0]
-    with pytest.raises(RegistryError, match=r"^Node: the registry chooses .* Turn live and per_head"):
-        selector_for(unet, registry, "Node")
