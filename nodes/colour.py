@@ -58,7 +58,7 @@ class MatchClipColour(Node):
             display_name="Match Clip Colour",
             category=COLOUR,
             description="Matches a clip's colours to reference frames, such as its own first frame or the clip before "
-            "it. It removes the drift of brightness, contrast and saturation that builds up when clips continue each "
+            "it. It reduces the drift of brightness, contrast and saturation that builds up when clips continue each "
             "other, without adding flicker.",
             search_aliases=[
                 "color match",

@@ -27,9 +27,9 @@ class GEAdapterTrain(Node):
             node_id="GEAdapterTrain",
             display_name="GE-Adapter Train",
             category=TUNING,
-            description="Trains a GE-Adapter on short clips: a small LoRA that makes neighbouring frames change "
-            "evenly, and tokens that go before the prompt. A trained adapter works on other clips too. Your model is "
-            "not changed.",
+            description="Trains a GE-Adapter on short clips: a small LoRA, with a loss that asks neighbouring frames "
+            "to change evenly, and tokens that go before the prompt. A trained adapter can be used on other clips, "
+            "too. Your model is not changed.",
             search_aliases=["train", "ge-adapter", "temporal lora", "frame consistency", "video training"],
             inputs=_inputs(),
             outputs=[

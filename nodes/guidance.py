@@ -64,7 +64,7 @@ class IEGuidanceCFG(Node):
             node_id="IEGuidanceCFG",
             display_name="IE Guidance (IE-Adapt)",
             category=CATEGORY,
-            description="Improves pictures and clips without training: it steers every step by comparing the "
+            description="Guidance for pictures and clips without training: it steers every step by comparing the "
             "registered layers' output under uniform and identity attention. For any sampler; put it last, just "
             "before the sampler.",
             search_aliases=ALIASES,

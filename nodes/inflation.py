@@ -24,7 +24,7 @@ def _weights_input(node: str) -> io.Input:
         "weights",
         optional=True,
         tooltip="Weights from OneShotTune with this node, or from LoadSTAM. Leave it empty to tune from the start: "
-        f"{node} then adds nothing to the features.",
+        f"of {node} only the attention among frames acts then.",
     )
 
 

@@ -16,7 +16,7 @@ class Pix2VideoGuidance(Node):
             node_id="Pix2VideoGuidance",
             display_name="Pix2Video Guidance",
             category="coherence/guidance",
-            description="Reduces flicker: in the first half of the steps it pulls each frame towards the previous one. "
+            description="Against flicker: in the first half of the steps it pulls each frame towards the previous one. "
             "Works with any model and sampler, but not with sound; put it last, just before the sampler. Combine it "
             "with Cross-Frame Attention (first_and_previous), as Pix2Video does.",
             search_aliases=["pix2video", "guided latent update", "flicker", "temporal consistency", "zero-shot video"],

@@ -19,7 +19,7 @@ class VidToMe(Node):
             display_name="Video Token Merging (VidToMe)",
             category=ATTENTION,
             description="Merges similar tokens of the frames of a clip before they attend, so that frames share their "
-            "details and attention costs less. For SD1.5, SD2, SDXL, Anima and Cosmos-Predict2; the latent's batch is "
+            "details and fewer tokens attend. For SD1.5, SD2, SDXL, Anima and Cosmos-Predict2; the latent's batch is "
             "the clip.",
             search_aliases=["vidtome", "token merging", "tome", "zero-shot video editing", "temporal consistency"],
             inputs=[

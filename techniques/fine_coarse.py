@@ -1,8 +1,10 @@
-"""Fine-coarse frame attention, EI²'s FFAM (supplement §B; inferred where the main paper is not public).
+"""Fine-coarse frame attention, EI²'s FFAM (written from the supplement, §B, which
+leaves its form open: averages of ``pool`` × ``pool`` keys).
 
 A frame's queries see the fine patches of their own frame and coarse ones of all others: keys and values are
 [own frame; average-pooled keys of every other frame], with self-attention's own weights. ``pool`` 1 is full
-space-time attention; a clip of one frame is self-attention.
+space-time attention; a clip of one frame is self-attention. Of equal frames it is not, as means are not the tokens:
+untuned it changes a clip that stands still.
 """
 
 from __future__ import annotations

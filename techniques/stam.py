@@ -1,10 +1,10 @@
-"""STAM, EI²'s shift-restricted temporal attention (supplement §B; the main paper's text is not public).
+"""STAM, EI²'s shift-restricted temporal attention (written from the supplement, §A.5 and §B).
 
 STAM(z) = z + L̄inear(Āttention(IC(z), IC(z))), over frames, for every position of a clip. LayerNorm gives way to
 instance centring, IC(z) = z − mean over frames, and ‖W_L‖ = ‖W_v‖ = 1, so the residual can neither move the mean of
 the features by more than its bias nor enlarge their covariance: ‖Cov(residual)‖ ≤ ‖Σ‖ (Proposition 3).
 
-Inferred, not in the text we have: IC has no scale or shift of its own; the norm is the spectral one (the Frobenius
+Inferred, not in the supplement: IC has no scale or shift of its own; the norm is the spectral one (the Frobenius
 norm nearly switches STAM off); and a gate, tanh of a scalar that starts at 0, so that an untuned STAM is the identity.
 """
 

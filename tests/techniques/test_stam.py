@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from coherence.attention.sites import Site
+from coherence.techniques.cross_frame import CrossFrame
 from coherence.techniques.fine_coarse import FineCoarse, GridError, coarse
 from coherence.techniques.stam import STAM, UNIT, keep_unit, tensors_of, unit
 from coherence.techniques.technique import AttentionCall
@@ -302,6 +303,18 @@ def test_the_order_of_the_other_frames_does_not_matter(seed, order, grid):
     q, k, v = qkv(seed, 4, grid)
     moved = [x[[0, *order]] for x in (k, v)]
     assert largest(fine_coarse(q, k, v, 4, grid, 2)[0] - fine_coarse(q, *moved, 4, grid, 2)[0]) < EXACT
+
+
+@pytest.mark.parametrize("keys", ["first", "previous", "first_and_previous"])
+def test_a_clip_that_stands_still_is_changed_by_coarse_keys_alone(keys):
+    q, k, v = (x.expand(4, -1, -1) for x in qkv(0, 1, (4, 6)))
+    alone = attend(q, k, v, 2)
+    assert largest(fine_coarse(q, k, v, 4, (4, 6), 2) - alone) > 0.1 * largest(alone)
+    assert largest(fine_coarse(q, k, v, 4, (4, 6), 1) - alone) < EXACT
+    site = Site("input.1.attn1", 0, "spatial", 2, None)
+    call = AttentionCall(q, k, v, 2, site, ((0, None),), (0, 1, 2, 3), 1.0, grid=(4, 6))
+    crossed = CrossFrame(keys).attend(call, lambda q, k, v: attend(q, k, v, 2))
+    assert largest(crossed - alone) < EXACT
 
 
 def test_it_takes_heads_that_are_already_apart():
