@@ -94,7 +94,7 @@ def tokens_of_prompt(clip: Any, conditioning: list, texts: Sequence[str]) -> Wor
     for text in dict.fromkeys(texts[:MOST_TEXTS]):
         ((made, _), *more) = clip.encode_from_tokens_scheduled(clip.tokenize(text))
         if not more and made.shape == given.shape and _alike(made, given):
-            return word_tokens(clip, Text.of(text), given.shape[1])
+            return word_tokens(clip, Text.of(text), conditioning[0])
     told = "prompt is empty" if not texts else "prompt is not the text that clip made it of"
     raise WordsError(
         f"The text of conditioning is not known: {told}. Write that text into prompt, and connect the clip that "

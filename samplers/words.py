@@ -87,8 +87,8 @@ class WordTokens:
     """The words of one prompt in its conditioning.
 
     ``tokens``: of each of ``words`` the positions of its tokens, of all text encoders, in order. A word that shares its
-    only token with another has that one; empty if it has none at all. ``length``: how many tokens the conditioning has;
-    ``chunks``: their parts, each with a beginning and an end of its own.
+    only token with another has that one; empty if it has none at all. ``length``: how many tokens layers attend
+    to; ``chunks``: their parts, each with a beginning and an end of its own.
     """
 
     words: tuple[str, ...]
@@ -104,18 +104,24 @@ class WordTokens:
         return [tuple(sorted({token for each in self.tokens[n : n + size] for token in each})) for n in found]
 
 
-def word_tokens(clip: Any, text: Text, length: int) -> WordTokens:
-    """Where the words of ``text`` lie among the ``length`` tokens that ``clip`` (ComfyUI's CLIP) made of
-    ``text.escaped``.
+def word_tokens(clip: Any, text: Text, entry: Sequence) -> WordTokens:
+    """Where the words of ``text`` lie among the tokens that layers attend to, for ``entry`` (tensor and options), the
+    one of the conditioning that ``clip`` (ComfyUI's CLIP) made of ``text.escaped``.
 
     WordsError where that cannot be told.
     """
     made: Mapping[str, list] = clip.tokenize(text.escaped, return_word_ids=True)
     empty: Mapping[str, list] = clip.tokenize("", return_word_ids=True)
+    length, encoder = entry[0].shape[1], _read_anew(entry)
     tokens: list[list[int]] = [[] for _ in text.words]
     chunks: list[Place] = []
     loaded = {name: sum(map(len, each)) for name, each in made.items() if _is_loaded(clip, name)}
+    if encoder:
+        length = loaded[encoder]
+        loaded = {encoder: length}
     for name, offset in _layout(loaded, length).items():
+        if text.words and not any(token[2] for chunk in made[name] for token in chunk):
+            raise _unknown(clip, "it does not tell which tokens are the prompt's")
         position = offset
         for chunk in made[name]:
             start, position = position, position + len(chunk)
@@ -125,7 +131,21 @@ def word_tokens(clip: Any, text: Text, length: int) -> WordTokens:
             if any(not 0 <= position + offset < length for position in positions):
                 raise _unknown(clip, f"the word {text.words[word]!r} is not among its {length} tokens")
             tokens[word] += [position + offset for position in positions]
+    if (further := _padded_to(entry) - length) > 0:
+        length += further
+        chunks[-1] = Place(chunks[-1].start, length)
     return WordTokens(text.words, tuple(map(tuple, tokens)), length, tuple(chunks))
+
+
+def _read_anew(entry: Sequence) -> str:
+    """The encoder whose tokens the model makes of the conditioning's: Anima's adapter, which is given T5's."""
+    return "t5xxl" if entry[1].get("t5xxl_ids") is not None else ""
+
+
+def _padded_to(entry: Sequence) -> int:
+    """How many tokens the model makes of fewer: Anima adds zeros, LTX-2 registers."""
+    options = entry[1]
+    return 512 if _read_anew(entry) else 1024 if options.get("unprocessed_ltxav_embeds") else 0
 
 
 def _layout(sizes: Mapping[str, int], length: int) -> dict[str, int]:
@@ -164,7 +184,7 @@ def _tokenizer(clip: Any, name: str) -> Any:
 def _unknown(clip: Any, reason: str) -> WordsError:
     return WordsError(
         f"The words cannot be told among the tokens of this text encoder ({type(clip.tokenizer).__name__}): {reason}. "
-        "Use a CLIP, T5, Qwen or Llama text encoder."
+        "Use a CLIP, T5, Gemma, Qwen or Llama text encoder."
     )
 
 

@@ -11,6 +11,7 @@ from coherence.nodes.token_flow import TokenFlow
 from coherence.samplers.replacing import AlignmentError
 from coherence.techniques.replacement import UnpairedBranchError
 from editing_runs import demo_run, longer, stepwise, tiny_run
+from tiny_text import tiny_umt5
 from watching import difference
 from word_edits import StoredWords, aligned
 
@@ -151,3 +152,30 @@ def test_what_an_alignment_cannot_do_is_refused_with_the_reason(unet, tiny_model
         run.edit(replace="blend", alignment=replace(alignment, edited=()))
     with pytest.raises(UnknownModelError, match="text and picture share one attention"):
         tiny_run(tiny_models, "flux").edit(replace="map_and_cross")
+
+
+def test_words_of_wans_own_text_encoder_are_edited_as_with_the_maps_in_memory(tiny_models):
+    """UMT5, whose vocabulary comes inside the checkpoint, and the tokens that it writes itself."""
+    clip = tiny_umt5()
+    texts = ("a large red star over a background", "a large silver star over a blue background")
+    source, target, alignment, report = AlignPrompts.execute(clip, *texts).args
+    here, there = ([token for token, _ in clip.tokenize(text)["umt5xxl"][0]] for text in texts)
+    pieces = clip.tokenizer.clip_umt5xxl.tokenizer
+    taken = {
+        (pieces.decode([here[i]]), pieces.decode([there[j]]))
+        for j in range(len(there))
+        for i in alignment.mapper[:, j].nonzero().flatten().tolist()
+        if here[i] != there[j]
+    }
+    assert all("red" in one or one in "red" for one, other in taken), taken
+    assert all(other in "silver" for one, other in taken), taken
+    inserted = [pieces.decode([there[j]]) for j in range(len(there)) if not alignment.mapped[j]]
+    assert "".join(inserted) == "blue"
+    assert "red → silver: replaced" in report
+
+    run = tiny_run(tiny_models, "wan21", steps=1)
+    negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    run = replace(run, source=source, target=target, negative=negative)
+    effect, error = effect_and_error(run, "cross_map", alignment)
+    assert effect > 1e-3
+    assert error < max(1e-4, effect / 100)
