@@ -7,19 +7,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+from animatediff_layout import animate
+from coherence.attention import families
+from coherence.attention.sites import family_of as family_of_model
 from coherence.demo.model import load_model
 from coherence.samplers.lockstep import Lockstep, NothingToTakeError
 from coherence.techniques.pairs import Pairs, UnpairedBranchError
 from comfy.model_management import InterruptProcessingException
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
-from editing_runs import StoredMaps, demo_run, halves, longer, stepwise, tiny_run
-from tiny_models import RELATIVES
+from editing_runs import StoredMaps, demo_run, halves, longer, stepwise, tiny_run, told_in
+from tiny_models import FAMILIES, RELATIVES
 from watching import difference
 
-PICTURES = ["flux", "sd3", "qwen_image", "z_image", "krea2"]
-VIDEOS = ["wan21", "cogvideox", "ltxv", "hunyuan_video"]
-ADDED = [name for name in RELATIVES if name not in ("MiniMax H3", "Z-Image Omni")]
-"""MiniMax H3 refuses edits; Z-Image Omni is of Z-Image's class."""
+WITHOUT = {"sd15", "sd20", "sdxl", "svd", "MiniMax H3"}
+"""SVD's prompt is one token, MiniMax H3 refuses edits, and the demo model is of the other UNets' class."""
+EDITED = ["eps", "animatediff", *(name for name in (*FAMILIES, *RELATIVES) if name not in WITHOUT)]
+EXACT = 1e-4
 FURTHER = 3  # tokens of the target's prompt
 
 
@@ -33,21 +36,36 @@ def run_of(tiny_models, unet):
     """Source and target differ in length, and so do they and the negative."""
 
     def run_of(name, **settings):
-        run = demo_run(unet, **settings) if name == "eps" else tiny_run(tiny_models, name, **settings)
+        run = run_on(tiny_models, unet, name, **settings)
         return replace(run, target=longer(run.target, FURTHER), negative=longer(run.negative, 1))
 
     return run_of
 
 
-@pytest.mark.parametrize("name", ["eps", *VIDEOS, *PICTURES, *ADDED])
-def test_prompts_of_other_lengths_edit_as_with_all_maps_in_memory(run_of, name):
-    run = run_of(name)
+def run_on(tiny_models, unet, name, **settings):
+    """On the demo model, on it with AnimateDiff's motion, or on a small model of a family."""
+    if name in ("eps", "animatediff"):
+        return demo_run(animate(unet) if name == "animatediff" else unet, **settings)
+    return tiny_run(tiny_models, name, **settings)
+
+
+@pytest.mark.parametrize("name", EDITED)
+def test_prompts_of_20_and_23_tokens_edit_as_with_all_maps_in_memory(tiny_models, unet, name):
+    """From where float32 does not cancel."""
+    run = told_in(run_on(tiny_models, unet, name, start=0.2), 20, 23, 21)
     target, source = run.edit()
     expected, plain = stepwise(run, StoredMaps(), "*", 4.0, 4.0)
-    effect = difference(run.edit(layers="")[0], expected)
-    assert effect > 1e-3
-    assert difference(source, plain) < 1e-3
-    assert difference(target, expected) < max(1e-3, effect / 100)
+    assert difference(run.edit(layers="")[0], expected) > 200 * EXACT
+    assert difference(source, plain) < EXACT
+    assert difference(target, expected) < EXACT
+
+
+def test_every_family_that_takes_edits_is_among_them(tiny_models, unet):
+    def family_of(name):
+        model = unet if name in ("eps", "animatediff") else tiny_models.load(name)
+        return family_of_model(model.get_model_object("diffusion_model")).name
+
+    assert {family_of(name) for name in EDITED} == {family.name for family in families.FAMILIES if not family.one_row}
 
 
 @pytest.mark.parametrize("what", ["key_value", "value"])

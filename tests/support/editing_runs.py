@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -59,9 +59,14 @@ class Run:
     steps: int = 2
     sampler: Sampler | str = "euler"
     latent: dict | None = None
+    start: float = 0.0
+    """Where given, the run is one step from there; 0 is pure noise, 1 the clip."""
 
     @property
     def sigmas(self) -> torch.Tensor:
+        if self.start:
+            sampling = self.model.get_model_object("model_sampling")
+            return torch.tensor([float(sampling.percent_to_sigma(self.start)), 0.0])
         return calculate_sigmas(self.model.get_model_object("model_sampling"), "simple", self.steps)
 
     @property
@@ -130,6 +135,20 @@ def longer(prompt: list, tokens: int) -> list:
         rest["attention_mask"] = torch.nn.functional.pad(rest["attention_mask"], (0, tokens), value=1)
     generator = torch.Generator().manual_seed(7)
     return [[torch.cat([text, torch.randn(1, tokens, text.shape[-1], generator=generator)], dim=1), rest]]
+
+
+def told_in(run: Run, source: int, target: int, negative: int) -> Run:
+    """The run with other prompts, of so many tokens."""
+
+    def of_length(prompt: list, tokens: int, seed: int) -> list:
+        [[text, rest]] = prompt
+        masked = {"attention_mask": torch.ones(1, tokens, dtype=torch.long)} if "attention_mask" in rest else {}
+        generator = torch.Generator().manual_seed(seed)
+        return [[torch.randn(1, tokens, text.shape[-1], generator=generator), rest | masked]]
+
+    prompts = zip((run.source, run.target, run.negative), (source, target, negative), (11, 12, 13), strict=True)
+    made = dict(zip(("source", "target", "negative"), (of_length(*each) for each in prompts), strict=True))
+    return replace(run, **made)
 
 
 def stepwise(
