@@ -20,8 +20,7 @@ def align_prompts(clip: Any, source_text: str, target_text: str) -> tuple[list, 
     _require_weights(source, target)
     encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(each.escaped)) for each in (source, target)]
     here, there = (
-        word_tokens(clip, text, conditioning[0])
-        for text, conditioning in zip((source, target), encoded, strict=True)
+        word_tokens(clip, text, conditioning[0]) for text, conditioning in zip((source, target), encoded, strict=True)
     )
     words = align_words(source.words, target.words)
     weighted = [one for one, other in words.pairs if target.weights[other] is not None]

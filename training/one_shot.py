@@ -37,8 +37,6 @@ class Settings:
     gradient_checkpointing: bool = False
     precision: Precision = "auto"
     seed: int = 0
-    gate_rate: float = GATE_RATE
-    """At 0 STAM stays closed, and the queries alone are tuned: for study."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +87,9 @@ def tune(
                 denoiser.enable_checkpointing()
             loss_of = _Loss(denoiser, settings)
             needed = _require_memory(loss_of, modules, settings)
-            named = [*modules.named_parameters()]
-            gates = [p for name, p in named if name.endswith("gate")]
             groups: list[Group] = [
-                {"params": [p for name, p in named if not name.endswith("gate")]},
-                {"params": gates, "rate": settings.gate_rate},
+                {"params": [p for name, p in modules.named_parameters() if not name.endswith("gate")]},
+                {"params": [p for name, p in modules.named_parameters() if name.endswith("gate")], "rate": GATE_RATE},
             ]
             groups = [group for group in groups if group["params"]]
             return needed, fit(groups, loss_of, Schedule(settings.steps, settings.learning_rate), after_step)

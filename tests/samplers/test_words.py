@@ -126,7 +126,9 @@ def test_a_tokenizer_that_does_not_tell_the_prompts_tokens_is_refused():
     class Silent(SD1Tokenizer):
         def tokenize_with_weights(self, text, return_word_ids=False, **how):
             made = super().tokenize_with_weights(text, return_word_ids, **how)
-            return {name: [[(*each[:2], 0)[: len(each)] for each in row] for row in rows] for name, rows in made.items()}
+            return {
+                name: [[(*each[:2], 0)[: len(each)] for each in row] for row in rows] for name, rows in made.items()
+            }
 
     with pytest.raises(WordsError, match="does not tell which tokens are the prompt's"):
         word_tokens(clip_with(Silent()), Text.of("a cat"), entry(77))

@@ -105,16 +105,6 @@ def test_every_tensor_is_learned_and_says_what_it_was_learned_on(model, ei2):
     assert ei2.parameters == sum(x.numel() for x in weights.tensors.values())
 
 
-def test_a_closed_gate_leaves_the_tuning_to_the_queries(model, usual):
-    """EI²'s frame attention without STAM, which adds nothing, and learns nothing."""
-    closed = tuned(put(model, EI2), gate_rate=0.0).weights.tensors
-    gates = [name for name in closed if name.endswith("gate")]
-    assert gates
-    assert not any(closed[name] for name in gates)
-    assert any(usual.weights.tensors[name] for name in gates)
-    assert all(closed[name].any() for name in closed if name.endswith(("attn1.weight", "attn2.weight")))
-
-
 def test_weights_are_tuned_in_fp32_whatever_is_computed_in(model, usual):
     learned = tuned(put(model, EI2), precision="bf16")
     assert {x.dtype for x in learned.weights.tensors.values()} == {torch.float32}
