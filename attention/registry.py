@@ -185,6 +185,14 @@ def _require_selected(model: ModelPatcher, registry: AttentionRegistry, asked_by
         )
 
 
+def choice_if_any(model: ModelPatcher, registry: AttentionRegistry, asked_by: str) -> tuple[str, Where]:
+    """As :func:`choice_for`, but a registry that selects none gives no layers."""
+    if registry.selected:
+        return choice_for(model, registry, asked_by)
+    require_model(registry, model, asked_by)
+    return "", ALL_HEADS
+
+
 def choice_for(model: ModelPatcher, registry: AttentionRegistry, asked_by: str) -> tuple[str, Where]:
     """The layers of ``model`` to put a technique on, for :func:`.tap.tap`, and at which of their heads it acts.
 

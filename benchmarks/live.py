@@ -79,24 +79,31 @@ def runs_of(subject: Subject, what: str) -> dict[str, Callable[[], Any]]:
 
     found = {FIXED: fixed, LIVE: ranked(live=True), HEADS: ranked(live=True, per_head=True)}
     made = {name: _run(subject, what, each) for name, each in found.items()}
-    module = pack({"guidance": "samplers.ie_guidance", "edit": "nodes.editing"}.get(what, "nodes.perturbation"))
-    choose = module.choice_for
-    module.choice_for = lambda *how: (choose(*how)[0], kept_to_the_first(choose(*how)[1]))
+    place, name = {
+        "guidance": ("samplers.ie_guidance", "choice_for"),
+        "edit": ("nodes.editing", "choice_if_any"),
+        "perturbation": ("nodes.perturbation", "choice_for"),
+    }[what]
+    module = pack(place)
+    choose = getattr(module, name)
+
+    def measuring_choice(*how: Any) -> Any:
+        layers, choice = choose(*how)
+        return layers, kept_to_the_first(choice)
+
+    def measuring() -> None:
+        setattr(module, name, measuring_choice)
+        try:
+            run()
+        finally:
+            setattr(module, name, choose)
+
+    setattr(module, name, measuring_choice)
     try:
-        made[MEASURING] = _run(subject, what, found[LIVE])
-        if is_edit:  # which asks for the choice when it runs
-            inner, patched = made[MEASURING], module.choice_for
-
-            def measuring() -> None:
-                module.choice_for = patched
-                try:
-                    inner()
-                finally:
-                    module.choice_for = choose
-
-            made[MEASURING] = measuring
+        run = _run(subject, what, found[LIVE])
     finally:
-        module.choice_for = choose
+        setattr(module, name, choose)
+    made[MEASURING] = measuring  # an edit asks for the choice when it runs, the others before
     return {name: made[name] for name in (FIXED, MEASURING, LIVE, HEADS)}
 
 

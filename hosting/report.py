@@ -45,8 +45,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--target", metavar="TEXT", help="that prompt, with what the edit changes")
 
 
-MODEL_OPTIONS = ("checkpoint", "loader", "vae", "clip", "clip_type", "clip_vision", "video", "device", "frames", "size")
-MODEL_OPTIONS += ("steps", "seeds", "cfg", "prompt", "target")
+_FILES = ("checkpoint", "loader", "vae", "clip", "clip_type", "clip_vision", "video")
+MODEL_OPTIONS = (*_FILES, "device", "frames", "size", "steps", "seeds", "cfg", "prompt", "target")
 
 
 def _of_model(arguments: argparse.Namespace) -> list[str]:

@@ -7,12 +7,12 @@ from comfy.samplers import Sampler
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention.registry import AttentionRegistry, choice_for, require_model
+from ..attention.registry import AttentionRegistry, choice_if_any
 from ..samplers.editing import Edit, Prompts, sample_edit
 from ..samplers.latents import with_samples
 from ..samplers.replacing import REPLACES, Replace
 from ..samplers.trajectory import Trajectory
-from ..techniques.choice import ALL_HEADS
+from ..techniques.choice import ALL_HEADS, Choice
 from ..techniques.prompt_to_prompt import Alignment
 from .inputs import EDITING, PromptAlignment, Registry, TrajectoryType, cfg_input, percent_inputs
 from .node import Node
@@ -155,10 +155,10 @@ class EntropyGuidedEdit(Node):
         trajectory: Trajectory | None = None,
         alignment: Alignment | None = None,
     ) -> io.NodeOutput:
-        layers, choice = registry.selector, ALL_HEADS
+        choice: Choice = ALL_HEADS
+        layers = registry.selector
         if replace != "cross_map":  # which does not use it
-            require_model(registry, model, cls.node_name)
-            layers, choice = choice_for(model, registry, cls.node_name) if registry.selected else ("", ALL_HEADS)
+            layers, choice = choice_if_any(model, registry, cls.node_name)
         edit = Edit(layers, replace, cfg, source_cfg, start_percent, end_percent, mask, alignment, choice)
         prompts = Prompts(source, target, negative)
         start = (noise, sampler, sigmas, latent_image)

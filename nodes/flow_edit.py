@@ -6,12 +6,12 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention.registry import AttentionRegistry, choice_for, require_model
+from ..attention.registry import AttentionRegistry, choice_if_any
 from ..samplers.editing import Prompts
 from ..samplers.flow_edit import FlowEdit as Settings
 from ..samplers.flow_edit import edit_flow
 from ..samplers.latents import with_samples
-from ..techniques.choice import ALL_HEADS
+from ..techniques.choice import ALL_HEADS, Choice
 from .inputs import EDITING, Registry, cfg_input, seed_input
 from .node import Node
 
@@ -106,10 +106,10 @@ class FlowEdit(Node):
         seed: int,
         registry: AttentionRegistry | None = None,
     ) -> io.NodeOutput:
-        layers, choice = "", ALL_HEADS
+        choice: Choice = ALL_HEADS
+        layers = ""
         if registry is not None:
-            require_model(registry, model, cls.node_name)
-            layers, choice = choice_for(model, registry, cls.node_name) if registry.selected else ("", ALL_HEADS)
+            layers, choice = choice_if_any(model, registry, cls.node_name)
         edit = Settings(source_cfg, target_cfg, skip_steps, averages, seed)
         prompts = Prompts(source, target, negative)
         samples = edit_flow(model, prompts, edit, sigmas, latent_image, layers, cls.node_name, choice)

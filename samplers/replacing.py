@@ -102,12 +102,12 @@ class Replacing:
         self._words: AlignedMaps | None = None
         self._masks: WordMasks | None = None
         if replace in _OF_WORDS:
-            self._words = AlignedMaps("map", {}, partner, alignment=alignment)
+            self._words = AlignedMaps("map", {}, partner, alignment)
         if replace == "blend" and edit.layers and alignment is not None:
             self._masks = WordMasks(alignment.edited, len(alignment.mapper))
-            self._own = Blend("map", self.pairs.source_of, partner, edit.choice, self._masks)
+            self._own = Blend("map", self.pairs.source_of, partner, self._masks, choice=edit.choice)
         elif replace != "cross_map" and edit.layers:
-            self._own = Replacement(_TAKEN.get(replace, "map"), self.pairs.source_of, partner, edit.choice)
+            self._own = Replacement(_TAKEN.get(replace, "map"), self.pairs.source_of, partner, choice=edit.choice)
         self._others_take = False
 
     @property

@@ -38,7 +38,7 @@ class PlugAndPlay(Technique):
 
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         pairs = pairs_in(call, "PlugAndPlay")
-        return Replacement("map", pairs.source_of, pairs.partner, self.choice).attend(call, proceed)
+        return Replacement("map", pairs.source_of, pairs.partner, choice=self.choice).attend(call, proceed)
 
     def transform(self, call: FeaturesCall) -> Tensor:
         pairs = pairs_in(call, "PlugAndPlay")

@@ -20,7 +20,7 @@ scores the picture's keys as the source's does, and the text's keys by itself, i
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -49,7 +49,7 @@ class Replacement(Technique):
     taken: Taken
     source_of: MutableMapping[Any, Any]
     partner: Partner | None = None
-    choice: Choice = ALL_HEADS
+    choice: Choice = field(default=ALL_HEADS, kw_only=True)
     stage = Stage.MAPS
     supports_chunks = True
     by_frame = True

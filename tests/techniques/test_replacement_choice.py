@@ -94,7 +94,7 @@ def test_calls_in_step_give_the_same(taken, chosen):
     source, target = ([SOURCE_NEGATIVE, SOURCE], [TARGET_NEGATIVE, TARGET])
     given = Given(call_of(source), proceed_of(call_of(source)))
     partner = SimpleNamespace(is_running=True, take=lambda: given, give=lambda value: None)
-    technique = Replacement(taken, PAIRS, partner, ByBranch(chosen))
+    technique = Replacement(taken, PAIRS, partner, choice=ByBranch(chosen))
     made = technique.attend(call_of(target), proceed_of(call_of(target)))
     torch.testing.assert_close(made, expected(taken, chosen, target), rtol=0, atol=1e-12)
     assert torch.equal(technique.attend(given.call, given.proceed), attention(given.call))
@@ -116,7 +116,7 @@ def test_the_sources_maps_of_the_step_before_choose_for_each_branch_whatever_the
     first = {SITES[3].name: frozenset(range(HEADS))}
     live = Live(2, False, first)
     partner = SimpleNamespace(is_running=apart, give=lambda value: None)
-    technique = Replacement("map", PAIRS, partner, live)
+    technique = Replacement("map", PAIRS, partner, choice=live)
     technique.begin()
     for site in SITES:
         branches = [SOURCE_NEGATIVE, SOURCE] if apart else BRANCHES
