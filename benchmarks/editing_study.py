@@ -356,12 +356,12 @@ def main() -> None:
     )
     blocks = []
     # the first ones, whatever they look like
-    for each in records[:4] if has_peers else [each[0] for each in of.values()]:
+    for each in records[:3] if has_peers else [each[0] for each in of.values()]:
         shown = ["source", *(way for way in (ways if has_peers else ON_SHEET) if way in ways)]
         drawn = {name: strip(out / each["key"] / f"{name}.png") for name in shown}
         blocks.append(("“{}”\n→ “{}”".format(*each["prompts"]), drawn))
     name = "editing_study" + "_video" * is_video + "_peers" * has_peers
-    print(publish(name, out, arguments.publish, text, chart, sheet(blocks, side=96)))
+    print(publish(name, out, arguments.publish, text, chart, sheet(blocks, side=80 if has_peers else 96)))
 
 
 if __name__ == "__main__":
