@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from coherence.demo.model import load_model
 from coherence.demo.shapes import SHAPES, Scene, draw
 from coherence.hosting.provision import PACK
 from coherence.metrics.ranks import spearman
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 sys.path.append(str(PACK / "benchmarks"))
 import claims
 import covariate_shift
+import editing_memory
 import figures
 import guidance
 import harness
@@ -366,3 +368,13 @@ def test_a_chart_draws_every_series_for_every_way():
     figure = figures.rows_chart("title", "subtitle", ["x", "yy"], {"m": ("M", ".1f")}, {"one": values, "two": values})
     points = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert [point.get_xdata()[0] for point in points] == pytest.approx([0.5, 1, 0.5, 1])
+
+
+@pytest.mark.parametrize(("replace", "limit"), [("map", 1.25), ("blend", 1.4)])
+def test_an_edit_needs_little_more_memory_than_plain_sampling_of_both_clips(replace, limit):
+    """No map and no step is stored; ``blend`` evaluates the source once more, beside."""
+    model = load_model()
+    plain, edit = harness.sampling(model, 8, 64), editing_memory.editing(model, 4, 64, replace)
+    with torch.inference_mode():
+        plain()  # loads the model
+        assert harness.peak_of(edit) < limit * harness.peak_of(plain)
