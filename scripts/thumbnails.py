@@ -41,17 +41,27 @@ class StandIn:
         denoise: Share of the noise that the workflow's video gets, which takes the place of what would have
             conditioned the frames by it; 1: there is no video.
         kind: Of the demo model.
+        steps: In place of a distilled model's few.
     """
 
     text: str
     denoise: float = 1.0
     kind: str = "image"
     source: str = ""
+    steps: int = 0
 
 
 STAND_INS = {
     "zs2_lora": StandIn("a large white star in the centre on a blue background"),
     "zs2_controlnet": StandIn("a large purple circle on a white background", 0.6),
+    "zs2_pose_schedule": StandIn("a large purple circle on a white background", 0.7, steps=8),
+    "animatediff_guidance": StandIn("a green star moving right on a red background", kind="video", steps=10),
+    "animatediff_lightning_edit": StandIn(
+        "a blue star moving right on a red background",
+        kind="video",
+        source="a green star moving right on a red background",
+        steps=8,
+    ),
     "rave_controlnet": StandIn("a large orange circle on a white background", 0.6),
     "zs2_instruct_pix2pix": StandIn("a large orange circle on a white background", 0.6),
     "zs2_flux": StandIn("a large yellow star in the centre on a blue background"),
@@ -72,6 +82,8 @@ BYPASSED = {
     "ModelSamplingSD3": ("model",),
 }
 """Nodes that the demo model cannot use: the inputs that stand for their outputs."""
+WITHOUT = ("CLIPVisionLoader", "CLIPVisionEncode")
+"""Nodes that are bypassed, as those of missing packs are: their models are too large to come along."""
 SMALL = {"width": 128, "height": 128, "size": 128, "cfg": 5.0, "cfg_conds": 5.0, "source_cfg": 5.0}
 
 
@@ -81,7 +93,7 @@ def with_demo_model(prompt: Prompt, stand_in: StandIn) -> Prompt:
     for key, node in prompt.items():
         named.setdefault(node["class_type"], key)
         if node["class_type"] == "CheckpointLoaderSimple":
-            node |= {"class_type": "CoherenceDemoModel", "inputs": {}}
+            node |= {"class_type": "CoherenceDemoModel", "inputs": {"kind": stand_in.kind}}
         if node["class_type"] == "CLIPTextEncode":
             texts = {"Negative": "", "Source": stand_in.source}
             node["inputs"]["text"] = texts.get(node["_meta"]["title"].partition(" ")[0], stand_in.text)
@@ -92,7 +104,8 @@ def with_demo_model(prompt: Prompt, stand_in: StandIn) -> Prompt:
             how = {"model": ["demo", 0], "scheduler": "karras", "steps": 20, "denoise": 1.0}
             node |= {"class_type": "BasicScheduler", "inputs": how}
             named["BasicScheduler"] = key
-        node["inputs"] |= {name: value for name, value in SMALL.items() if name in node["inputs"]}
+        small = SMALL | ({"steps": stand_in.steps, "scheduler": "karras"} if stand_in.steps else {})
+        node["inputs"] |= {name: value for name, value in small.items() if name in node["inputs"]}
     load = named.get("CheckpointLoaderSimple", "demo")
     if load == "demo":
         prompt[load] = {"class_type": "CoherenceDemoModel", "inputs": {"kind": stand_in.kind}}
@@ -116,6 +129,34 @@ def relink(prompt: Prompt, key: str, links: list[list[Any]]) -> None:
         for name, value in node["inputs"].items():
             if isinstance(value, list) and value[0] == key:
                 node["inputs"][name] = links[value[1]]
+
+
+def without_what_is_missing(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
+    """The workflow with such nodes bypassed."""
+    for node in workflow["nodes"]:
+        if node["type"] in WITHOUT or (node["type"] not in object_info and "Note" not in node["type"]):
+            node["mode"] = 4
+    return workflow
+
+
+def frames_of(files: list[tuple[str, bytes]]) -> list[Image.Image]:
+    """Of the animated WEBP among the files, else of the video. Of three pictures side by side the outer ones."""
+    name, data = max(files, key=lambda file: file[0].endswith(".webp"))
+    if name.endswith(".webp"):
+        with Image.open(io.BytesIO(data)) as image:
+            return [frame.copy() for frame in ImageSequence.Iterator(image)]
+    import av
+
+    with av.open(io.BytesIO(data)) as container:
+        frames = [frame.to_image() for frame in container.decode(video=0)]
+    height, width = frames[0].height, frames[0].width
+    if width < 2.5 * height:
+        return frames
+    for place, frame in enumerate(frames):
+        frames[place] = Image.new("RGB", (2 * height + GAP, height), "white")
+        frames[place].paste(frame.crop((0, 0, height, height)), (0, 0))
+        frames[place].paste(frame.crop((width - height, 0, width, height)), (height + GAP, 0))
+    return frames
 
 
 def thumbnail(clip: list[Image.Image], beside: list[Image.Image]) -> Image.Image:
@@ -148,16 +189,16 @@ def main() -> None:
     with start(options.comfyui) as server:
         object_info = server.object_info()
         for path in sorted(FOLDER.glob("*.json")):
-            prompt = to_prompt(json.loads(path.read_text("utf-8")), object_info)
-            makes_a_clip = any(node["class_type"] == "SaveAnimatedWEBP" for node in prompt.values())
+            workflow = without_what_is_missing(json.loads(path.read_text("utf-8")), object_info)
+            prompt = to_prompt(workflow, object_info)
+            makes_a_clip = any(node["class_type"] in ("SaveAnimatedWEBP", "SaveVideo") for node in prompt.values())
             if not makes_a_clip or (options.names and path.stem not in options.names):
                 continue
             if path.stem in STAND_INS:
                 prompt = with_demo_model(prompt, STAND_INS[path.stem])
             entry = server.queue(prompt)
-            (clip,) = (file for file in outputs(entry) if file["filename"].endswith(".webp"))
-            with Image.open(io.BytesIO(server.download(clip))) as image:
-                frames = [frame.copy() for frame in ImageSequence.Iterator(image)]
+            files = [file for file in outputs(entry) if file["filename"].endswith((".webp", ".mp4"))]
+            frames = frames_of([(file["filename"], server.download(file)) for file in files])
             beside = []
             if path.stem in STAND_INS:
                 beside = [Image.open(io.BytesIO(server.download(file))) for file in outputs(entry, "temp")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import signal
 import sys
@@ -132,8 +131,9 @@ def object_info(server) -> dict:
 def to_api(object_info):
     """A workflow's file as a prompt for the server."""
     from coherence.client.workflow import to_prompt
+    from shipped import runnable
 
-    return lambda path: to_prompt(json.loads(path.read_text("utf-8")), object_info)
+    return lambda path: to_prompt(runnable(path), object_info)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """What a table's columns mean in a prompt, by the inputs that a real server tells of."""
 
 import pytest
-from coherence.batching.tables import Cell
+from coherence.batching.tables import Cell, read_table
 from coherence.batching.variations import find_input, make_runs, run_key
 from coherence.client.errors import ComfyError
 from coherence.hosting.provision import PACK
@@ -115,3 +115,9 @@ def test_a_key_names_what_is_asked_and_nothing_else(one, other, name):
     assert (run_key(one) == run_key(other)) == (one == other)
     renamed = {key: node | {"_meta": {"title": name}} for key, node in reversed(one.items())}
     assert run_key(renamed) == run_key(one)
+
+
+@pytest.mark.parametrize(("name", "count"), [("zs2_grid", 6), ("zs2_prompts", 55)])
+def test_the_example_tables_fit_the_workflow_that_they_are_for(zs2, object_info, name, count):
+    runs = make_runs(zs2, read_table(PACK / "batching" / "examples" / f"{name}.yaml"), object_info)
+    assert len({run_key(run.prompt) for run in runs}) == len(runs) == count

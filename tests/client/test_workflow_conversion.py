@@ -11,7 +11,7 @@ from coherence.client.workflow import to_prompt
 from comfyui_version import __version__
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from shipped import WORKFLOWS
+from shipped import WORKFLOWS, runnable
 
 DRAWN_BY_SCRIPTS = {"CustomCombo", "ImageCompare", "Load3D", "Preview3D", "SaveGLB"}
 """Core nodes with widgets that exist in the frontend's code alone: no object_info tells of them."""
@@ -95,7 +95,7 @@ def test_comfyuis_own_workflows_convert_as_in_the_browser(page, object_info):
 
 def test_the_packs_workflows_convert_as_in_the_browser(page, object_info):
     for path in WORKFLOWS:
-        workflow = json.loads(path.read_text("utf-8"))
+        workflow = runnable(path)
         ours, theirs = to_prompt(workflow, object_info), page.evaluate(TO_PROMPT, workflow)
         assert without_titles(ours) == without_titles(theirs), path.name
 

@@ -10,14 +10,26 @@ import av
 import numpy as np
 import pytest
 import torch
-from coherence.client.errors import PromptError
+from coherence.client.errors import ComfyError, PromptError
 from coherence.client.server import outputs
 from coherence.client.workflow import to_prompt
 from coherence.hosting.provision import PACK, PACK_NAME
 from coherence.nodes.cross_frame import CrossFrameAttention
 from coherence.nodes.momentum import TemporalMomentumAttention
 from PIL import Image
-from shipped import FOR_CHECKPOINTS, FRAMES, MODEL_FILES, TAKING_VIDEOS, WORKFLOWS, ZS2, frames_of, inputs_of, small
+from shipped import (
+    ANIMATEDIFF,
+    FOR_CHECKPOINTS,
+    FRAMES,
+    LEFT_OUT,
+    MODEL_FILES,
+    TAKING_VIDEOS,
+    WORKFLOWS,
+    ZS2,
+    frames_of,
+    inputs_of,
+    small,
+)
 from tiny_models import FAMILIES, sample
 from tiny_models.stand_ins import STAND_INS
 
@@ -52,6 +64,9 @@ def test_a_template_is_listed_and_served_with_its_thumbnail(server, path):
 
 WITHOUT = {
     "zs2_controlnet": ("ControlNetApplyAdvanced", {"strength": 0.0}),
+    "zs2_pose_schedule": ("ControlNetApplyAdvanced", {"strength": 0.0}),
+    "animatediff_guidance": ("IEGuidanceCFG", {"scale": 0.0}),
+    "animatediff_lightning_edit": ("EntropyGuidedEdit", {"start_percent": 1.0}),
     "zs2_lora": ("LoraLoader", {"strength_model": 0.0}),
     "zs2_instruct_pix2pix": ("CoherenceDemoClip", {"colour": "green"}),
     "zs2_flux": ("TemporalMomentumAttention", {"mu": 0.0}),
@@ -108,6 +123,16 @@ def test_the_models_that_workflows_load_are_told_on_a_help_page_and_stood_in_for
     assert loaded == STAND_INS.keys()
     pages = "".join((PACK / "web" / "docs" / f"{node}.md").read_text("utf-8") for node in TELLING)
     assert not [name for name in loaded if f"`{name.split('/')[1]}` ({name.split('/')[0]})" not in pages]
+
+
+@pytest.mark.parametrize("name", [name for name, nodes in LEFT_OUT.items() if ANIMATEDIFF in nodes])
+def test_a_workflow_whose_pack_is_missing_is_refused_by_name_and_its_note_says_where_it_is(object_info, name):
+    workflow = json.loads((PACK / "workflows" / f"{name}.json").read_text("utf-8"))
+    with pytest.raises(ComfyError, match=f"nodes that this ComfyUI does not know: {ANIMATEDIFF}"):
+        to_prompt(workflow, object_info)
+    notes = "".join(node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote")
+    assert "**It needs the pack ComfyUI-AnimateDiff-Evolved**" in notes
+    assert "https://github.com/Kosinkadink/ComfyUI-AnimateDiff-Evolved" in notes
 
 
 # Videos of the user ---------------------------------------------------------------------------------------------

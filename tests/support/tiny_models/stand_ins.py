@@ -15,6 +15,7 @@ STAND_INS: dict[str, Callable[[Path], None]] = {
     "checkpoints/dreamshaper_8.safetensors": partial(unets.write_as_safetensors, config=unets.SD15, seed=17),
     IP2P: partial(unets.write_as_safetensors, config=unets.IP2P, seed=16),
     "controlnet/control_v11p_sd15_canny_fp16.safetensors": adapters.write_controlnet,
+    "controlnet/control_v11p_sd15_openpose_fp16.safetensors": adapters.write_controlnet,
     "loras/blindbox_V1Mix.safetensors": adapters.write_lora,
     "diffusion_models/flux-2-klein-4b-fp8.safetensors": pictures.write_flux2,
     "text_encoders/qwen_3_4b.safetensors": adapters.write_text_encoder_as_safetensors,
