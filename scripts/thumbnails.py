@@ -144,11 +144,12 @@ def frames_of(files: list[tuple[str, bytes]]) -> list[Image.Image]:
     name, data = max(files, key=lambda file: file[0].endswith(".webp"))
     if name.endswith(".webp"):
         with Image.open(io.BytesIO(data)) as image:
-            return [frame.copy() for frame in ImageSequence.Iterator(image)]
-    import av
+            frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(image)]
+    else:
+        import av
 
-    with av.open(io.BytesIO(data)) as container:
-        frames = [frame.to_image() for frame in container.decode(video=0)]
+        with av.open(io.BytesIO(data)) as container:
+            frames = [frame.to_image() for frame in container.decode(video=0)]
     height, width = frames[0].height, frames[0].width
     if width < 2.5 * height:
         return frames

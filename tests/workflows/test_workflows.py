@@ -66,7 +66,7 @@ WITHOUT = {
     "zs2_controlnet": ("ControlNetApplyAdvanced", {"strength": 0.0}),
     "zs2_pose_schedule": ("ControlNetApplyAdvanced", {"strength": 0.0}),
     "animatediff_guidance": ("IEGuidanceCFG", {"scale": 0.0}),
-    "animatediff_lightning_edit": ("EntropyGuidedEdit", {"start_percent": 1.0}),
+    "animatediff_lightning_edit": ("EntropyGuidedEdit", {"start_percent": 0.4}),
     "zs2_lora": ("LoraLoader", {"strength_model": 0.0}),
     "zs2_instruct_pix2pix": ("CoherenceDemoClip", {"colour": "green"}),
     "zs2_flux": ("TemporalMomentumAttention", {"mu": 0.0}),
