@@ -361,7 +361,7 @@ def main() -> None:
         drawn = {name: strip(out / each["key"] / f"{name}.png") for name in shown}
         blocks.append(("“{}”\n→ “{}”".format(*each["prompts"]), drawn))
     name = "editing_study" + "_video" * is_video + "_peers" * has_peers
-    print(publish(name, out, arguments.publish, text, chart, sheet(blocks, side=80 if has_peers else 96)))
+    print(publish(name, out, arguments.publish, text, chart, sheet(blocks, side=72 if has_peers else 96)))
 
 
 if __name__ == "__main__":

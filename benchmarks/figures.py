@@ -224,11 +224,11 @@ def sheet(
     return made
 
 
-def slim(path: Path) -> None:
-    """Give a PNG a palette of 64 colours, which takes a fourth of the bytes: the package for the registry has to stay
-    small."""
+def slim(path: Path, colours: int = 64) -> None:
+    """Give a PNG a palette, which takes a fourth of the bytes: the package for the registry has to stay small. Lines
+    and points do with 32 colours, colour maps do not."""
     with Image.open(path) as picture:
-        few = picture.convert("RGB").quantize(64, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+        few = picture.convert("RGB").quantize(colours, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
     few.save(path, optimize=True)
 
 
@@ -255,7 +255,7 @@ def publish(
         (place / f"{name}.md").write_text(words.rstrip() + "\n", "utf-8")
         if chart:
             chart.savefig(place / f"{name}.png", dpi=100)
-            slim(place / f"{name}.png")
+            slim(place / f"{name}.png", colours=32)
             if place is PICTURES:
                 as_webp(place / f"{name}.png")
         if pictures:

@@ -46,4 +46,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
     sys.path[:0] = [str(parser.parse_args().comfyui.resolve()), str(PACK)]
-    icon().save(PACK / "icon.png", optimize=True)
+    icon().quantize(64).save(PACK / "icon.png", optimize=True)

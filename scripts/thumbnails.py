@@ -178,7 +178,7 @@ def thumbnail(clip: list[Image.Image], beside: list[Image.Image]) -> Image.Image
 def save_thumbnail(workflow: Path, clip: list[Image.Image], beside: list[Image.Image]) -> Path:
     """As the template browser finds it: beside its workflow."""
     path = workflow.with_suffix(".jpg")
-    thumbnail(clip, beside).save(path, quality=64, optimize=True, progressive=True)
+    thumbnail(clip, beside).save(path, quality=45, optimize=True, progressive=True)
     return path
 
 
