@@ -234,7 +234,6 @@ def claims(records: list[Json]) -> list[Claim]:
         say("2307.10373", "TokenFlow is steadier than PnP frame by frame", "TokenFlow", "PnP", "consistency"),
         say("2307.10373", "TokenFlow follows the clip's motion better than PnP", "TokenFlow", "PnP", "warped", -1),
         say("2312.10656", "VidToMe is steadier than PnP frame by frame", "VidToMe", "PnP", "consistency"),
-        say("2312.10656", "VidToMe takes less memory than PnP", "VidToMe", "PnP", "memory", -1),
         say("2310.05922", "FLATTEN follows the clip's motion better than PnP", "FLATTEN", "PnP", "warped", -1),
         say("2303.12688", "Pix2Video is steadier than a plain edit", "Pix2Video", PLAIN, "consistency"),
         say("2303.17599", "vid2vid-zero keeps the form better than a plain edit", "vid2vid-zero", PLAIN, "form"),
