@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 NODES = [node.GET_SCHEMA().node_id for node in asyncio.run(CoherenceExtension().get_node_list())]
 VALUES = Path(__file__).resolve().parents[1] / "support" / "given_values"
-TRIES = 12 if settings().max_examples <= 100 else settings().max_examples
+TRIES = 8 if settings().max_examples <= 100 else settings().max_examples
 AS_COMFYUI = {("IEGuider", "positive", "another model's"), ("IEGuider", "negative", "another model's")}
 """Its guider fails as ComfyUI's CFGGuider does on a prompt that is another model's, with ComfyUI's words."""
 WITHOUT_A_FILE = ("LoadAttentionRegistry", "LoadMomentum")
