@@ -1,4 +1,4 @@
-"""Samples pictures from the demo model and says how many show what their captions ask for.
+"""Samples pictures and clips from the demo models, and says how many pictures show what their captions ask for.
 
 Everything goes through ComfyUI's own loaders, sampler and VAE; :mod:`.reader` reads the pictures.
 """
@@ -15,6 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from torch import Tensor
 
+from .motion import FRAMES
 from .reader import Reading, correct, read
 from .shapes import Scene, caption, draw, random_scene
 
@@ -69,6 +70,20 @@ def sample(
         )
         pictures.append(vae.decode(latents))
     return torch.cat(pictures).float().cpu()
+
+
+@torch.inference_mode()
+def sample_clip(
+    model: ModelPatcher, clip: CLIP, vae: VAE, caption: str, seed: int, *, steps: int = STEPS, cfg: float = CFG
+) -> Tensor:
+    """A clip (FRAMES, 128, 128, 3) in [0, 1] from independent noise."""
+    positive, negative = conditioning(clip, [caption, ""])
+    noise = torch.randn(FRAMES, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
+    still = torch.zeros_like(noise)
+    latents = comfy.sample.sample(
+        model, noise, steps, cfg, SAMPLER, SCHEDULER, [positive], [negative], still, disable_pbar=True, seed=seed
+    )
+    return vae.decode(latents).float().cpu()
 
 
 def conditioning(clip: CLIP, captions: list[str]) -> list[list]:

@@ -15,8 +15,6 @@ from coherence.nodes.demo import CoherenceDemoModel
 from safetensors import safe_open
 from torch import Tensor
 
-GATES = {"colour": 0.98, "background": 0.98, "position": 0.95, "size": 0.90, "shape": 0.85}
-GRAIN = 1.0  # of 255: less than a screen's 8 bits can show
 PSNR = 28.0  # dB
 CAPTION = "a small red star at the top left on a green background"
 
@@ -34,14 +32,6 @@ def demo() -> Any:
     return CoherenceDemoModel.execute().result
 
 
-@pytest.fixture(scope="module")
-def results(demo: Any, artefacts: Path) -> evaluation.Evaluation:
-    """Forty captions, sampled in 10 steps at cfg 5 and read: all are right. The model's card has figures of more."""
-    results = evaluation.evaluate(*demo, count=40, seed=1, steps=10, cfg=5.0)
-    card.save_sheet(results, artefacts / "demo_model.png", count=40, columns=20)
-    return results
-
-
 def encode(clip: Any, text: str) -> list:
     from nodes import CLIPTextEncode
 
@@ -55,31 +45,6 @@ def sampled(unet: Any, clip: Any, text: str = CAPTION, steps: int = 3) -> Tensor
     (empty,) = EmptyLatentImage().generate(128, 128)
     conditioning = encode(clip, text), encode(clip, "")
     return common_ksampler(unet, 5, steps, 5.0, "euler", "normal", *conditioning, empty)[0]["samples"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("attribute", GATES)
-def test_pictures_show_what_the_caption_says(results: evaluation.Evaluation, attribute: str) -> None:
-    assert results.correct[attribute].float().mean() >= GATES[attribute], evaluation.table(results)
-
-
-@pytest.mark.slow
-def test_captions_may_leave_attributes_out(demo: Any) -> None:
-    rng = random.Random(4)
-    scenes = [shapes.random_scene(rng) for _ in range(24)]
-    captions = [f"a {scene.colour} {scene.shape} on a {scene.background} background" for scene in scenes]
-    right = reader.correct(reader.read(evaluation.sample(*demo, captions, seed=4, steps=12)), scenes)
-    assert {name: right[name].float().mean().item() >= 0.9 for name in ("colour", "background", "shape")} == {
-        "colour": True,
-        "background": True,
-        "shape": True,
-    }
-    assert right["position"].float().mean() < 0.5  # nothing was said of it
-
-
-@pytest.mark.slow
-def test_flat_areas_have_no_grain(results: evaluation.Evaluation) -> None:
-    assert results.reading.grain.median() <= GRAIN, evaluation.table(results)
 
 
 def test_the_node_gives_ordinary_objects(demo: Any) -> None:
@@ -118,7 +83,7 @@ def test_vae_round_trip_keeps_rendered_pictures(demo: Any) -> None:
     from nodes import VAEDecode, VAEEncode
 
     _, _, vae = demo
-    pictures = evaluation.rendered(24)
+    pictures = evaluation.rendered(8)
     (latent,) = VAEEncode().encode(vae, pictures)
     (decoded,) = VAEDecode().decode(vae, latent)
     assert decoded.shape == pictures.shape
