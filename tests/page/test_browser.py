@@ -10,8 +10,6 @@ from pages import (
     BLANK,
     SET,
     empty_canvas,
-    forget,
-    new_page,
     open_template,
     press_run,
     require_no_complaint,
@@ -54,17 +52,6 @@ def open_page(page, server) -> None:
     page.goto(server.url)
     page.wait_for_function("() => window.app?.graph && window.LiteGraph?.registered_node_types?.DependencyNoise")
     page.locator("#splash-loader").wait_for(state="detached")
-
-
-@pytest.fixture(scope="module")
-def canvas(browser_context, server):
-    """A page for several tests, for it takes seconds to open."""
-    page = new_page(browser_context)
-    forget(page, server)
-    open_page(page, server)
-    empty_canvas(page)
-    yield page
-    page.close()
 
 
 def scroll_to(page, card) -> None:
@@ -130,9 +117,10 @@ def test_a_nodes_complaint_about_an_input_is_read_in_the_page(blank_page, server
 
 
 @pytest.mark.parametrize("name", BLUEPRINTS)
-def test_a_blueprint_is_found_by_search_inserted_and_run(canvas, artefacts, name):
-    page = canvas
-    page.evaluate("app.graph.clear()")
+def test_a_blueprint_is_found_by_search_inserted_and_run(blank_page, server, artefacts, name):
+    page = blank_page
+    open_page(page, server)
+    empty_canvas(page)
     search_nodes(page, 900, 300).fill(name)
     page.get_by_text("Subgraph Blueprints / Coherence").first.wait_for()
     page.screenshot(path=artefacts / f"blueprint_{SHORT[name]}_found.png")
