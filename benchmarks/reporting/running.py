@@ -51,11 +51,14 @@ def asked_before(experiment: Experiment, folder: Path) -> list[str]:
     return Outcome(**json.loads(path.read_text("utf-8"))).arguments if path.exists() else []
 
 
-def timeless(arguments: Sequence[str]) -> list[str]:
-    """Without the minutes, which change nothing of what was measured to the end."""
-    return [
-        word for before, word in zip(["", *arguments], arguments, strict=False) if "--minutes" not in (before, word)
-    ]
+NOTHING_OF_IT = ("--minutes", "--out", "--comfyui")
+"""Options that change nothing of what is measured to the end: a report's folder may be moved."""
+
+
+def of_figures(arguments: Sequence[str]) -> list[str]:
+    """The arguments on which the figures depend."""
+    pairs = zip(["", *arguments], arguments, strict=False)
+    return [word for before, word in pairs if before not in NOTHING_OF_IT and word not in NOTHING_OF_IT]
 
 
 class Runner:
@@ -128,7 +131,7 @@ class Runner:
         outcome = Outcome(**json.loads(path.read_text("utf-8")))
         arguments = self._arguments(experiment)
         has_figures = (out_of(experiment, self.folder) / experiment.results).exists()
-        is_the_same = timeless(outcome.arguments) == timeless(arguments)
+        is_the_same = of_figures(outcome.arguments) == of_figures(arguments)
         return outcome if has_figures and not outcome.reason and is_the_same else None
 
     def _arguments(self, experiment: Experiment) -> list[str]:

@@ -16,7 +16,7 @@ from claims import Claim, Estimate
 from report import LANES, MINUTES
 from reporting.assembling import assemble
 from reporting.experiments import BUDGETS, COSTS, EXPERIMENTS, PAPERS, Experiment
-from reporting.running import SHARE, Outcome, Runner, timeless
+from reporting.running import SHARE, Outcome, Runner, of_figures
 
 # Experiments ---------------------------------------------------------------------------------------------------------
 
@@ -133,9 +133,10 @@ def test_a_resumed_run_repeats_only_what_gave_nothing(script, tmp_path):
     assert runs(good) == 1, "without resuming, it begins anew in an empty folder"
 
 
-def test_other_minutes_do_not_repeat_what_was_measured_to_the_end():
-    assert timeless(["--clips", "6", "--minutes", "4.9", "--steps", "8"]) == ["--clips", "6", "--steps", "8"]
-    assert timeless(["--clips", "6"]) != timeless(["--clips", "7"])
+def test_other_minutes_or_a_moved_folder_do_not_repeat_what_was_measured_to_the_end():
+    words = ["--comfyui", "DIR", "--out", "FOLDER", "--clips", "6", "--minutes", "4.9", "--steps", "8"]
+    assert of_figures(words) == ["--clips", "6", "--steps", "8"]
+    assert of_figures(["--clips", "6"]) != of_figures(["--clips", "7"])
 
 
 def test_what_was_measured_before_the_time_was_over_is_read(tmp_path):
