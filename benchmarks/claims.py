@@ -188,6 +188,12 @@ class Claim:
         return verdict(self.difference, self.sign, self.tolerance, self.units, self.worth)
 
     @property
+    def is_small(self) -> bool:
+        """Whether it holds, but by less than is worth having."""
+        _, low, high = self.difference
+        return self.verdict == HOLDS and self.sign != 0 and max(abs(low), abs(high)) < (self.worth or 0.0)
+
+    @property
     def p(self) -> float:
         """Of its verdict, before :func:`power.holm`; of what is undecided, the least of those that could decide it."""
         (value, low, high), sign = self.difference, self.sign
@@ -256,6 +262,8 @@ class Claim:
             on += f": the same in all {self.unit}"
         elif self.units < FEWEST:
             on += f": fewer than {FEWEST} {self.unit}"
+        if self.is_small:
+            return f"{on}; clear, but less than is worth having"
         if self.verdict != UNDECIDED:
             return on
         if self.unit not in GATHERED:

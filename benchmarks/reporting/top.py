@@ -38,7 +38,7 @@ def rows_of(claims: Iterable[Claim], costs: Sequence[Cost]) -> list[Row]:
 
 def _row(claim: Claim, use: Use, costs: Sequence[Cost]) -> Row:
     # what is none of a paper's claims gets its advice in the same way
-    found = claim.verdict or _verdict_of(claim)
+    found = NO_GAIN if claim.is_small else claim.verdict or _verdict_of(claim)
     effect = f"{claim.measured} {claim.figure.split(',')[0]}; {claim.units} {claim.unit}"
     taken = next((each for each in costs if use.cost and each.what.startswith(use.cost)), None)
     cost = f"{taken.measured} {taken.what.rpartition(', ')[2]}" if taken else "not measured" if use.cost else ""

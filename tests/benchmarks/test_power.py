@@ -152,6 +152,14 @@ def test_a_figure_that_is_none_of_a_papers_claims_gets_its_advice_by_its_interva
     assert {row.effect[:6]: row.verdict for row in rows} == {"+0.500": HOLDS, "0.000 ": UNDECIDED, "−0.500": FAILS}
 
 
+def test_what_holds_by_less_than_is_worth_having_is_not_advised():
+    small = claim(0.05, 0.01, use=Use("aim", "node", ""))
+    assert small.verdict == HOLDS
+    assert small.basis == "20 clips; clear, but less than is worth having"
+    assert [row.verdict for row in top.rows_of([small], [])] == [NO_GAIN]
+    assert not claim(0.05, 0.06, worth=0.01).is_small
+
+
 def test_among_many_claims_only_what_is_clear_enough_stands():
     weak, strong = claim(0.1, 0.095), claim(0.5, 0.1)
     assert weak.verdict == strong.verdict == HOLDS
