@@ -81,7 +81,7 @@ NEGLIGIBLE = 0.1
 MEASURES = {
     "obeys": ("obeys the prompt", ".1%"),
     "obeys change": ("change of it", "+.1%"),
-    "look": ("has shape, colour and background", ".1%"),
+    "look": ("look as the prompt says", ".1%"),
     "kept": ("SSIM with the first frame", ".3f"),
     "form": ("form", ".3f"),
     "form change": ("change of it", "+.3f"),
