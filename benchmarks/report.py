@@ -29,7 +29,8 @@ from claims import count
 from harness import pack
 from reporting import own, writing
 from reporting.assembling import assemble, require_clean, versions_of
-from reporting.experiments import BUDGETS, EXPERIMENTS, Experiment
+from reporting.experiment import BUDGETS, Experiment
+from reporting.experiments import EXPERIMENTS
 from reporting.gathering import as_before, grown
 from reporting.running import SHORTEST, Runner
 

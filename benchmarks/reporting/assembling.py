@@ -19,7 +19,8 @@ from figures import PACK
 from PIL import Image
 from power import LEVEL, holm
 
-from .experiments import COSTS, PAPERS, Experiment
+from .experiment import COSTS, Experiment
+from .experiments import PAPERS
 from .running import Outcome, out_of
 
 WIDEST = {"chart": 1200, "sheet": 900}

@@ -9,7 +9,7 @@ from pathlib import Path
 from claims import GATHERED, UNDECIDED, Claim
 
 from .assembling import Report
-from .experiments import Experiment
+from .experiment import Experiment
 from .running import asked_before
 
 LEAST, MOST = 24, 400

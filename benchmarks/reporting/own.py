@@ -11,7 +11,7 @@ import own_parts
 from harness import RECORDS, pack
 from users_model import DEMOS, UnusableError, size_of
 
-from .experiments import Experiment
+from .experiment import Experiment
 
 if TYPE_CHECKING:
     from .assembling import About, Report

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .experiments import Experiment
+from .experiment import Experiment
 
 SCRIPTS = Path(__file__).resolve().parent.parent
 DONE, LOG = "done.json", "log.txt"

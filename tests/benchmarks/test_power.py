@@ -19,7 +19,8 @@ import report as script
 from claims import FAILS, FEWEST, HOLDS, NO_GAIN, UNDECIDED, Claim, Cost, Estimate, Use, verdict
 from reporting import top, writing
 from reporting.assembling import Part, Report, require_clean
-from reporting.experiments import BUDGETS, EXPERIMENTS
+from reporting.experiment import BUDGETS
+from reporting.experiments import EXPERIMENTS
 from reporting.gathering import as_before, grown
 from reporting.running import Outcome
 

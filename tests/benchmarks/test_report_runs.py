@@ -15,7 +15,8 @@ sys.path.append(str(PACK / "benchmarks"))
 from claims import Claim, Estimate
 from report import LANES, MINUTES
 from reporting.assembling import assemble
-from reporting.experiments import BUDGETS, COSTS, EXPERIMENTS, PAPERS, Experiment
+from reporting.experiment import BUDGETS, COSTS, Experiment
+from reporting.experiments import EXPERIMENTS, PAPERS
 from reporting.running import SHARE, Outcome, Runner, of_figures
 
 # Experiments ---------------------------------------------------------------------------------------------------------
