@@ -226,7 +226,7 @@ def sheet(
 
 def slim(path: Path, colours: int = 64) -> None:
     """Give a PNG a palette, which takes a fourth of the bytes: the package for the registry has to stay small. Lines
-    and points do with 32 colours, colour maps do not."""
+    and points do with 16 colours, colour maps do not."""
     with Image.open(path) as picture:
         few = picture.convert("RGB").quantize(colours, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
     few.save(path, optimize=True)
@@ -255,7 +255,7 @@ def publish(
         (place / f"{name}.md").write_text(words.rstrip() + "\n", "utf-8")
         if chart:
             chart.savefig(place / f"{name}.png", dpi=100)
-            slim(place / f"{name}.png", colours=32)
+            slim(place / f"{name}.png", colours=16)
             if place is PICTURES:
                 as_webp(place / f"{name}.png")
         if pictures:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
 from torch import Tensor
 
 from ..attention.tap import tap
@@ -92,24 +94,28 @@ def _rounded(x: Tensor | float) -> Any:
     return [round(each, 3) for each in values.tolist()] if values.ndim else round(values.item(), 3)
 
 
+Loaded = tuple[ModelPatcher, CLIP, VAE]
+
+
 @functools.cache
-def _picture_model() -> tuple:
+def _picture_model() -> Loaded:
     return model.load_model(), model.load_clip(), model.load_vae()
 
 
 @functools.cache
-def _video_model() -> tuple:
+def _video_model() -> Loaded:
     return model.load_video_model(), model.load_clip(model.VIDEO_TEXT_ENCODER_FILE), model.load_vae()
 
 
 @functools.cache
-def _momentum_model() -> tuple:
+def _momentum_model() -> Loaded:
     unet, clip, vae = _picture_model()
-    options = {"layers": "*", "kinds": ["spatial"], "asked_by": "gates"}
-    return tap(unet, TemporalMomentum(0.98, ""), **options)[0], clip, vae
+    tapped, _ = tap(unet, TemporalMomentum(0.98, ""), layers="*", kinds=["spatial"], asked_by="gates")
+    return tapped, clip, vae
 
 
 def _answer_picture(question: Question) -> dict[str, Any]:
+    assert isinstance(question.meant, Scene)
     reading = read(sample(*_picture_model(), [question.caption], question.seed))
     return {
         "right": [name for name, right in correct(reading, [question.meant]).items() if right],
