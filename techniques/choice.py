@@ -22,7 +22,7 @@ from .technique import AttentionCall
 
 Heads = frozenset[int]
 NONE: Heads = frozenset()
-MEASURED_ROWS = 256
+MEASURED_ROWS = 128
 """Of a map, where it has more."""
 
 

@@ -88,6 +88,7 @@ class Runner:
     def run(self, experiments: Sequence[Experiment], lanes: int, is_resumed: bool) -> list[Outcome]:
         """In this order, up to ``lanes`` at once; then, one by one, those that want the machine to themselves, for
         which time is set aside."""
+        self._stopped.clear()
         self._forget(experiments, is_resumed)
         alone = [each for each in experiments if each.is_alone]
         beside = [each for each in experiments if not each.is_alone]
@@ -125,14 +126,20 @@ class Runner:
 
     def _kept(self, experiment: Experiment) -> Outcome | None:
         """How it ended before, if it gave its figures."""
+        outcome = self._before(experiment)
+        is_the_same = outcome and of_figures(outcome.arguments) == of_figures(self._arguments(experiment))
+        return outcome if is_the_same else None
+
+    def _before(self, experiment: Experiment) -> Outcome | None:
+        """As ``_kept``, with whatever arguments: in gathering, with fewer clips."""
         path = self._done(experiment)
-        if not path.exists():
+        if not path.exists() or not self._results(experiment).exists():
             return None
         outcome = Outcome(**json.loads(path.read_text("utf-8")))
-        arguments = self._arguments(experiment)
-        has_figures = (out_of(experiment, self.folder) / experiment.results).exists()
-        is_the_same = of_figures(outcome.arguments) == of_figures(arguments)
-        return outcome if has_figures and not outcome.reason and is_the_same else None
+        return None if outcome.reason else outcome
+
+    def _results(self, experiment: Experiment) -> Path:
+        return out_of(experiment, self.folder) / experiment.results
 
     def _arguments(self, experiment: Experiment) -> list[str]:
         return experiment.arguments(self.budget, self.comfyui, out_of(experiment, self.folder), self.pace)
@@ -150,18 +157,23 @@ class Runner:
             seconds = min(experiment.limit(self.budget, self.pace), self.left(reserved))
             if self._stopped.is_set() or self.left(reserved) < SHORTEST:
                 self.say(f"{experiment.name}: no time left")
-                return Outcome(experiment.name, "no time was left for it", 0.0, 0.0, arguments)
+                return self._before(experiment) or Outcome(
+                    experiment.name, "no time was left for it", 0.0, 0.0, arguments
+                )
             out.mkdir(parents=True, exist_ok=True)
+            results, earlier = self._results(experiment), self._before(experiment)
+            written = results.stat().st_mtime_ns if earlier else 0
             self.say(f"{experiment.name}: begins, for {seconds / 60:.1f} min at most")
             began = time.monotonic()
             reason, processor = self._supervise(experiment, arguments, seconds)
             reason = reason.replace(str(out), "FOLDER").replace(str(self.comfyui), "DIR")
             took = time.monotonic() - began
-            results = out / experiment.results
             if not reason and not results.exists():
                 reason = f"it wrote no {experiment.results}"
             outcome = Outcome(experiment.name, reason, took, processor, arguments)
             self.say(f"{experiment.name}: {reason or 'done'}, {took:.0f} s; {max(self.left(), 0) / 60:.1f} min left")
+            if reason and earlier and results.stat().st_mtime_ns == written:
+                return earlier  # its figures are still there
             done = self._done(experiment)
             unfinished = done.with_suffix(".part")
             unfinished.write_text(json.dumps(asdict(outcome), indent=1), "utf-8")

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from coherence.hosting.provision import PACK
@@ -152,6 +153,31 @@ def test_what_was_measured_before_the_time_was_over_is_read(tmp_path):
     assert {claim.units for claim in part.claims} == {7}
     assert part.reason
     assert part.processor == 3.5
+
+
+GROWING = """
+out, count = pathlib.Path(sys.argv[2]), sys.argv[-1]
+if count == "24":
+    time.sleep(60)
+(out / "figures.json").write_text(f"[{count}, 1, 30]")
+"""
+
+
+def test_gathering_goes_on_until_time_is_over_and_keeps_the_last_figures(script, tmp_path):
+    counted = small("growing", script("growing", GROWING))
+    counted = replace(counted, quick="--clips 6", counted_by="--clips")
+    too_many = replace(counted.grown("quick", 24), minutes=(0.05, 0.05))
+    runner = Runner(tmp_path, tmp_path / "measured", "quick", 60.0, 1.0, lambda _: None)
+    figures = []
+    for asked in (counted, counted.grown("quick", 12), too_many, too_many):
+        (outcome,) = runner.run([asked], 1, True)
+        (part,) = assemble([asked], [outcome], tmp_path / "measured", "quick", {}).parts
+        figures.append(part.claims[0].found.value)
+        assert not part.reason
+        if asked is too_many:
+            runner.end = 0.0
+    assert figures == [6, 12, 12, 12]
+    assert "12" in outcome.arguments
 
 
 def test_nothing_is_begun_when_no_time_is_left(script, tmp_path):
