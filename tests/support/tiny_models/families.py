@@ -141,7 +141,7 @@ FAMILIES: dict[str, Family] = {
         base="BaseModel",
         config="SD15",
         latent_shape=(3, 4, 8, 8),
-        context=(77, 768),
+        context=(20, 768),
     ),
     "sd20": _unet(
         file="tiny_sd20.safetensors",
@@ -149,7 +149,7 @@ FAMILIES: dict[str, Family] = {
         base="BaseModel",
         config="SD20",
         latent_shape=(3, 4, 8, 8),
-        context=(77, 1024),
+        context=(20, 1024),
     ),
     "sdxl": _unet(
         file="tiny_sdxl.safetensors",
@@ -157,7 +157,7 @@ FAMILIES: dict[str, Family] = {
         base="SDXL",
         config="KOALA_700M",
         latent_shape=(3, 4, 8, 8),
-        context=(77, 2048),
+        context=(20, 2048),
         extras={"pooled_output": (1, 1280)},
     ),
     "wan21": _video_transformer(
