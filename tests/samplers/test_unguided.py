@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -40,33 +41,47 @@ def unet():
     return load_model()
 
 
+def adapted(model):
+    return train_adapter(model, clips(), replace(QUICK, steps=3))
+
+
+@pytest.fixture(scope="module")
+def plain(unet):
+    """What the plain model gives: figures, maps, an adapter, and the losses of tuning it."""
+    start = demo_start(unet)
+    maps = maps_of(unet, start, step=2, layer="input.1")[1]
+    return SimpleNamespace(
+        start=start,
+        figures=figures_of(unet, start, range(4)),
+        maps=maps,
+        adapter=adapted(unet),
+        losses=tuned(put(unet, TUNE_A_VIDEO)).history.losses,
+    )
+
+
 @pytest.mark.parametrize("name", [name for name in PATCHES if name != "CFGOverride"])
 def test_the_patches_change_what_is_sampled(unet, name):
     assert difference(sample(PATCHES[name](unet), DEMO, steps=4), sample(unet, DEMO, steps=4)) > 1e-3
 
 
 @patched
-def test_a_register_is_that_of_the_plain_model(unet, patch):
-    start = demo_start(unet)
-    assert figures_of(patch(unet), start, range(4)) == figures_of(unet, start, range(4))
+def test_a_register_is_that_of_the_plain_model(unet, plain, patch):
+    assert figures_of(patch(unet), plain.start, range(4)) == plain.figures
 
 
 @patched
-def test_maps_are_those_of_the_plain_model_one_a_frame(unet, patch):
-    start = demo_start(unet)
-    maps, plain = (maps_of(model, start, step=2, layer="input.1")[1] for model in (patch(unet), unet))
-    assert len(maps) == len(start.latent["samples"])
-    assert all(torch.equal(ours.plain, theirs.plain) for ours, theirs in zip(maps, plain, strict=True))
+def test_maps_are_those_of_the_plain_model_one_a_frame(unet, plain, patch):
+    maps = maps_of(patch(unet), plain.start, step=2, layer="input.1")[1]
+    assert len(maps) == len(plain.start.latent["samples"])
+    assert all(torch.equal(ours.plain, theirs.plain) for ours, theirs in zip(maps, plain.maps, strict=True))
 
 
 @patched
-def test_training_is_that_of_the_plain_model(unet, patch):
-    settings = replace(QUICK, steps=3)
-    adapters = [train_adapter(model, clips(), settings) for model in (patch(unet), unet)]
-    assert adapters[0].history.losses == adapters[1].history.losses
-    assert all(torch.equal(x, adapters[1].adapter.lora[name]) for name, x in adapters[0].adapter.lora.items())
-    inflated = put(unet, TUNE_A_VIDEO)
-    assert tuned(patch(inflated)).history.losses == tuned(inflated).history.losses
+def test_training_is_that_of_the_plain_model(unet, plain, patch):
+    trained = adapted(patch(unet))
+    assert trained.history.losses == plain.adapter.history.losses
+    assert all(torch.equal(x, plain.adapter.adapter.lora[name]) for name, x in trained.adapter.lora.items())
+    assert tuned(patch(put(unet, TUNE_A_VIDEO))).history.losses == plain.losses
 
 
 def others_wrapper(apply_model, args):
