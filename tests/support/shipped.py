@@ -31,36 +31,41 @@ ZS2 = PACK / "workflows" / "zs2_text_to_video.json"
 SMALL = {"width": 64, "height": 64, "size": 64, "batch_size": 2, "frames": 2, "steps": 2, "lossless": True}
 SMALL |= {"length": 2, "skip_steps": 0, "refine_iterations": 0, "step": 1}
 """Inputs of a workflow on small random models."""
-SHORTER = {
+_SHORTER = {
     "bilateral_inversion": {"frames": 8, "batch_size": 8},
-    "clip_consistency": {"steps": 8, "frames": 8},
-    "demo_video": {"steps": 8, "batch_size": 8},
-    "edit_generated_clip": {"steps": 8},
-    "edit_real_clip": {"steps": 8},
-    "edit_tokenflow": {"steps": 8, "refine_iterations": 1},
-    "edit_vidtome": {"steps": 8, "refine_iterations": 1},
-    "edit_words": {"steps": 8},
-    "edit_zero_shot": {"steps": 8, "refine_iterations": 1},
-    "ei2_edit": {"steps": 8, "refine_iterations": 1},
-    "ei2_p2p": {"steps": 6},
+    "clip_consistency": {"steps": 5, "frames": 8},
+    "demo_video": {"steps": 6, "batch_size": 8},
+    "edit_generated_clip": {"steps": 5},
+    "edit_real_clip": {"steps": 5},
+    "edit_tokenflow": {"steps": 5, "refine_iterations": 1},
+    "edit_tokenflow_adapter": {"steps": 5, "refine_iterations": 1},
+    "edit_vidtome": {"steps": 5, "refine_iterations": 1},
+    "edit_words": {"steps": 5},
+    "edit_zero_shot": {"steps": 5, "refine_iterations": 1},
+    "ei2_edit": {"steps": 5, "refine_iterations": 1},
+    "ei2_p2p": {"steps": 5},
     "ei2_tune": {"steps": 8},
-    "ge_adapter_apply": {"steps": 8},
+    "entropy_register": {"steps": 6, "measure_steps": "0, 3", "step": 3},
+    "ge_adapter_apply": {"steps": 6},
     "ge_adapter_frame_tokens": {"steps": 6},
     "ge_adapter_train": {"steps": 8},
-    "ie_guidance": {"steps": 6, "measure_steps": "0, 3"},
-    "layer_sweep": {"steps": 4},
-    "null_text": {"steps": 4},
-    "perturbation": {"steps": 6, "measure_steps": "0, 3"},
+    "ie_guidance": {"steps": 4, "measure_steps": "0, 3"},
+    "layer_sweep": {"steps": 3},
+    "null_text": {"steps": 3, "inner_steps": 3},
+    "perturbation": {"steps": 4, "measure_steps": "0, 3"},
     "text2video_zero": {"steps": 10},
     "word_maps": {"steps": 6, "measure_steps": "3-5"},
     "zs2_baselines": {"steps": 8},
-    "zs2_continue_clip": {"steps": 8},
-    "zs2_lcm": {"batch_size": 8},
-    "zs2_long_clip": {"steps": 4},
-    "zs2_loop": {"steps": 8},
+    "zs2_continue_clip": {"steps": 5},
+    "zs2_lcm": {"steps": 6, "batch_size": 8},
+    "zs2_long_clip": {"steps": 4, "batch_size": 24},
+    "zs2_loop": {"steps": 6},
     "zs2_super_resolution": {"steps": 4},
+    "zs2_text_to_video": {"steps": 6, "batch_size": 8},
 }
-"""Of the workflows that draw for long: inputs that make them shorter and nothing else. Clips keep eight frames."""
+SHORTER = {path.stem: {"scale_by": 1} | _SHORTER.get(path.stem, {}) for path in AS_SHIPPED}
+"""Inputs that make the runs of workflows shorter and nothing else: fewer steps, and pictures as large as the model
+draws them. Clips keep eight frames."""
 FRAMES = {"edit_flow": 5, "edit_two_experts": 5, "ie_guidance_video_transformer": 5, "rave_controlnet": 9}
 """Of clips for models that do not take any number (4k + 1), and for a grid of 3 × 3 frames."""
 MODEL_FILES = {

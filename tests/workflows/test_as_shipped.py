@@ -45,13 +45,25 @@ from shipped import (
 pytestmark = pytest.mark.slow
 
 
+OPEN = []
+"""The page, while tests look at it."""
+
+
 @pytest.fixture(scope="module")
 def page(browser_context, server):
     """One for all workflows, with the first of them, opened by its address: the others are loaded into it."""
     opened = new_page(browser_context)
+    OPEN.append(opened)
     open_template(opened, server, ZS2.stem)
     yield opened
     opened.close()
+
+
+@pytest.fixture(autouse=True)
+def _leave_the_page(request):
+    """Before the runs over the API, beside which it would take a sixth of a core to show clips to nobody."""
+    while OPEN and "page" not in request.fixturenames:
+        OPEN.pop().goto("about:blank")
 
 
 @pytest.fixture(scope="module")
