@@ -59,7 +59,7 @@ def inputs_for(model, seed: int = 3, frames: int = 2, steps: int = 3) -> dict:
         "noise": start.noise,
         "sampler": comfy.samplers.sampler_object("dpmpp_2m"),
         "sigmas": start.sigmas,
-        "latent_image": {"samples": torch.zeros(frames, 4, 16, 16)},
+        "latent_image": {"samples": torch.zeros(frames, 4, 8, 8)},
     }
 
 
