@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 from adapter_runs import QUICK, clips
+from coherence.attention.forms import TUNE_A_VIDEO
 from coherence.attention.inflation import inflations_of
 from coherence.demo.model import load_model
 from coherence.hosting.provision import PACK
@@ -24,6 +25,12 @@ from watching import difference
 
 BY_FLAG = pytest.mark.parametrize("flag", FLAGS)
 FP8, BF16, FP16 = "--fp8_e4m3fn-unet", "--bf16-unet", "--fp16-unet"
+FORM_AND_FLAG = pytest.mark.parametrize(
+    ("form", "flag"),
+    [(EI2, FP8), (TUNE_A_VIDEO, FP8), (EI2, BF16), (TUNE_A_VIDEO, FP16)],
+    ids=lambda each: getattr(each, "module", each),
+)
+"""Both forms in the coarsest type; each of the others with one: what is computed differs by type alone."""
 TRIED = [("SD1.5", FP8), ("CogVideoX", BF16), ("LTXV", FP16)]
 """Every flag, and three of the families with a loader: the others differ in nothing that a flag touches."""
 
@@ -117,8 +124,7 @@ def test_new_modules_are_made_in_fp32_and_kept_in_what_the_model_computes_in(for
         assert all(torch.equal(x, expected[name].to(dtype)) for name, x in modules.items())
 
 
-@BY_FLAG
-@FORMS
+@FORM_AND_FLAG
 def test_tuned_weights_do_not_vanish_in_the_type_of_the_models_weights(form, flag):
     """What tuning adds to W_q is small: e4m3 has no value between 0 and 2e-3. The same weights in fp32 show the
     expected effect."""
@@ -133,8 +139,7 @@ def test_tuned_weights_do_not_vanish_in_the_type_of_the_models_weights(form, fla
     assert difference(with_them, without) > 1e-4
 
 
-@BY_FLAG
-@FORMS
+@FORM_AND_FLAG
 def test_what_is_tuned_on_such_a_model_is_learned_in_fp32_and_acts_on_it(form, flag):
     model = demo(flag)
     learned = tuned(put(model, form)).weights
