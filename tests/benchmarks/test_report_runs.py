@@ -163,7 +163,7 @@ if count == "24":
 """
 
 
-def test_gathering_goes_on_until_time_is_over_and_keeps_the_last_figures(script, tmp_path):
+def test_gathering_goes_on_until_time_is_over_and_keeps_the_last_figures(script, tmp_path, ctrl_c):
     counted = small("growing", script("growing", GROWING))
     counted = replace(counted, quick="--clips 6", counted_by="--clips")
     too_many = replace(counted.grown("quick", 24), minutes=(0.05, 0.05))
