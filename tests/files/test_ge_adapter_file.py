@@ -111,7 +111,10 @@ SHARED, WEIGHT = "ge_adapter.shared_tokens", "ge_adapter.projection.weight"
         ({"metadata": {"training": "["}}, "training: not valid JSON"),
         ({"metadata": {"training": "[" * 100_000}}, "training: not valid JSON"),
         ({"metadata": training(steps="left out")}, "training: 'steps' is missing"),
-        ({"metadata": training(layers="middle")}, "training: layers: expected one of 'down', 'all' or 'up', got 'middle'"),
+        (
+            {"metadata": training(layers="middle")},
+            "training: layers: expected one of 'down', 'all' or 'up', got 'middle'",
+        ),
         ({"metadata": training(frames=True)}, "training: frames: expected a whole number, got True"),
         ({"metadata": training(steps=-1)}, "training: steps: expected at least 0, got -1"),
         (
