@@ -23,6 +23,7 @@ from comfy.sd import CLIP, VAE
 from torch import Tensor
 
 from ..attention.tap import tap
+from ..files.whole import write_whole
 from ..metrics.similarity import ssim
 from ..techniques.momentum import TemporalMomentum
 from . import model
@@ -193,7 +194,7 @@ def _write(known: dict[str, Any]) -> None:
     for name, part in known.items():
         lines = ",\n".join(f"  {json.dumps(each)}" for each in part["answers"])
         parts.append(f'"{name}": {{"files": {json.dumps(part["files"], indent=1)}, "answers": [\n{lines}\n]}}')
-    FILE.write_text("{" + ",\n".join(parts) + "}\n", "utf-8")
+    write_whole([("{" + ",\n".join(parts) + "}\n").encode()], FILE)
 
 
 def summary() -> str:

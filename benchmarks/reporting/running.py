@@ -172,8 +172,8 @@ class Runner:
                 reason = f"it wrote no {experiment.results}"
             outcome = Outcome(experiment.name, reason, took, processor, arguments)
             self.say(f"{experiment.name}: {reason or 'done'}, {took:.0f} s; {max(self.left(), 0) / 60:.1f} min left")
-            if reason and earlier and results.stat().st_mtime_ns == written:
-                return earlier  # its figures are still there
+            if reason and earlier and (experiment.has_records or results.stat().st_mtime_ns == written):
+                return earlier  # its figures are still there, perhaps of more clips
             done = self._done(experiment)
             unfinished = done.with_suffix(".part")
             unfinished.write_text(json.dumps(asdict(outcome), indent=1), "utf-8")

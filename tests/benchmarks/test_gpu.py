@@ -16,16 +16,6 @@ import ways
 SDPA = "SDPA"
 
 
-@pytest.fixture(autouse=True)
-def _options_of_comfyui():
-    from comfy.cli_args import args
-
-    before, threads = dict(vars(args)), torch.get_num_threads()
-    yield
-    vars(args).update(before)
-    torch.set_num_threads(threads)
-
-
 def run(folder, *words: str, monkeypatch) -> list[dict]:
     monkeypatch.setattr(gpu, "ROUNDS", 1)
     argv = ["gpu", "--comfyui", os.environ["COMFYUI_PATH"], "--small", "--out", str(folder), "--threads", "1", *words]

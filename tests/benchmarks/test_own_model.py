@@ -27,16 +27,6 @@ SMALL = ("--frames", "2", "--size", "64x64", "--steps", "1", "--seeds", "1", "--
 VIDEO = PACK / "workflows" / "assets" / "red_circle.mp4"
 
 
-@pytest.fixture(autouse=True)
-def _options_of_comfyui():
-    from comfy.cli_args import args
-
-    before, threads = dict(vars(args)), torch.get_num_threads()
-    yield
-    vars(args).update(before)
-    torch.set_num_threads(threads)
-
-
 def measure(part: str, folder, *words: object, small=SMALL) -> list[dict]:
     """The records of one part, measured as its script does."""
     out = folder / part

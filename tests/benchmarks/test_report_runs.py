@@ -180,6 +180,28 @@ def test_gathering_goes_on_until_time_is_over_and_keeps_the_last_figures(script,
     assert "12" in outcome.arguments
 
 
+ADDING = """
+out, count = pathlib.Path(sys.argv[2]), sys.argv[-1]
+with (out / "records.jsonl").open("a") as file:
+    file.write("{}\\n" * 3)
+if count == "12":
+    time.sleep(60)
+"""
+
+
+def test_a_larger_run_that_is_cut_off_leaves_the_earlier_one_and_the_records_it_added(script, tmp_path, ctrl_c):
+    counted = small("adding", script("adding", ADDING), results="records.jsonl")
+    counted = replace(counted, quick="--clips 6", counted_by="--clips")
+    larger = replace(counted.grown("quick", 12), minutes=(0.05, 0.05))
+    runner = Runner(tmp_path, tmp_path / "measured", "quick", 60.0, 1.0, lambda _: None)
+    for asked in (counted, larger):
+        (outcome,) = runner.run([asked], 1, True)
+        assert not outcome.reason
+        assert outcome.arguments[-1] == "6"
+    assert len((tmp_path / "measured" / "adding" / "records.jsonl").read_text().splitlines()) == 6
+    assert runner._kept(counted), "a resumed report does not begin it again"
+
+
 def test_nothing_is_begun_when_no_time_is_left(script, tmp_path):
     (outcome,), _ = run([small("late", script("late", FIGURES_WRITTEN))], tmp_path, seconds=0.0)
     assert outcome.reason == "no time was left for it"
