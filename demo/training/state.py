@@ -94,4 +94,9 @@ def write_curve(curve: list[dict[str, float]], file: Path) -> None:
 def trained_weights(part: str) -> dict[str, Tensor]:
     """The newest ones: those of the training on this machine, else the repository's."""
     newest = STATE / f"{part}.safetensors"
-    return load_file(newest if newest.is_file() else WEIGHTS / f"{part}.safetensors")
+    return load_file(newest) if newest.is_file() else shipped_weights(part)
+
+
+def shipped_weights(part: str) -> dict[str, Tensor]:
+    """The repository's."""
+    return load_file(WEIGHTS / f"{part}.safetensors")
