@@ -39,7 +39,7 @@ def test_the_flow_of_a_pan_is_the_pan(dx: int, dy: int, seed: int) -> None:
     first, second = panned(2, dx, dy, seed).split(1)
     inner = optical_flow(first, second)[:, 16:-16, 16:-16]
     error = (inner - torch.tensor([dx, dy], dtype=torch.float64)).norm(dim=-1)
-    assert error.mean() < 0.05
+    assert error.quantile(0.9) < 0.05, "in a corner, into which new content comes, it may be lost"
 
 
 @pytest.mark.parametrize("shape", SHAPES)
