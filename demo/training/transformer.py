@@ -9,8 +9,11 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
+from ..world.captions import caption
 from ..world.latents import encode as latents_of
 from ..world.motion import moving_caption, paint_clips, random_moving_scene
+from ..world.painting import paint
+from ..world.scenes import random_scene
 from ..world.transformer import FRAMES, TransformerConfig, stack, transformer_module
 from .diffusion import Schedule, attention
 from .first.text import encode
@@ -20,18 +23,27 @@ from .text import trained_encoder
 
 SCHEDULE = Schedule(peak=2e-3, warm_up=20, plan=(1_500_000, 2_000_000))  # clips
 BATCH = 8
+PICTURES, MORE = 0.75, 4  # the share of steps on single frames, and how many times as many of these: as many tokens
 ENDS = r"^(patch_embedding|text_embedding|time_\w+|head)\.|modulation"  # no matrices of equal steps
 
 
 class Clips(Drawn):
-    """All clips of a batch have as many frames."""
+    """Clips of as many frames, or single pictures, from which things are learned at a fourth of the cost."""
 
     def draw(self, rng: random.Random) -> Batch:
+        if rng.random() < PICTURES:
+            return self._pictures(rng)
         frames = rng.choice(FRAMES)
         clips = [random_moving_scene(rng) for _ in range(self.count)]
         tokens = self.tokens(moving_caption, clips, rng)
         pictures = paint_clips(clips, frames, rng).flatten(0, 1)
         latents, edges = (each.unflatten(0, (-1, frames)) for each in (latents_of(pictures), outlines(pictures)))
+        return Batch(stack(latents), stack(edges.expand_as(latents)), tokens)
+
+    def _pictures(self, rng: random.Random) -> Batch:
+        scenes = [random_scene(rng) for _ in range(MORE * self.count)]
+        tokens, pictures = self.tokens(caption, scenes, rng), paint(scenes, rng)
+        latents, edges = (each[:, None] for each in (latents_of(pictures), outlines(pictures)))
         return Batch(stack(latents), stack(edges.expand_as(latents)), tokens)
 
 
