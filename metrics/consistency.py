@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .flow import optical_flow, visible, warp
+from .flow import FlowOf, optical_flow, visible, warp
 from .similarity import psnr, ssim
 
 FASTEST = 0.05
@@ -59,7 +59,10 @@ def means(figures: Consistency | Agreement) -> dict[str, float]:
 
 
 def temporal_consistency(
-    images: Tensor, device: torch.device | str | None = None, progress: Callable[[], object] = lambda: None
+    images: Tensor,
+    device: torch.device | str | None = None,
+    progress: Callable[[], object] = lambda: None,
+    flow_of: FlowOf = optical_flow,
 ) -> Consistency:
     """How steady ``images`` is; ``progress`` is called after every pair.
 
@@ -70,7 +73,7 @@ def temporal_consistency(
         raise ValueError(f"images has shape {tuple(images.shape)}, expected (F, H, W, 3) of two frames or more")
     rows = []
     for first, second in pairwise(_frames(images, device)):
-        flow, seen = _motion(first, second)
+        flow, seen = _motion(first, second, flow_of)
         speeds = flow.norm(dim=-1)[seen]
         row = (
             ssim(first, second),
@@ -89,6 +92,7 @@ def agreement(
     reference: Tensor,
     device: torch.device | str | None = None,
     progress: Callable[[], object] = lambda: None,
+    flow_of: FlowOf = optical_flow,
 ) -> Agreement:
     """How close ``images`` stays to ``reference``, frame by frame; ``progress`` is called after every frame.
 
@@ -105,7 +109,7 @@ def agreement(
         ssims.append(ssim(*pair).item())
         psnrs.append(psnr(*pair).item())
         if before:
-            flow, seen = _motion(before[1], pair[1])
+            flow, seen = _motion(before[1], pair[1], flow_of)
             errors.append(_warped_error(before[0], pair[0], flow, seen).item())
         before = pair
         progress()
@@ -118,10 +122,10 @@ def _frames(images: Tensor, device: torch.device | str | None) -> Iterator[Tenso
     return (frame.to(device, dtype) for frame in images.split(1))
 
 
-def _motion(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+def _motion(first: Tensor, second: Tensor, flow_of: FlowOf) -> tuple[Tensor, Tensor]:
     """Optical flow (1, H, W, 2) and the pixels that both pictures show, (1, H, W) bool."""
-    flow = optical_flow(first, second)
-    return flow, visible(flow, optical_flow(second, first))
+    flow = flow_of(first, second)
+    return flow, visible(flow, flow_of(second, first))
 
 
 def _warped_error(first: Tensor, second: Tensor, flow: Tensor, seen: Tensor) -> Tensor:

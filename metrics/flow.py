@@ -9,6 +9,8 @@ Pictures are (B, H, W, 3) floats in [0, 1]; a flow is (B, H, W, 2), x to the rig
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +19,9 @@ SIGMA = 3.0  # pixels: the Gaussian window that moves as one
 ITERATIONS = 4  # for each size of the pyramid
 SMALLEST = 11  # pixels: no picture of the pyramid is less high or wide
 STIFFNESS = 1e-3  # squared gradient per pixel below which a window counts as empty
+
+FlowOf = Callable[[Tensor, Tensor], Tensor]
+"""What measures flow: two pictures (B, H, W, 3) → (B, H, W, 2), as :func:`optical_flow` does."""
 
 
 def optical_flow(first: Tensor, second: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from .charts import drawn
 from .checks import InputError
 from .consistency_chart import LINES, draw_consistency
 from .content import content_of, texts_of
+from .flow_model import flow_input, flow_of
 from .node import Node
 from .reports import to_json
 
@@ -90,6 +91,7 @@ class TemporalConsistency(Node):
                     tooltip="What the reference shows. With prompt and reference, the report tells whether the "
                     "pictures changed as the texts did (directional similarity). Leave it empty for none.",
                 ),
+                flow_input("Connect one to compare with published figures of warped error, or for fast motion."),
             ],
             outputs=[
                 io.String.Output(
@@ -111,8 +113,9 @@ class TemporalConsistency(Node):
         clip: Any = None,
         prompt: str = "",
         reference_prompt: str = "",
+        flow: Any = None,
     ) -> io.NodeOutput:
-        device = comfy.model_management.get_torch_device()
+        device, measure = comfy.model_management.get_torch_device(), flow_of(flow)
         frames, height, width, _ = images.shape
         at = _seams_of(seams, frames)
         texts = texts_of(clip_vision, clip, reference, prompt, reference_prompt)
@@ -127,10 +130,10 @@ class TemporalConsistency(Node):
         looks: dict[str, Look] = {}
         if reference is not None:
             reference = reference[..., :3]
-            figures["against_reference"] = agreement(images, reference, device, progress)
-            figures["reference"] = temporal_consistency(reference, device, progress)
+            figures["against_reference"] = agreement(images, reference, device, progress, measure)
+            figures["reference"] = temporal_consistency(reference, device, progress, measure)
             looks["reference"] = look(reference, device, progress)
-        figures["clip"] = temporal_consistency(images, device, progress)
+        figures["clip"] = temporal_consistency(images, device, progress, measure)
         looks["clip"] = look(images, device, progress)
         figures = {name: figures[name] for name in LINES if name in figures}
         content = {}

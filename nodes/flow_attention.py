@@ -11,9 +11,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..metrics.flow import SMALLEST, optical_flow
+from ..metrics.flow import SMALLEST
 from ..techniques.flow_attention import FlowAttention as Technique
 from .checks import InputError
+from .flow_model import flow_input, flow_of
 from .inputs import ATTENTION, layers_input, percent_inputs
 from .node import Node
 from .tapped import tapped
@@ -58,6 +59,7 @@ class FlowAttention(Node):
                     "others only attend to all frames. Empty: all layers follow. The authors use 64, the finest layers "
                     "of SD1.5 at 512 pixels. Limit it if coarse layers distort the motion.",
                 ),
+                flow_input("Connect one for real footage with fast or large motion, as the authors do."),
             ],
             outputs=[io.Model.Output(tooltip="The model, whose attention follows the video's motion.")],
         )
@@ -71,22 +73,23 @@ class FlowAttention(Node):
         start_percent: float = 0.0,
         end_percent: float = 1.0,
         resolutions: str = "",
+        flow: ModelPatcher | None = None,
     ) -> io.NodeOutput:
-        technique = Technique(_flow_of(images), _heights(resolutions))
+        technique = Technique(_flow_through(images, flow), _heights(resolutions))
         return tapped(model, technique, cls, ["spatial", "joint"], layers, start_percent, end_percent, by_row=True)
 
 
-def _flow_of(images: Tensor) -> Tensor:
+def _flow_through(images: Tensor, model: ModelPatcher | None) -> Tensor:
     """Of every frame to the next, (frames − 1, 2, H, W), as a share of width and height."""
     if len(images) < 2:
         raise InputError("images holds one frame, expected two or more: one frame shows no motion. Load a clip.")
     if min(images.shape[1:3]) < SMALLEST:
         raise InputError(f"images are {images.shape[2]} × {images.shape[1]} pixels, expected {SMALLEST} or more.")
-    device = get_torch_device()
+    device, measure = get_torch_device(), flow_of(model)
     frames = images[..., :3].float()
     sizes = frames.new_tensor([frames.shape[2], frames.shape[1]])
     pairs = ((one[None].to(device), other[None].to(device)) for one, other in pairwise(frames))
-    return torch.cat([optical_flow(*pair).cpu() / sizes for pair in pairs]).movedim(-1, 1)
+    return torch.cat([measure(*pair).cpu() / sizes for pair in pairs]).movedim(-1, 1)
 
 
 def _heights(resolutions: str) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ PROMISED = {
     "SaveMomentum": "momentum filename_prefix →",
     "LoadMomentum": "file → MOMENTUM",
     "CrossFrameAttention": "model keys layers start_percent end_percent pool seed → MODEL",
-    "FlowAttention": "model images layers start_percent end_percent resolutions → MODEL",
+    "FlowAttention": "model images layers start_percent end_percent resolutions flow → MODEL",
     "VidToMe": "model chunk local_ratio global_ratio seed layers start_percent end_percent → MODEL",
     "PlugAndPlay": "model features layers start_percent end_percent registry → MODEL",
     "TokenFlow": "model chunk seed layers start_percent end_percent frames_per_batch → MODEL",
@@ -71,7 +71,7 @@ PROMISED = {
     "GEAdapterTokens": "conditioning adapter clip_vision_output shared_weight frame_weight → CONDITIONING",
     "SaveGEAdapter": "adapter filename_prefix →",
     "LoadGEAdapter": "file → GE_ADAPTER",
-    "TemporalConsistency": "images reference seams clip_vision clip prompt reference_prompt → STRING IMAGE",
+    "TemporalConsistency": "images reference seams clip_vision clip prompt reference_prompt flow → STRING IMAGE",
     "MatchClipColour": "images reference method momentum strength mask → IMAGE",
     "MatchLatentColour": "latent reference method momentum strength mask → LATENT",
 }
