@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -46,6 +46,8 @@ def _load_pack(name: str = "coherence") -> None:
 
 LONGEST = "test_as_shipped.py"
 """The file of tests that takes longest: ten minutes, mostly of its server."""
+MODELS = "COHERENCE_TINY_MODELS"
+"""In the environment of the processes that run tests: the folder of the tiny models that they share."""
 NO_BROWSER = os.environ.get("COHERENCE_BROWSER") == "none"
 
 
@@ -55,6 +57,10 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.register_profile("untimed", deadline=None)  # a busy machine breaks any deadline
     if settings.get_current_profile_name() == "default":
         settings.load_profile("untimed")
+    if not hasattr(config, "workerinput"):  # the process that hands out tests, before it starts those that run them
+        folder = TemporaryDirectory(prefix="tiny_models_")
+        config.add_cleanup(folder.cleanup)
+        os.environ[MODELS] = folder.name
     config.addinivalue_line("markers", "slow: takes long (left out by `host.py test --quick`)")
     config.addinivalue_line("markers", "browser: drives a browser (left out by `host.py test --no-browser`)")
 
@@ -64,6 +70,11 @@ def pytest_collection() -> None:
     _enter_comfyui()
     _load_pack()
     sys.path += [str(ROOT / "tests" / "support"), str(ROOT / "tests")]  # helpers, and the soak
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: ComfyUI, which collects garbage whenever a model is gone, need not look at it."""
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -104,12 +115,11 @@ def artefacts() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_models() -> Iterator[TinyModels]:
-    """The process's tiny models. The folder goes with the session: pytest's own would keep three of them."""
+def tiny_models() -> TinyModels:
+    """The tiny models. Their folder goes with the session: pytest's own would keep three of them."""
     from tiny_models import TinyModels
 
-    with TemporaryDirectory(prefix="tiny_models_") as folder:
-        yield TinyModels(Path(folder))
+    return TinyModels(Path(os.environ[MODELS]))
 
 
 @pytest.fixture(scope="session")
@@ -182,11 +192,3 @@ def blank_page(browser_context, server):
     forget(page, server)
     yield page
     page.close()
-
-
-@pytest.fixture
-def page(blank_page, server):
-    """The same with ComfyUI's frontend in it."""
-    blank_page.goto(server.url)
-    blank_page.wait_for_function("() => window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler")
-    return blank_page

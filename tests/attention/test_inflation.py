@@ -269,7 +269,7 @@ def test_a_run_that_breaks_off_leaves_the_model_bit_identical(model, form, error
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_stock_checkpoints_are_inflated(tiny_models, family):
-    stock, shape = tiny_models.load(family), FAMILIES[family]
+    stock, shape = tiny_models.load_stock(family), FAMILIES[family]
     before = sample(stock, shape, steps=1)
     assert torch.equal(sample(put(stock, STAM_FORM, layers="middle"), shape, steps=1), before)
     weights = replace(random_weights(stock, EI2, layers="middle"), base=shape.config)

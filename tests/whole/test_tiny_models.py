@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from coherence.attention.sites import sites_of
 from tiny_models import FAMILIES, TinyModels, sample
 
 
@@ -46,13 +47,17 @@ def model(name: str, tiny_models: TinyModels) -> Iterator[Any]:
     gc.collect()
 
 
-def test_stock_loader_finds_the_family(model: Any, name: str) -> None:
+def test_stock_loader_finds_the_family(model: Any, name: str, tiny_models: TinyModels) -> None:
     import comfy.model_base
     import comfy.supported_models
 
     family = FAMILIES[name]
-    assert type(model.model) is getattr(comfy.model_base, family.base)
-    assert type(model.model.model_config) is getattr(comfy.supported_models, family.config)
+    by_loader = tiny_models.load_stock(name) if family.narrow else model
+    for each in (model, by_loader):
+        assert type(each.model) is getattr(comfy.model_base, family.base)
+        assert type(each.model.model_config) is getattr(comfy.supported_models, family.config)
+    ours, theirs = ([(site.name, site.kind) for site in sites_of(each)] for each in (model, by_loader))
+    assert ours == theirs, "the model that is built differs in its width alone"
 
 
 @pytest.fixture(scope="module")

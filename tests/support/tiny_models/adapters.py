@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from .unets import SD15, SHARP, identity_clip_l, unet
+from .unets import NARROW, SD15, SHARP, identity_clip_l, unet
 from .weights import draw, named_shapes, prefixed
 
 
-def write_controlnet(path: Path) -> None:
+def write_controlnet(path: Path, channels: int = NARROW) -> None:
     """A ControlNet of the SD1.5 model's shape, without the zero convolutions' zeros: it steers at once."""
     import comfy.ops
     from comfy.cldm.cldm import ControlNet
@@ -18,7 +18,7 @@ def write_controlnet(path: Path) -> None:
         lambda: ControlNet(
             image_size=32,
             in_channels=4,
-            model_channels=320,
+            model_channels=channels,
             hint_channels=3,
             use_spatial_transformer=True,
             legacy=False,
@@ -31,13 +31,13 @@ def write_controlnet(path: Path) -> None:
     save_file(draw(shapes, SHARP, seed=5, dtype=torch.float16), path)
 
 
-def write_lora(path: Path, rank: int = 4) -> None:
+def write_lora(path: Path, rank: int = 4, channels: int = NARROW) -> None:
     """A LoRA, in kohya's naming, on every attention projection of the SD1.5 model."""
     from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(6)
     weights = {}
-    for name, weight in unet(SD15, seed=15).items():
+    for name, weight in unet(SD15, 15, channels).items():
         if ".attn" not in name or weight.ndim != 2:
             continue
         key = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")

@@ -68,18 +68,18 @@ def write_wan22(path: Path) -> None:
 
 
 def write_cogvideox(path: Path) -> None:
-    """CogVideoX with rotary positions: 4 blocks, 4 heads, 10 M; text and video attend jointly."""
+    """CogVideoX with rotary positions: 2 blocks, 4 heads, 6 M; text and video attend jointly."""
     from comfy.ldm.cogvideo.model import CogVideoXTransformer3DModel
 
-    config = {"num_attention_heads": 4, "num_layers": 4, "use_rotary_positional_embeddings": True}
+    config = {"num_attention_heads": 4, "num_layers": 2, "use_rotary_positional_embeddings": True}
     _write(path, CogVideoXTransformer3DModel, config, r"blocks\.\d+\.norm_[qk]\.weight", seed=2)
 
 
 def write_ltxv(path: Path) -> None:
-    """LTX-Video: 4 blocks, 32 heads, 6 M."""
+    """LTX-Video: 2 blocks, 32 heads, 3 M."""
     from comfy.ldm.lightricks.model import LTXVModel
 
-    config = {"attention_head_dim": 8, "cross_attention_dim": 256, "num_layers": 4}
+    config = {"attention_head_dim": 8, "cross_attention_dim": 256, "num_layers": 2}
     _write(path, LTXVModel, config, r".*attn1\.[qk]_norm\.weight", seed=9)
 
 

@@ -32,6 +32,7 @@ class Family:
         extras: shapes of further tensors of the conditioning, batch of one, by ComfyUI's name.
         settings: further fixed values of the conditioning.
         vision: tokens and width of the CLIP vision output in the conditioning.
+        narrow: config of a model that is built as ``load`` gives it; its file is as wide as detection wants it.
         unet_config: of a model that is built from ComfyUI's classes, where the loaders' widths are fixed and large.
         sharp: names of the weights that make its attention sharp.
         padded_to: text and picture are padded to a multiple of so many tokens.
@@ -49,6 +50,7 @@ class Family:
     extras: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     vision: tuple[int, int] | None = None
+    narrow: Mapping[str, Any] = field(default_factory=dict)
     unet_config: Mapping[str, Any] = field(default_factory=dict)
     sharp: str = ""
     padded_to: int = 1
@@ -138,6 +140,7 @@ FAMILIES: dict[str, Family] = {
     "sd15": _unet(
         file="tiny_sd15.ckpt",
         write=unets.write_sd15,
+        narrow=unets.SD15,
         base="BaseModel",
         config="SD15",
         latent_shape=(3, 4, 8, 8),
@@ -146,6 +149,7 @@ FAMILIES: dict[str, Family] = {
     "sd20": _unet(
         file="tiny_sd20.safetensors",
         write=unets.write_sd20,
+        narrow=unets.SD20,
         base="BaseModel",
         config="SD20",
         latent_shape=(3, 4, 8, 8),
@@ -154,6 +158,7 @@ FAMILIES: dict[str, Family] = {
     "sdxl": _unet(
         file="tiny_sdxl.safetensors",
         write=unets.write_sdxl,
+        narrow=unets.SDXL,
         base="SDXL",
         config="KOALA_700M",
         latent_shape=(3, 4, 8, 8),
@@ -209,6 +214,7 @@ FAMILIES: dict[str, Family] = {
     "svd": _unet(
         file="tiny_svd.safetensors",
         write=unets.write_svd,
+        narrow=unets.SVD,
         base="SVD_img2vid",
         config="SVD_img2vid",
         latent_shape=(4, 4, 8, 8),

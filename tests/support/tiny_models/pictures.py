@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .weights import draw, named_shapes
+from .weights import build_model, draw, named_shapes
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -216,15 +216,4 @@ def build(config: str, unet_config: dict[str, Any], sharp: str, seed: int = 0) -
     ``sharp``: a regular expression for the names of the weights, of queries' norms as a rule, that are raised until
     attention is sharp.
     """
-    import comfy.supported_models
-    from comfy.model_patcher import ModelPatcher
-
-    made = getattr(comfy.supported_models, config)(dict(unet_config))
-    made.set_inference_dtype(torch.float32, None)
-    model = made.get_model({}, "", device="cpu")
-    network = model.diffusion_model
-    # Anima's adapter for T5 tokens has a fixed width of 1024, and these texts do not go through it.
-    shapes = {name: weight.shape for name, weight in network.state_dict().items() if "llm_adapter" not in name}
-    weights = draw(shapes, {sharp: 3.0} if sharp else {}, seed)
-    network.load_state_dict(weights, strict=False)
-    return ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+    return build_model(config, unet_config, {sharp: 3.0} if sharp else {}, seed)

@@ -9,14 +9,15 @@ from pathlib import Path
 
 from . import adapters, dits, pictures, unets
 
+write_controlnet = partial(adapters.write_controlnet, channels=unets.DETECTED)
 IP2P = "checkpoints/instruct-pix2pix-00-22000.safetensors"
 STAND_INS: dict[str, Callable[[Path], None]] = {
     "checkpoints/v1-5-pruned-emaonly-fp16.safetensors": partial(unets.write_as_safetensors, config=unets.SD15, seed=15),
     "checkpoints/dreamshaper_8.safetensors": partial(unets.write_as_safetensors, config=unets.SD15, seed=17),
     IP2P: partial(unets.write_as_safetensors, config=unets.IP2P, seed=16),
-    "controlnet/control_v11p_sd15_canny_fp16.safetensors": adapters.write_controlnet,
-    "controlnet/control_v11p_sd15_openpose_fp16.safetensors": adapters.write_controlnet,
-    "loras/blindbox_V1Mix.safetensors": adapters.write_lora,
+    "controlnet/control_v11p_sd15_canny_fp16.safetensors": write_controlnet,
+    "controlnet/control_v11p_sd15_openpose_fp16.safetensors": write_controlnet,
+    "loras/blindbox_V1Mix.safetensors": partial(adapters.write_lora, channels=unets.DETECTED),
     "diffusion_models/flux-2-klein-4b-fp8.safetensors": pictures.write_flux2,
     "text_encoders/qwen_3_4b.safetensors": adapters.write_text_encoder_as_safetensors,
     "vae/flux2-vae.safetensors": pictures.write_flux2_vae,

@@ -1,17 +1,25 @@
-"""UNet checkpoints of the least size that ComfyUI's model detection takes.
+"""UNets: checkpoints of the least size that ComfyUI's model detection takes, and narrower models without a file.
 
 Detection fixes the 320 channels, the context width and, past SD1.5, the transformer depths of the input
 blocks; levels, residual blocks, the middle and the output depths are read from the weights and kept minimal.
 """
 
+from __future__ import annotations
+
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .weights import Weights, draw, named_shapes, prefixed
+from .weights import Weights, build_model, draw, named_shapes, prefixed
 
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+DETECTED, NARROW = 320, 128
+"""Channels that detection takes, and of the models that are built."""
 # Queries and keys of unit tokens have this standard deviation, their logits its square.
 SHARP = {r".*\.attn1\.to_[qk]\.weight": 2.0}
 
@@ -64,7 +72,15 @@ SVD = {
 }
 
 
-def unet(config: dict[str, Any], seed: int) -> Weights:
+def build(config: str, unet_config: Mapping[str, Any]) -> ModelPatcher:
+    """A narrow model of the class ``config`` of comfy.supported_models."""
+    widths = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": NARROW}
+    blocks = {"transformer_depth_middle": 1, "use_spatial_transformer": True, "legacy": False}
+    classes = {"adm_in_channels": None, "use_temporal_attention": False}
+    return build_model(config, {**widths, **blocks, **classes, **unet_config}, SHARP)
+
+
+def unet(config: dict[str, Any], seed: int, channels: int = DETECTED) -> Weights:
     """Half-precision weights of ComfyUI's UNetModel."""
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -74,7 +90,7 @@ def unet(config: dict[str, Any], seed: int) -> Weights:
         lambda: UNetModel(
             image_size=32,
             out_channels=4,
-            model_channels=320,
+            model_channels=channels,
             use_spatial_transformer=True,
             legacy=False,
             operations=comfy.ops.disable_weight_init,

@@ -1,9 +1,15 @@
 """Random weights for ComfyUI's own module classes: names and shapes from the class, values from a seed."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
 
 Weights = dict[str, torch.Tensor]
 
@@ -37,6 +43,21 @@ def draw(
                 weight.mul_(gain)
         weights[name] = weight.to(dtype)
     return weights
+
+
+def build_model(config: str, unet_config: Mapping[str, Any], gains: Mapping[str, float], seed: int = 0) -> ModelPatcher:
+    """A model of the class ``config`` of comfy.supported_models, of weights as ``draw`` makes them."""
+    import comfy.supported_models
+    from comfy.model_patcher import ModelPatcher
+
+    made = getattr(comfy.supported_models, config)(dict(unet_config))
+    made.set_inference_dtype(torch.float32, None)
+    model = made.get_model({}, "", device="cpu")
+    network = model.diffusion_model
+    # Anima's adapter for T5 tokens has a fixed width of 1024, and these texts do not go through it.
+    shapes = {name: weight.shape for name, weight in network.state_dict().items() if "llm_adapter" not in name}
+    network.load_state_dict(draw(shapes, gains, seed), strict=False)
+    return ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
 
 
 def prefixed(prefix: str, weights: Weights) -> Weights:
