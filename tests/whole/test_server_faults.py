@@ -18,7 +18,7 @@ from coherence.hosting.server import PromptError
 from forked import ForkedServer, host_of
 from prompts_for_tuning import graph, link
 
-SAVES = 100  # of each kind
+SAVES = 40  # of each kind
 LOADERS = ("LoadAttentionRegistry", "LoadSTAM", "LoadGEAdapter")
 LOADS = {each.SUFFIX: each.load for each in (registry_file, weights_file, ge_adapter_file)}
 TRAINING = {
@@ -98,8 +98,8 @@ def kill_while_training(prompt):
                 server.process.kill()
 
         before = files(server.base)
-        with pytest.raises(HostError, match="died with exit code"):
-            server.queue(prompt(steps=100_000), watch)
+        with pytest.raises(HostError, match=r"(?s)died with exit code.*got prompt"):
+            server.queue(prompt(steps=1_000), watch)
         assert files(server.base) == before
 
     return run
