@@ -114,7 +114,7 @@ def test_arguments_and_exit_code_go_to_and_come_from_pytest(tmp_path):
     failing.write_text(f"{slow}def test_red(): assert False\ndef test_green(): pass\n")
     run_test = ("test", "--python", sys.executable, "--no-browser", "-p", "no:cacheprovider", failing)
     browsing = PACK / "tests" / "client" / "test_workflow_conversion.py"
-    result = run(*run_test, browsing, "-k", "test_red or test_green or as_in_the_browser")
+    result = run(*run_test, browsing, "-n", "1", "-k", "test_red or test_green or as_in_the_browser")
     assert result.returncode == 1
     assert re.search("1 failed, 1 passed(, .*deselected)? in ", result.stdout), result.stdout
     assert "THE TESTS THAT DRIVE A BROWSER WERE LEFT OUT" in result.stdout

@@ -1,12 +1,9 @@
 """Which ComfyUI the pack wants, where that is said, and what an older one is told."""
 
-import os
-import subprocess
-import sys
-
 import coherence
 import pytest
 from coherence.hosting.provision import NEWEST, PACK, RECIPES, Recipe
+from forked import run_forked
 
 LOAD = """
 import asyncio, logging, sys
@@ -38,12 +35,14 @@ def test_an_older_comfyui_is_told_both_versions_and_what_to_do(version):
 
 
 @pytest.mark.slow
-def test_an_older_comfyui_logs_that_message_in_place_of_an_import_error(comfyui_path):
-    command = [sys.executable, "-c", LOAD, comfyui_path, "0.18.2", PACK]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "result: False 0 1" in done.stdout, "a node, or a module beside the pack's first, was loaded"
-    told = [line for line in done.stderr.splitlines() if str(PACK) in line]
+def test_an_older_comfyui_logs_that_message_in_place_of_an_import_error(comfyui_path, tmp_path):
+    script, log = tmp_path / "load.py", tmp_path / "log"
+    script.write_text(LOAD)
+    code = run_forked([script, comfyui_path, "0.18.2", PACK], comfyui_path, log)
+    printed = log.read_text("utf-8")
+    assert code == 0, printed
+    assert "result: False 0 1" in printed, "a node, or a module beside the pack's first, was loaded"
+    told = [line for line in printed.splitlines() if str(PACK) in line]
     assert len(told) == 1
     assert told[0].endswith(": ComfyUI-Coherence needs ComfyUI >= 0.27.0, this is 0.18.2: update ComfyUI")
 

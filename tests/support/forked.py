@@ -6,6 +6,7 @@ host.py, of Ray and of a server that cannot start begin with a Python of their o
 """
 
 import multiprocessing
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -82,6 +83,16 @@ class ForkedServer(Server):
         if FORKS:
             return Forked([str(each) for each in command[1:]], comfyui, env, printed.name)
         return super()._start(command, comfyui, env, printed)
+
+
+def run_forked(command: Sequence[str | Path], folder: Path, log: Path) -> int:
+    """Run a script with its arguments in its folder; returns its exit code. What it prints goes to ``log``."""
+    words = [str(each) for each in command]
+    with log.open("wb") as printed:
+        if FORKS:
+            return Forked(words, folder, os.environ, str(log)).wait()
+        command = [sys.executable, *words]
+        return subprocess.run(command, cwd=folder, stdout=printed, stderr=printed, check=False).returncode
 
 
 def host_of(comfyui: Path) -> Host:
