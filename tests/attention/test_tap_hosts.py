@@ -19,6 +19,7 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_torch_compile import TorchCompileModel
 from random_lora import lora_for
+from shallow_unet import shallow_unet
 from tiny_models import FAMILIES, sample
 from watching import DEMO, Watch, demo_of, difference, watched
 
@@ -147,8 +148,9 @@ def test_compiled_code_is_tapped_and_compiled_once(tiny_models, parts, tapped_fi
 
 
 @pytest.mark.slow
-def test_code_that_any_patches_share_is_not_used_for_ours_nor_made_of_them(unet, caplog):
+def test_code_that_any_patches_share_is_not_used_for_ours_nor_made_of_them(caplog):
     """As ComfyUI's TorchCompileModel has it: its code is used again whatever transformer options hold."""
+    unet = shallow_unet()
     patches: dict[str, Callable] = {
         "plain": lambda model: model,
         "momentum": lambda model: tap(model, TemporalMomentum(0.8, ""), **SPATIAL)[0],
