@@ -1,4 +1,11 @@
-"""CrossFrameAttention's ``first`` against the reference implementation of Text2Video-Zero, in diffusers."""
+"""CrossFrameAttention's ``first`` against the reference implementation of Text2Video-Zero, in diffusers.
+
+Which takes seconds to import: only where these tests run, and not in every process that collects them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -6,17 +13,24 @@ from coherence.attention.sites import Site
 from coherence.techniques.cross_frame import CrossFrame
 from coherence.techniques.technique import AttentionCall
 from comfy.ldm.modules.attention import optimized_attention
-from diffusers.models.attention_processor import Attention
-from diffusers.pipelines.deprecated.text_to_video_synthesis.pipeline_text_to_video_zero import (
-    CrossFrameAttnProcessor,
-    CrossFrameAttnProcessor2_0,
-)
+
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
 
 HEADS, CHANNELS, TOKENS = 8, 64, 48
 
 
+@pytest.fixture(scope="module")
+def authors() -> Any:
+    from diffusers.pipelines.deprecated.text_to_video_synthesis import pipeline_text_to_video_zero
+
+    return pipeline_text_to_video_zero
+
+
 def layer(branches: int, processor: type) -> Attention:
     """A self-attention layer whose maps are sharp: a mistake in the keys must show in the output."""
+    from diffusers.models.attention_processor import Attention
+
     made = Attention(CHANNELS, heads=HEADS, dim_head=CHANNELS // HEADS, processor=processor(branches)).eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in made.parameters():
@@ -34,12 +48,12 @@ def through_ours(made: Attention, x: torch.Tensor, branches: int, technique: Cro
     return made.to_out[0](attended)
 
 
-@pytest.mark.parametrize("processor", [CrossFrameAttnProcessor, CrossFrameAttnProcessor2_0])
+@pytest.mark.parametrize("processor", ["CrossFrameAttnProcessor", "CrossFrameAttnProcessor2_0"])
 @pytest.mark.parametrize("branches", [1, 2])
 @pytest.mark.parametrize("frames", [1, 2, 8])
 @torch.no_grad()
-def test_attention_to_the_first_frame_is_diffusers(processor: type, branches: int, frames: int) -> None:
-    made = layer(branches, processor)
+def test_attention_to_the_first_frame_is_diffusers(authors: Any, processor: str, branches: int, frames: int) -> None:
+    made = layer(branches, getattr(authors, processor))
     x = torch.randn(branches * frames, TOKENS, CHANNELS, generator=torch.Generator().manual_seed(1))
     theirs = made(x)
     scale = theirs.abs().max()
