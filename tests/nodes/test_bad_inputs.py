@@ -60,9 +60,11 @@ class Tried:
         if answer["node_errors"]:
             self._server.withdraw(answer["prompt_id"])
             return _refused(answer)
+        pause = 0.01  # to ask without one keeps a core busy
         while not (history := self._server.get(f"/history/{answer['prompt_id']}")):
             self._server.require_alive()
-            time.sleep(0.01)  # to ask without a pause keeps a core busy
+            time.sleep(pause)
+            pause = min(2 * pause, 0.1)
         (entry,) = history.values()
         messages = dict(entry["status"]["messages"])
         if failed := messages.get("execution_error"):
