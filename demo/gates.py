@@ -142,15 +142,19 @@ def _answer_clip(question: Question) -> dict[str, Any]:
 
 def _answer_still(question: Question) -> dict[str, Any]:
     """How alike neighbouring frames are: the video model's, and the picture model's with momentum attention."""
-    text, seed = question.caption, question.seed
-    ours = sample_clip(*_video_model(), text, seed, steps=CLIP_STEPS)
-    theirs = sample_clip(*_momentum_model(), text.removesuffix(STILL), seed, steps=CLIP_STEPS)
-    return {"video": _rounded(_neighbours(ours)), "momentum": _rounded(_neighbours(theirs))}
+    ours = sample_clip(*_video_model(), question.caption, question.seed, steps=CLIP_STEPS)
+    return {"video": _neighbours(ours), "momentum": alike_with_momentum(question)}
 
 
-def _neighbours(clip: Tensor) -> Tensor:
+def alike_with_momentum(question: Question) -> float:
+    """How alike neighbouring frames are that the picture model draws with momentum attention."""
+    text = question.caption.removesuffix(STILL)
+    return _neighbours(sample_clip(*_momentum_model(), text, question.seed, steps=CLIP_STEPS))
+
+
+def _neighbours(clip: Tensor) -> float:
     """Mean structural similarity of neighbouring frames."""
-    return torch.stack([ssim(a[None], b[None]) for a, b in pairwise(clip)]).mean()
+    return _rounded(torch.stack([ssim(a[None], b[None]) for a, b in pairwise(clip)]).mean())
 
 
 class Part(NamedTuple):
