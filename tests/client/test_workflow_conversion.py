@@ -1,4 +1,7 @@
-"""Saved workflows become prompts: as the canvas would do it, seen by the browser's own ``graphToPrompt``."""
+"""Saved workflows become prompts: as the canvas would do it, seen by the browser's own ``graphToPrompt``.
+
+The pack's own are compared where the page has them open anyway: in ``workflows/test_as_shipped.py``.
+"""
 
 import copy
 import importlib.util
@@ -11,15 +14,10 @@ from coherence.client.workflow import to_prompt
 from comfyui_version import __version__
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from shipped import WORKFLOWS, runnable
+from pages import new_page, without_titles
 
 DRAWN_BY_SCRIPTS = {"CustomCombo", "ImageCompare", "Load3D", "Preview3D", "SaveGLB"}
 """Core nodes with widgets that exist in the frontend's code alone: no object_info tells of them."""
-
-
-def without_titles(prompt: dict) -> dict:
-    """The frontend translates titles; they do not change what runs."""
-    return {key: {"class_type": node["class_type"], "inputs": node["inputs"]} for key, node in prompt.items()}
 
 
 def templates() -> list[tuple[str, dict]]:
@@ -68,6 +66,16 @@ WANTED = {
 TO_PROMPT = "async workflow => { await app.loadGraphData(workflow); return (await app.graphToPrompt()).output }"
 
 
+@pytest.fixture(scope="module")
+def page(browser_context, server):
+    """ComfyUI's page, into which the tests load their workflows."""
+    opened = new_page(browser_context)
+    opened.goto(server.url)
+    opened.wait_for_function("() => window.app?.graph && window.LiteGraph?.registered_node_types?.KSampler")
+    yield opened
+    opened.close()
+
+
 @pytest.mark.skipif(
     __version__.startswith("0.27."),
     reason="ComfyUI 0.27's own page makes other prompts than later ones, which to_prompt follows: "
@@ -91,13 +99,6 @@ def test_comfyuis_own_workflows_convert_as_in_the_browser(page, object_info):
             different[name] = sorted(new)
     assert all(seen.values()), seen
     assert different == {}
-
-
-def test_the_packs_workflows_convert_as_in_the_browser(page, object_info):
-    for path in WORKFLOWS:
-        workflow = runnable(path)
-        ours, theirs = to_prompt(workflow, object_info), page.evaluate(TO_PROMPT, workflow)
-        assert without_titles(ours) == without_titles(theirs), path.name
 
 
 CHANGE_SHOWN_WIDGETS = """async workflow => {

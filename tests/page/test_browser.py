@@ -84,7 +84,9 @@ def test_the_template_browser_shows_every_workflow_with_its_picture_and_opens_th
     require_no_complaint(page)
 
 
-def test_a_nodes_help_page_opens_in_the_page_with_its_pictures(blank_page, server):
+def test_a_nodes_help_with_its_pictures_and_its_complaint_about_an_input_are_read_in_the_page(
+    blank_page, server, artefacts
+):
     page = blank_page
     path = f"/extensions/{PACK_NAME}/docs/DependencyNoise.md"
     text = (PACK / "web" / "docs" / "DependencyNoise.md").read_text("utf-8")
@@ -100,11 +102,6 @@ def test_a_nodes_help_page_opens_in_the_page_with_its_pictures(blank_page, serve
         page.wait_for_function(
             "name => [...document.images].some(image => image.src.endsWith(name) && image.naturalWidth > 0)", arg=name
         )
-
-
-def test_a_nodes_complaint_about_an_input_is_read_in_the_page(blank_page, server, artefacts):
-    page = blank_page
-    open_template(page, server, "zs2_text_to_video")
     page.evaluate(SET, {"kl_schedule": "0:0.01, x"})
     page.get_by_test_id("queue-button").click()
     overlay = page.get_by_test_id("error-overlay")
@@ -114,6 +111,24 @@ def test_a_nodes_complaint_about_an_input_is_read_in_the_page(blank_page, server
     complaint = page.get_by_text("Schedule piece 'x': expected frame:value").first
     complaint.wait_for()
     page.screenshot(path=artefacts / "bad_input_explained.png")
+
+
+def test_the_page_shows_a_node_in_the_users_language(blank_page, server, artefacts):
+    texts = read("ja")
+    server.post("/settings/Comfy.Locale", "ja")
+    try:
+        open_page(blank_page, server)
+        empty_canvas(blank_page)
+        blank_page.evaluate("app.graph.add(LiteGraph.createNode('DependencyNoise'))")
+        blank_page.wait_for_timeout(1000)
+        blank_page.screenshot(path=artefacts / "japanese.png")
+        labels = blank_page.evaluate(
+            "() => app.graph.nodes.flatMap(n => [n.title, ...n.widgets.map(w => w.label ?? w.name)])"
+        )
+    finally:
+        server.post("/settings/Comfy.Locale", "en")
+    assert texts["nodeDefs/DependencyNoise/display_name"] in labels
+    assert texts["nodeDefs/DependencyNoise/inputs/kl_schedule/name"] in labels
 
 
 @pytest.mark.parametrize("name", BLUEPRINTS)
@@ -136,21 +151,3 @@ def test_a_blueprint_is_found_by_search_inserted_and_run(blank_page, server, art
     page.wait_for_function(f"() => ({BLANK})().length === 0")
     page.screenshot(path=artefacts / f"blueprint_{SHORT[name]}_finished.png")
     require_no_complaint(page)
-
-
-def test_the_page_shows_a_node_in_the_users_language(blank_page, server, artefacts):
-    texts = read("ja")
-    server.post("/settings/Comfy.Locale", "ja")
-    try:
-        open_page(blank_page, server)
-        empty_canvas(blank_page)
-        blank_page.evaluate("app.graph.add(LiteGraph.createNode('DependencyNoise'))")
-        blank_page.wait_for_timeout(1000)
-        blank_page.screenshot(path=artefacts / "japanese.png")
-        labels = blank_page.evaluate(
-            "() => app.graph.nodes.flatMap(n => [n.title, ...n.widgets.map(w => w.label ?? w.name)])"
-        )
-    finally:
-        server.post("/settings/Comfy.Locale", "en")
-    assert texts["nodeDefs/DependencyNoise/display_name"] in labels
-    assert texts["nodeDefs/DependencyNoise/inputs/kl_schedule/name"] in labels

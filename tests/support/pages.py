@@ -46,7 +46,8 @@ OPENED = """types => {
 }"""
 SET = """values => app.graph.nodes.flatMap(node => node.widgets ?? [])
     .filter(widget => widget.name in values).forEach(widget => { widget.value = values[widget.name] })"""
-DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+AS_PROMPT = "async () => (await app.graphToPrompt()).output"
+DRAW = "() => app.canvas.draw(true, true)"
 IN_VIEW = "() => app.graph.nodes.every(node => app.canvas.visible_nodes.includes(node))"
 EXTENT = """() => {
     const boxes = [...app.graph.nodes.map(node => [...node.getBounding()]),
@@ -66,6 +67,7 @@ def browser_for(server):
     if executable is None:
         pytest.fail("this test drives a browser and none is installed: run `python3 host.py test`, which gets one")
     server.post("/settings/Comfy.TutorialCompleted", True)  # else a dialog covers the page
+    server.post("/settings/LiteGraph.Canvas.MaximumFps", 5)  # nobody watches, and each frame is drawn by a CPU
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=list(CHROMIUM_FLAGS))
         yield browser
@@ -103,12 +105,16 @@ def open_template(page, server, name: str) -> None:
     wait_for_template(page, name)
 
 
-def load_workflow(page, path) -> None:
+def load_workflow(page, workflow: dict) -> None:
     """Load a workflow into a page that has the frontend already."""
-    workflow = json.loads(path.read_text("utf-8"))
     page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
     page.wait_for_function(OPENED, arg=sorted(node["type"] for node in workflow["nodes"]))
-    page.evaluate(DRAWN)
+    page.evaluate(DRAW)
+
+
+def without_titles(prompt: dict) -> dict:
+    """The frontend translates titles; they do not change what runs."""
+    return {key: {"class_type": node["class_type"], "inputs": node["inputs"]} for key, node in prompt.items()}
 
 
 def fit_view(page) -> None:
@@ -159,6 +165,11 @@ def require_no_complaint(page) -> None:
     """No node is missing or red, no dialog and no message of an error is open."""
     complaints = page.evaluate(COMPLAINTS)
     assert not any(complaints.values()), complaints
+
+
+def require_prompt(page, prompt: dict) -> None:
+    """The page makes this prompt of what it shows."""
+    assert without_titles(page.evaluate(AS_PROMPT)) == without_titles(prompt)
 
 
 def require_nodes_apart(page) -> None:

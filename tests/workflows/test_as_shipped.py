@@ -12,6 +12,7 @@ import pytest
 import torch
 from coherence.client.clip import temporal_consistency
 from coherence.client.server import outputs
+from coherence.client.workflow import to_prompt
 from coherence.hosting.provision import PACK
 from coherence.metrics.similarity import psnr, ssim
 from pages import (
@@ -26,6 +27,7 @@ from pages import (
     press_run,
     require_no_complaint,
     require_nodes_apart,
+    require_prompt,
     require_readable,
 )
 from PIL import Image
@@ -39,6 +41,7 @@ from shipped import (
     ZS2,
     frames_of,
     inputs_of,
+    runnable,
     small,
 )
 
@@ -109,23 +112,24 @@ PRESSED = [
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_every_workflow_opens_whole_and_is_readable_on_the_canvas(page):
+def test_every_workflow_opens_whole_readable_and_as_the_prompt_that_to_prompt_makes_of_it(page, object_info):
     wrong = {}
     for path in [path for path in WORKFLOWS if path.stem not in LEFT_OUT]:
-        load_workflow(page, path)
+        load_workflow(page, json.loads(path.read_text("utf-8")))
         try:
             require_no_complaint(page)
             require_nodes_apart(page)
             require_readable(page)
+            require_prompt(page, to_prompt(runnable(path), object_info))
         except AssertionError as error:
             wrong[path.stem] = str(error)
     assert not wrong
 
 
 @pytest.mark.usefixtures("stand_ins")
-def test_a_workflow_opens_readably_without_its_pack_or_model_and_the_page_marks_these(page, artefacts):
+def test_a_workflow_opens_readably_without_its_pack_or_model_and_the_page_marks_these(page, artefacts, object_info):
     for path in [path for path in WORKFLOWS if path.stem in LEFT_OUT]:
-        load_workflow(page, path)
+        load_workflow(page, json.loads(path.read_text("utf-8")))
         page.screenshot(path=artefacts / f"{path.stem}_opened.png")
         complaints = page.evaluate(COMPLAINTS)
         marked = {*complaints["missing nodes"], *complaints["nodes in red"]}
@@ -134,12 +138,14 @@ def test_a_workflow_opens_readably_without_its_pack_or_model_and_the_page_marks_
         assert not complaints["links to nowhere"]
         require_nodes_apart(page)
         require_readable(page)
+        load_workflow(page, runnable(path))
+        require_prompt(page, to_prompt(runnable(path), object_info))
 
 
 @pytest.mark.usefixtures("stand_ins")
 @pytest.mark.parametrize("path", PRESSED, ids=lambda path: path.stem)
 def test_a_workflow_opens_runs_by_the_button_and_shows_what_it_made(page, server, artefacts, finished, path):
-    load_workflow(page, path)
+    load_workflow(page, json.loads(path.read_text("utf-8")))
     fit_view(page)
     require_no_complaint(page)
     require_nodes_apart(page)
