@@ -24,7 +24,7 @@ def video() -> Any:
 
 def test_the_reader_reads_the_motion_of_drawn_clips():
     rng = random.Random(2)
-    clips = [motion.random_moving_scene(rng) for _ in range(40)]
+    clips = [motion.random_moving_scene(rng) for _ in range(24)]
     assert {clip.motion for clip in clips} == set(motion.MOTIONS)
     read = [motion_reader.read_motion(drawn(clip)).motion for clip in clips]
     assert read == [clip.motion for clip in clips]
@@ -32,7 +32,7 @@ def test_the_reader_reads_the_motion_of_drawn_clips():
 
 def test_a_direction_is_not_read_off_a_clip_that_runs_backwards():
     rng = random.Random(3)
-    moving = [clip for clip in (motion.random_moving_scene(rng) for _ in range(40)) if clip.motion != "standing still"]
+    moving = [clip for clip in (motion.random_moving_scene(rng) for _ in range(20)) if clip.motion != "standing still"]
     assert all(motion_reader.read_motion(drawn(clip).flip(0)).motion != clip.motion for clip in moving)
 
 

@@ -14,8 +14,8 @@ from coherence.nodes.consistency_chart import PANELS
 from matplotlib.colors import to_rgb
 from torch import Tensor
 
-SOURCE = render_clip("circle", "red", "white", frames=5, seed=1).frames
-EDIT = render_clip("square", "blue", "white", frames=5, seed=1).frames
+SOURCE = render_clip("circle", "red", "white", frames=5, seed=1, size=64).frames
+EDIT = render_clip("square", "blue", "white", frames=5, seed=1, size=64).frames
 
 
 def pixels_of(colour: str, chart: Tensor) -> int:
@@ -26,7 +26,7 @@ def test_the_report_of_a_clip_alone_holds_its_figures() -> None:
     text, _ = TemporalConsistency.execute(EDIT).args
     report = json.loads(text)
     figures = temporal_consistency(EDIT)
-    assert {name: report[name] for name in ("frames", "height", "width")} == {"frames": 5, "height": 128, "width": 128}
+    assert {name: report[name] for name in ("frames", "height", "width")} == {"frames": 5, "height": 64, "width": 64}
     assert set(report) == {"frames", "height", "width", "clip"}
     assert report["clip"]["mean"] == pytest.approx(means(figures))
     for name in PANELS:
@@ -58,7 +58,7 @@ def test_what_could_not_be_measured_is_null_and_leaves_the_chart_readable() -> N
 
 
 def test_transparency_is_left_out() -> None:
-    with_alpha = torch.cat([EDIT, torch.rand(5, 128, 128, 1, generator=torch.Generator().manual_seed(0))], dim=-1)
+    with_alpha = torch.cat([EDIT, torch.rand(5, 64, 64, 1, generator=torch.Generator().manual_seed(0))], dim=-1)
     assert TemporalConsistency.execute(with_alpha).args[0] == TemporalConsistency.execute(EDIT).args[0]
 
 

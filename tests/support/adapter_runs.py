@@ -18,7 +18,7 @@ QUICK = Settings(
 )
 
 
-def clips(number=2, frames=FRAMES, vision=True, size=16):
+def clips(number=2, frames=FRAMES, vision=True, size=8):
     """Random clips whose frames are similar, with random captions."""
     generator = torch.Generator().manual_seed(2)
     base = torch.randn(number, 1, 4, size, size, generator=generator)

@@ -80,7 +80,8 @@ def test_the_temporal_loss_alone_moves_the_lora_and_lowers_itself(unet):
     alone = {"diffusion_weight": 0.0, "temporal_weight": 1.0, "shared_tokens": 0, "temporal_range_start": 0.5}
     settings = replace(QUICK, steps=8, learning_rate=1e-2, seed=1, **alone)
     trained, untrained = (
-        train_adapter(unet, clips(1, vision=False), each) for each in (settings, replace(settings, learning_rate=1e-12))
+        train_adapter(unet, clips(1, vision=False, size=16), each)
+        for each in (settings, replace(settings, learning_rate=1e-12))
     )
     assert ups(trained.adapter).abs().max() > 1e-2
     ratios = torch.tensor(trained.temporal) / torch.tensor(untrained.temporal)
@@ -112,7 +113,7 @@ def test_features_are_what_every_adapted_projection_gives(unet, monkeypatch):
     step = seen[-1]
     assert len(step) == 4 * 2 * 7, "four projections of self- and cross-attention in seven transformer layers"
     assert {shape[0] for shape in step} == {FRAMES}
-    assert {shape[1] for shape in step} == {256, 64, 2 + 3 + 8}, "latent positions, or shared, per-frame and text"
+    assert {shape[1] for shape in step} == {64, 16, 2 + 3 + 8}, "latent positions, or shared, per-frame and text"
 
 
 def test_up_blocks_alone_get_a_lora(unet):
@@ -235,7 +236,7 @@ def test_blocks_are_computed_twice_where_memory_is_short(unet, trained, monkeypa
 def test_what_does_not_fit_is_refused(unet, trained, monkeypatch):
     good = clips()
     for wrong, reason in [
-        (replace(good, frames=4), "whole clips of frames_per_clip = 4 frames.*got 6 × 4 × 16 × 16"),
+        (replace(good, frames=4), "whole clips of frames_per_clip = 4 frames.*got 6 × 4 × 8 × 8"),
         (replace(good, frames=2), "3 or more each"),
         (replace(good, captions=good.captions[:1]), "captions: expected 2 lines, one for each clip of 3 frames, got 1"),
         (replace(good, hidden=good.hidden[:3]), "expected hidden states of all 6 frames, got 3 × 6 × 16"),
