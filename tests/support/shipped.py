@@ -32,7 +32,7 @@ SMALL = {"width": 64, "height": 64, "size": 64, "batch_size": 2, "frames": 2, "s
 SMALL |= {"length": 2, "skip_steps": 0, "refine_iterations": 0, "step": 1}
 """Inputs of a workflow on small random models."""
 _SHORTER = {
-    "bilateral_inversion": {"frames": 8, "batch_size": 8},
+    "bilateral_inversion": {"frames": 8, "batch_size": 8, "steps": 8},
     "clip_consistency": {"steps": 5, "frames": 8},
     "demo_video": {"steps": 6, "batch_size": 8},
     "edit_generated_clip": {"steps": 5},
