@@ -218,7 +218,7 @@ def main() -> None:
         tables.append(f"{head}\n\n{means([PLAIN], MEASURES, partial(values, each))}\n\n{differences}")
     text = "\n\n".join([*tables, claims_table(claims(records))])
     chart = rows_chart(
-        "What guidances do where the model does not obey at once",
+        "Guidance where the model does not obey",
         "Differences from plain CFG, prompt by prompt, with 95% intervals.",
         WAYS[1:],
         MEASURES,
@@ -229,7 +229,7 @@ def main() -> None:
     for each in (each[0] for each in of.values()):  # the first prompts, whatever they look like
         drawn = {way: strip(out / each["key"] / f"{way}.png") for way in WAYS}
         blocks += [(f"“{each['prompts'][n]}”", {"": [drawn[way][n] for way in SHOWN]}) for n in range(3)]
-    print(publish(NAME, out, arguments.publish, text, chart, sheet(blocks, SHOWN, side=160)))
+    print(publish(NAME, out, arguments.publish, text, chart, sheet(blocks, SHOWN, side=172)))
 
 
 if __name__ == "__main__":

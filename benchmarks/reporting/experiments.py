@@ -10,6 +10,7 @@ import ei2_study
 import entropy
 import ge_adapter_study
 import guidance
+import hard_prompts
 import ie_guidance_study
 import inversion
 import long_clip
@@ -79,6 +80,21 @@ EXPERIMENTS = (
         results=FIGURES,
         counts_in_part=True,
         counted_by="--scenes",
+    ),
+    Experiment(
+        hard_prompts.claims,
+        "ie",
+        "Guidances at prompts that a model does not obey",
+        "--prompts 32 --minutes {minutes}",
+        "--prompts 160 --minutes {minutes}",
+        (12, 600),
+        "The world’s picture model, not fully trained: two things in a picture, and patterns; 12 steps, cfg 3.",
+        {
+            "hard_prompts.png": "Differences from plain CFG, by what is asked for.",
+            "hard_prompts.jpg": "The first prompts of either kind: plain CFG, the controls, and guidances.",
+        },
+        counts_in_part=True,
+        counted_by="--prompts",
     ),
     Experiment(
         ge_adapter_study.claims,

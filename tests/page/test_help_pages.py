@@ -18,7 +18,13 @@ PICTURE = re.compile(r"^!\[[^\]]{10,}\]\(([^)]*)\)\n\n(?=[\w*\[])", re.MULTILINE
 NEEDS_NO_ADVICE = {"file", "filename_prefix"} | {"noise_seed", "seed"}
 """Widgets without values that suit a purpose."""
 MOST_BYTES = 120_000
-SHEETS = {"editing_study_peers.jpg", "methods_study.jpg", "methods_study_adapters.jpg", "zs2_study.jpg"}
+SHEETS = {
+    "editing_study_peers.jpg",
+    "hard_prompts.jpg",
+    "methods_study.jpg",
+    "methods_study_adapters.jpg",
+    "zs2_study.jpg",
+}
 """Contact sheets that pages link to and do not show."""
 
 
