@@ -54,7 +54,8 @@ class Energy:
     def proportion(self) -> float:
         """(E(AV) − E(UV)) / (E(V) − E(UV)), never clipped; 0 if the bounds coincide: all values are equal."""
         span = self.identity - self.uniform
-        return (self.attention - self.uniform) / span if span else 0.0
+        share = (self.attention - self.uniform) / span if span else 0.0
+        return share if math.isfinite(share) else 0.0  # a span may be too small to divide by
 
 
 @dataclass(frozen=True)

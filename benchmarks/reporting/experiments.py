@@ -40,7 +40,7 @@ EXPERIMENTS = (
         "Noises and attentions over 16 frames",
         "--scenes 6 --rounds 0 --asked --minutes {minutes}",
         "--scenes 24 --rounds 0 --minutes {minutes}",
-        (8, 600),
+        (6.5, 600),
         "Clips of 16 frames, 8 steps; one seed a prompt, from 0; half of the prompts leave size and place open.",
         {
             "zs2_study.png": "Frame by frame, what clips obey, their form and grain; below, sweeps of μ and λ.",
@@ -55,7 +55,7 @@ EXPERIMENTS = (
         "One clip tuned, then edited",
         "--clips 6 --frames 4 --steps 30 --minutes {minutes}",
         "--clips 8 --frames 8 --minutes {minutes}",
-        (7, 600),
+        (6, 600),
         "Rendered clips, numbered from 0, which is the seed of tuning; three edits each.",
         {
             "ei2_study/ei2_study.png": "Every figure, by what was tuned and what was changed.",
@@ -71,7 +71,7 @@ EXPERIMENTS = (
         "Guidances",
         "--scenes 12 --settings usual clips --minutes {minutes}",
         "--scenes 24 --minutes {minutes}",
-        (7, 600),
+        (6, 600),
         "Stills of 8 steps, two a prompt; of every second prompt a clip of 6 frames; one seed a prompt, from 0.",
         {
             "ie_guidance_study.png": "Differences from plain CFG against λ.",
@@ -85,9 +85,9 @@ EXPERIMENTS = (
         hard_prompts.claims,
         "ie",
         "Guidances at prompts that a model does not obey",
-        "--prompts 32 --minutes {minutes}",
+        "--prompts 16 --minutes {minutes}",
         "--prompts 160 --minutes {minutes}",
-        (12, 600),
+        (4, 600),
         "The world’s picture model, not fully trained: two things in a picture, and patterns; 12 steps, cfg 3.",
         {
             "hard_prompts.png": "Differences from plain CFG, by what is asked for.",
@@ -102,7 +102,7 @@ EXPERIMENTS = (
         "Adapters",
         "--clips 6 --trained-on 8 --steps 60 --minutes {minutes} --variants 'no shared tokens' 'no temporal loss'",
         "--clips 12 --minutes {minutes}",
-        (8, 600),
+        (7.5, 600),
         "Trained on rendered clips of 4 frames with seeds from 10000, measured on others with seeds from 0.",
         {"ge_adapter_study.png": "Differences from no adapter."},
         counts_in_part=True,
