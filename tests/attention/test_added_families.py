@@ -129,6 +129,7 @@ def flat(latents):
     return torch.cat([part.flatten() for part in latents.unbind()])
 
 
+@pytest.mark.slow
 def test_guidance_is_its_formula_with_every_branch_in_a_call_of_its_own(name, tiny_models):
     model, family, layers = tiny_models.load(name), RELATIVES[name], LAYERS[name]
     calls = Calls(guided(model, "U-I", 2.0, layers))
@@ -164,6 +165,7 @@ def test_momentum_carries_a_frame_to_later_ones_alone_whole_or_in_chunks(picture
     assert parted == [False, False, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("technique", [*map(CrossFrame, get_args(Keys)), FineCoarse(2)])
 def test_frames_that_attend_to_others_do_so_whole_or_in_chunks(picture, technique):
     """Fine and coarse patches are of all frames, which chunks do not have together."""

@@ -127,6 +127,7 @@ def plain_clip(unet):
     return one_call(unet, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("length", "calls"), [(1, 64), (7, 10)])
 def test_64_frames_in_chunks_are_64_frames_at_once(unet, long_clip, plain_clip, length, calls):
     model, rows = model_calls(momentum(unet, length, mu=0.98))
@@ -170,6 +171,7 @@ def masked(conditioning, count):
     return left + area
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [with_ksampler, with_custom_sampler])
 @pytest.mark.parametrize("conditioned", ["plainly", "by masks and areas"])
 def test_a_sampler_gets_the_same_clip(unet, sampling, conditioned):

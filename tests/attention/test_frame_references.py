@@ -139,6 +139,7 @@ def test_the_branches_are_as_they_were_where_memory_splits_a_call(editor, plain,
     assert set(calls.rows) == {editor.frames}
 
 
+@pytest.mark.slow
 def test_equal_prompts_give_equal_clips_and_each_clip_has_its_own_references(editor, plain):
     prompt, negative = editor.prompts()
     other = editor.with_another(2)[0]

@@ -267,6 +267,7 @@ def test_a_run_that_breaks_off_leaves_the_model_bit_identical(model, form, error
 # Other models ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_stock_checkpoints_are_inflated(tiny_models, family):
     stock, shape = tiny_models.load_stock(family), FAMILIES[family]

@@ -24,6 +24,7 @@ def run(folder, *words: str, monkeypatch) -> list[dict]:
     return json.loads((folder / "figures.json").read_text("utf-8"))["rows"]
 
 
+@pytest.mark.slow
 def test_every_model_is_measured_and_a_way_that_fails_stops_none(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "compiled", lambda subject: subject)  # compiling takes minutes on a CPU
     few = (gpu.FEW[0], gpu.FEW[1], gpu.MEASURED[-1])

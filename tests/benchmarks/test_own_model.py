@@ -23,6 +23,8 @@ from reporting.assembling import assemble
 from reporting.running import Outcome, failure
 from users_model import UnusableError, is_out_of_memory, reason_of, size_of
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--frames", "2", "--size", "64x64", "--steps", "1", "--seeds", "1", "--rounds", "1", "--device", "cpu")
 VIDEO = PACK / "workflows" / "assets" / "red_circle.mp4"
 

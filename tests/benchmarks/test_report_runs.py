@@ -163,6 +163,7 @@ if count == "24":
 """
 
 
+@pytest.mark.slow
 def test_gathering_goes_on_until_time_is_over_and_keeps_the_last_figures(script, tmp_path, ctrl_c):
     counted = small("growing", script("growing", GROWING))
     counted = replace(counted, quick="--clips 6", counted_by="--clips")
@@ -189,6 +190,7 @@ if count == "12":
 """
 
 
+@pytest.mark.slow
 def test_a_larger_run_that_is_cut_off_leaves_the_earlier_one_and_the_records_it_added(script, tmp_path, ctrl_c):
     counted = small("adding", script("adding", ADDING), results="records.jsonl")
     counted = replace(counted, quick="--clips 6", counted_by="--clips")

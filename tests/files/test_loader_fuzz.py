@@ -100,6 +100,7 @@ def test_a_file_with_other_bytes_is_refused_or_sound(name, data):
     LOADERS[name].reads(data.draw(spoiled(GOOD[name])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOADERS)
 @given(st.data())
 def test_a_file_of_another_structure_is_refused_or_sound(name, data):

@@ -82,6 +82,7 @@ def demo_of_a_bare_python(*arguments, **env):
     return subprocess.run([*command, *arguments], capture_output=True, text=True, env=os.environ | env, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("forbidden", "kept"), [("1", True), ("", False)])
 def test_bytecode_that_may_not_be_written_beside_sources_is_kept_in_the_cache(forbidden, kept, tmp_path):
     own = {"PYTHONDONTWRITEBYTECODE": forbidden, "PYTHONPYCACHEPREFIX": "" if kept else str(tmp_path / "own")}

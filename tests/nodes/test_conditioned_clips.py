@@ -64,6 +64,7 @@ def pictures():
     return torch.rand(FRAMES, 64, 64, 3, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("patch", "reached"),
     [(lambda model: model, [CHANGED]), (momentum, range(CHANGED, FRAMES))],

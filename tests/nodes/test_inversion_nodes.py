@@ -118,6 +118,7 @@ PARAMETRISATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
 def test_every_parametrisation_of_a_unet_comes_back(demo, prompt, clip, parametrisation):
     model = slowed(PARAMETRISATIONS[parametrisation](demo))
@@ -128,6 +129,7 @@ def test_every_parametrisation_of_a_unet_comes_back(demo, prompt, clip, parametr
     assert difference(noise["samples"], clip["samples"]) > 0.02
 
 
+@pytest.mark.slow
 def test_a_real_clip_comes_back_from_the_demo_model(demo, prompt, clip, vae):
     sigmas = schedule(demo, 10)
     noise, report = inverted(demo, prompt, clip, sigmas, refine_iterations=2)
@@ -152,6 +154,7 @@ def test_a_flow_model_restarts_from_amid_its_noise_as_a_latent(tiny_models):
 # The filters -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_filters_act_and_only_where_they_are_asked_to(demo, prompt, clip):
     sigmas = schedule(demo, 4)
     plain, _ = inverted(demo, prompt, clip, sigmas)

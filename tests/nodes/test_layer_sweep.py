@@ -82,6 +82,7 @@ def by_hand(model, vae, matrix: str, layer: str | None, span=(0.0, 1.0)):
         return vae.decode(samples).clamp(0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("matrix", "span"), [("identity", (0.0, 1.0)), ("uniform", (0.5, 1.0))])
 def test_damage_is_that_of_the_same_runs_by_hand(unet, vae, matrix, span):
     registry, chart, report = swept(unet, vae, perturbation=matrix, start_percent=span[0], end_percent=span[1])

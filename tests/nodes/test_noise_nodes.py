@@ -234,6 +234,7 @@ def test_chart_shows_a_schedule_in_grey(kl_schedule: str) -> None:
     assert not changed[:, :720].any(), "the correlations stay as they are"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [2, 8, 16, 70])
 def test_chart_is_an_image_that_shows_the_noise(frames: int) -> None:
     still, _ = chart_and_report(dependency_noise(kl=0), frames, 4, 8, 8)

@@ -141,6 +141,7 @@ def prompt(to_api):
     return to_api(PACK / "workflows" / "entropy_register.json")
 
 
+@pytest.mark.slow
 def test_the_workflow_draws_its_charts_and_its_saved_registry_can_be_loaded(server, prompt):
     entry = server.queue(prompt)
     pictures = [

@@ -65,6 +65,7 @@ def picture_model(request, tiny_models):
     return tiny_models.load(request.param), FAMILIES[request.param].conditioning()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("shape", [(8, 16, 16, 16), (8, 16, 1, 16, 16)])
 def test_a_picture_model_with_video_latents_gets_the_noise_that_the_chart_shows(picture_model, shape, asked):

@@ -38,6 +38,7 @@ def test_the_pointwise_divergence_has_a_closed_form(shape, kl):
     assert Divergence("pointwise", previous)(made) == pytest.approx(kl, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize(("kl", "clips"), [(0.001, 6), (0.01, 4), (0.1, 3), (0.5, 2)])
 def test_256_frames_stay_standard_normal_by_every_divergence(divergence, kl, clips):

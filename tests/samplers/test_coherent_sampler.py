@@ -69,6 +69,7 @@ def sampled(model, sampler, noise, latent, levels=LEVELS, family=DEMO):
     return out["samples"], seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["euler_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "lcm", "er_sde", "seeds_3", "exp_heun_2_x0_sde"]
 )

@@ -49,6 +49,7 @@ def run_on(tiny_models, unet, name, **settings):
     return tiny_run(tiny_models, name, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EDITED)
 def test_prompts_of_20_and_23_tokens_edit_as_with_all_maps_in_memory(tiny_models, unet, name):
     """From where float32 does not cancel."""

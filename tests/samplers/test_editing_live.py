@@ -37,6 +37,7 @@ def edited(run, registry, model=None, **how):
         return EntropyGuidedEdit.execute(**given | how).args[0]["samples"]
 
 
+@pytest.mark.slow
 def test_live_is_the_fixed_choice_at_one_step_and_another_one_at_more(unet):
     for steps, same in ((1, True), (4, False)):
         run = demo_run(unet, steps=steps)

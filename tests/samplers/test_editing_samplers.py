@@ -27,6 +27,7 @@ def run(unet):
     return demo_run(unet)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLER_NAMES)
 def test_every_sampler_gives_both_clips_the_noise_that_it_gives_one(unet, name):
     run = demo_run(unet, sampler=name, shape=ONE_FRAME, steps=3)
@@ -86,6 +87,7 @@ def test_euler_is_refused_once_it_is_churned(unet, churn):
         run.edit()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_2m", "uni_pc", "euler_cfg_pp"])
 @pytest.mark.parametrize("source_cfg", [4.0, 1.0])
 def test_a_sampler_takes_the_steps_that_it_takes_with_one_clip(unet, name, source_cfg):

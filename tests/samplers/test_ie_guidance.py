@@ -52,6 +52,7 @@ def test_each_guidance_is_its_formula(unet, plain, guidance):
     agree(sample(guided(unet, guidance, 2.0, LAYERS["demo"]), DEMO), reference, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [family for family in LAYERS if family != "demo"])
 def test_the_papers_guidance_is_right_on_every_family(models, family):
     """It has all kinds of branches: the other guidances add up the same ones."""

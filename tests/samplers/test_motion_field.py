@@ -109,6 +109,7 @@ def sampled(model, noise, latent: dict, sigmas: torch.Tensor) -> torch.Tensor:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("t1", [0.5, 0.8, 1.0])
 def test_the_first_frame_is_the_picture_of_random_noise(model, t1):
     latent, rest = moving(model, frames=1, t0=0.3, t1=t1)

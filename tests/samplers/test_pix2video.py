@@ -81,6 +81,7 @@ def effect(sampler: str) -> torch.Tensor:
     return with_it - without
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["heun", "dpm_2", "dpmpp_2m"])
 def test_samplers_of_more_calls_a_step_take_the_same_update(sampler):
     euler, theirs = effect("euler"), effect(sampler)

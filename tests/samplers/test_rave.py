@@ -59,6 +59,7 @@ def authors_loop(model, conds_of, noise, sigmas):
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("along", ["alone", "control images", "masks"])
 def test_euler_in_grids_is_the_authors_loop(along):
     model, conds, noise = load_model(), DEMO.conditioning(), noise_of(DEMO)

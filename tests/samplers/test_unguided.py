@@ -76,6 +76,7 @@ def test_maps_are_those_of_the_plain_model_one_a_frame(unet, plain, patch):
     assert all(torch.equal(ours.plain, theirs.plain) for ours, theirs in zip(maps, plain.maps, strict=True))
 
 
+@pytest.mark.slow
 @patched
 def test_training_is_that_of_the_plain_model(unet, plain, patch):
     trained = adapted(patch(unet))

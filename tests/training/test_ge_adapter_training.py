@@ -75,6 +75,7 @@ def test_the_loss_falls(unet):
     assert ratios[-4:].mean() < 0.95
 
 
+@pytest.mark.slow
 def test_the_temporal_loss_alone_moves_the_lora_and_lowers_itself(unet):
     """The published code's cosine over an axis of length 1 has no gradient: nothing would move."""
     alone = {"diffusion_weight": 0.0, "temporal_weight": 1.0, "shared_tokens": 0, "temporal_range_start": 0.5}

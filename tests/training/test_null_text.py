@@ -81,6 +81,7 @@ def test_face_of_the_node():
     }
 
 
+@pytest.mark.slow
 def test_guided_sampling_returns_the_clip(demo, prompts, clip, found):
     (negative, latent, reconstruction, report), *_ = found
     sigmas, x = schedule(demo, STEPS), clip["samples"]

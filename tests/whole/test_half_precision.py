@@ -127,6 +127,7 @@ def test_new_modules_are_made_in_fp32_and_kept_in_what_the_model_computes_in(for
         assert all(torch.equal(x, expected[name].to(dtype)) for name, x in modules.items())
 
 
+@pytest.mark.slow
 @FORM_AND_FLAG
 def test_tuned_weights_do_not_vanish_in_the_type_of_the_models_weights(form, flag):
     """What tuning adds to W_q is small: e4m3 has no value between 0 and 2e-3. The same weights in fp32 show the
@@ -142,6 +143,7 @@ def test_tuned_weights_do_not_vanish_in_the_type_of_the_models_weights(form, fla
     assert difference(with_them, without) > 1e-4
 
 
+@pytest.mark.slow
 @FORM_AND_FLAG
 def test_what_is_tuned_on_such_a_model_is_learned_in_fp32_and_acts_on_it(form, flag):
     model = demo(flag)
