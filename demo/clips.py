@@ -1,4 +1,4 @@
-"""Clips drawn by code: one shape that moves, turns or grows on a plain background, and exactly where it is.
+"""Clips drawn by code: one shape or thing that moves, turns or grows on a plain background, and exactly where it is.
 
 The demo model has seen none of it: it learned from single upright pictures with the shape at one of nine places.
 """
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .shapes import RADII, SIZE, coverage, paint
+from .shapes import RADII, SHAPES, SIZE, coverage, paint
+from .world import things
 
+THINGS = tuple(sorted(set(things.THINGS) - set(SHAPES)))
 MOTIONS = ("slide", "turn", "grow", "all")
 REACH = 24.0  # pixels of a picture of SIZE, from the middle of a slide to either end
 STRAY = 8.0  # pixels, how far that middle may be off the picture's
@@ -39,16 +41,18 @@ def render_clip(
     """A clip of one shape, even in time from the first frame to the last.
 
     Args:
-        shape, colour, background: One of ``shapes.SHAPES``; two different ones of ``shapes.COLOURS``.
-        motion: slide: across the middle, in a straight line. turn: by a quarter, on the spot (a circle shows none of
-            it). grow: or shrink, on the spot. all: the three at once.
+        shape, colour, background: One of ``shapes.SHAPES`` or ``THINGS``; two different ones of ``shapes.COLOURS``.
+        motion: slide: across the middle, in a straight line. turn: by a quarter, on the spot (a circle or
+            ring shows none of it). grow: or shrink, on the spot. all: the three at once.
         seed: Where it starts, in which direction it goes and how large it is: the same for the same seed, whatever
             the shape, the colours and the number of frames.
         size: Height and width in pixels.
 
     Raises:
-        ValueError: for a colour on itself, a motion or a number of frames that does not exist.
+        ValueError: for a colour on itself, or a shape, a motion or a number of frames that does not exist.
     """
+    if shape not in (*SHAPES, *THINGS):
+        raise ValueError(f"shape is {shape!r}, expected one of {', '.join((*SHAPES, *THINGS))}")
     if motion not in MOTIONS:
         raise ValueError(f"motion is {motion!r}, expected one of {', '.join(MOTIONS)}")
     if colour == background:
@@ -69,8 +73,16 @@ def render_clip(
     centre, radii = centre * size / SIZE, radii * size / SIZE
     mask = torch.cat(
         [
-            coverage(shape, r, x, y, angle, size)
+            _coverage(shape, r, x, y, angle, size)
             for r, (x, y), angle in zip(radii.tolist(), centre[..., None], angles.tolist(), strict=True)
         ]
     )
     return RenderedClip(paint(mask, colour, background), mask, centre)
+
+
+def _coverage(shape: str, radius: float, x: Tensor, y: Tensor, angle: float, size: int) -> Tensor:
+    """(B, size, size): of a shape, or of a thing, for centres (B,)."""
+    if shape in SHAPES:
+        return coverage(shape, radius, x, y, angle, size)
+    kinds = torch.full((len(x),), things.THINGS.index(shape))
+    return things.coverage(kinds, x, y, torch.full_like(x, radius), torch.full_like(x, angle), size)

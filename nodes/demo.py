@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..demo.clips import MOTIONS, render_clip
+from ..demo.clips import MOTIONS, THINGS, render_clip
 from ..demo.shapes import COLOURS, SHAPES, SIZE
 from .inputs import seed_input
 from .node import Node
@@ -66,7 +66,10 @@ class CoherenceDemoClip(Node):
             search_aliases=["demo video", "test clip", "sample video", "moving shape"],
             inputs=[
                 io.Combo.Input(
-                    "shape", options=list(SHAPES), tooltip="The moving shape. Change it to try another outline."
+                    "shape",
+                    options=[*SHAPES, *THINGS],
+                    tooltip="The moving shape. Change it to try another outline. The demo model draws only circle, "
+                    "square, triangle, star and cross.",
                 ),
                 io.Combo.Input(
                     "colour",
@@ -83,7 +86,7 @@ class CoherenceDemoClip(Node):
                     "motion",
                     options=list(MOTIONS),
                     tooltip="slide: moves across the picture. turn: rotates a quarter turn in place. grow: grows or "
-                    "shrinks. all: all three at once. A circle shows no rotation.",
+                    "shrinks. all: all three at once. A circle or ring shows no rotation.",
                 ),
                 io.Int.Input(
                     "frames",

@@ -169,8 +169,8 @@ def inversions(server: Server) -> None:
 def demo_clips(server: Server) -> None:
     scene = Scene(STAR)
     for shape, colour, background, motion in (
-        ("circle", "red", "white", "slide"), ("square", "blue", "yellow", "turn"), ("star", "green", "black", "grow"),
-        ("cross", "purple", "orange", "all"),
+        ("circle", "red", "white", "slide"), ("cat", "blue", "yellow", "turn"), ("star", "green", "black", "grow"),
+        ("rocket", "purple", "orange", "all"),
     ):  # fmt: skip
         clip = scene.demo_clip(motion, shape, colour, background, motion, 1)
     scene.show("mask of the last", scene.add("MaskToImage", mask=clip[1])[0])

@@ -41,12 +41,6 @@ def _polygon(x: Tensor, y: Tensor, corners: Tensor) -> Tensor:
     return torch.where(inside, squared, -squared).abs().sqrt() * (inside * 2.0 - 1)
 
 
-@functools.cache
-def tables() -> Tensor:
-    """The distances of all things: (len(THINGS), CELLS, CELLS)."""
-    return torch.stack([distances(thing) for thing in THINGS])
-
-
 def distance(kinds: Tensor, x: Tensor, y: Tensor, radius: Tensor, angle: Tensor, size: int = SIZE) -> Tensor:
     """Signed distance in pixels (B, size, size) of one thing a picture, positive inside.
 
@@ -67,7 +61,7 @@ def turned(u: Tensor, v: Tensor, angle: Tensor) -> Tensor:
 
 def look_up(kinds: Tensor, points: Tensor) -> Tensor:
     """Signed distances (B, H, W) at ``points`` (B, H, W, 2), all in units of the radius."""
-    chosen = tables().to(points.device)[kinds][:, None]
+    chosen = torch.stack([distances(THINGS[kind]) for kind in kinds.tolist()]).to(points.device)[:, None]
     return F.grid_sample(chosen, points / REACH, padding_mode="border", align_corners=False)[:, 0]
 
 

@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from coherence.demo.clips import MOTIONS, render_clip
+from coherence.demo.clips import MOTIONS, THINGS, render_clip
 from coherence.demo.reader import read
 from coherence.demo.shapes import COLOURS, SHAPES
 from coherence.hosting.provision import PACK
@@ -19,7 +19,7 @@ def areas(clip) -> torch.Tensor:
 
 
 @every_motion
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, *THINGS])
 def test_the_mask_is_exactly_where_the_shape_is(shape, motion):
     clip = render_clip(shape, "red", "white", motion, frames=5, seed=3)
     red, white = torch.tensor(COLOURS["red"]), torch.tensor(COLOURS["white"])
@@ -76,7 +76,7 @@ def test_a_larger_clip_is_the_same_picture():
         ({"motion": "fly"}, "motion is 'fly', expected one of slide"),
         ({"background": "red"}, "both red"),
         ({"frames": 0}, "frames is 0"),
-        ({"shape": "heart"}, "shape is 'heart'"),
+        ({"shape": "unicorn"}, "shape is 'unicorn', expected one of circle, .*umbrella"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(wrong, complaint):
