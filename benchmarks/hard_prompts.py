@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from claims import Claim
+from claims import Claim, Use
 from figures import claims_table, means, publish, rows_chart, sheet
 from harness import Demo, Json, Records, command_line, enter, guided, pack, strip
 from power import worth
@@ -56,6 +56,13 @@ KINDS: dict[str, Json] = {
     "patterns": {"pairs": 0.0, "backgrounds": 1.0, "fills": 0.0},
 }
 """Of prompts, and the shares of such scenes."""
+AIM, COST = "all of two things in one picture", "[A − I] at middle.0"
+USES = {
+    f"A-I, {SWEPT}, λ=2": Use(AIM, "IEGuidanceCFG, A-I, at the layer that LayerSweep finds", "scale 2", COST),
+    "A-I": Use(AIM, "IEGuidanceCFG, A-I", "scale 2, the layer of highest entropy", COST),
+    MORE_CFG: Use(AIM, "plain CFG, higher", f"cfg {HIGHER:g} in the place of {CFG:g}"),
+}
+"""Of the ways to draw two things."""
 MEASURES = {
     "obeys": ("obeys the prompt", ".1%"),
     "all": ("all as said", ".1%"),
@@ -179,15 +186,26 @@ def claims(records: list[Json]) -> list[Claim]:
         for better, worse in (("strategy 3", "A-I"), ("strategy 4", "A-I"), ("A-I", "strategy 1")):
             text = f"{better[0].upper()}{better[1:]} is better than {worse} where the model draws badly"
             found.append(say("table 4", text, better, worse, "obeys"))
+        for way, use in USES.items() if kind == "two things" else ():
+            text = f"{way} draws all that is said more often than plain CFG"
+            found.append(say("table 2", text, way, PLAIN, "all", False, use=use))
     return found
 
 
 def _claim(
-    of: list[Json], kind: str, where: str, text: str, way: str, other: str, name: str, is_papers: bool = True
+    of: list[Json],
+    kind: str,
+    where: str,
+    text: str,
+    way: str,
+    other: str,
+    name: str,
+    is_papers: bool = True,
+    use: Use | None = None,
 ) -> Claim:
     title, form = MEASURES[name]
     figure = f"{title}, {way} less {other}, {kind}"
-    more = {"unit": "prompts", "worth": worth(name), "is_papers": is_papers}
+    more = {"unit": "prompts", "worth": worth(name), "is_papers": is_papers, "use": use}
     return Claim.of(where, text, figure, gain(of, other, way, name), "+" + form, 1, **more)
 
 

@@ -31,6 +31,7 @@ WORTH = {
     "warped": (0.1, "a third of what a rendered clip has, 0.3 of 1000"),
     "steady": (0.05, "one pair of neighbours in twenty"),
     "moves": (0.1, "one clip in ten"),
+    "all": (0.05, "one picture in twenty"),
     "damage": (0.01, "as of SSIM"),
     "ratio": (0.1, "a tenth"),
     "rank": (0.5, "ranks that agree about three times as often as not"),

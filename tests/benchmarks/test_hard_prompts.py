@@ -12,6 +12,7 @@ import hard_prompts
 from claims import FAILS, HOLDS, NO_GAIN
 from coherence.demo.world.painting import paint
 from coherence.demo.world.scenes import random_scene
+from reporting.top import rows_of
 
 
 @pytest.mark.parametrize("kind", hard_prompts.KINDS)
@@ -48,3 +49,16 @@ def test_a_guidance_is_judged_by_its_gain_at_the_layer_of_highest_entropy_alone(
         found = [each for each in hard_prompts.claims(records(gain)) if "[U − I]" in each.text and each.is_papers]
         assert {each.verdict for each in found} == {expected}
         assert all(hard_prompts.SWEPT not in each.figure for each in found)
+
+
+def test_what_draws_more_of_two_things_is_what_the_reports_first_table_advises():
+    def figures(way: str, n: int) -> dict:
+        return dict.fromkeys(hard_prompts.MEASURES, 0.5 + (0.2 + 0.001 * (n % 3)) * (way == "A-I, most damage, λ=2"))
+
+    ways = {way: [figures(way, n) for n in range(16)] for way in hard_prompts.WAYS}
+    found = hard_prompts.claims([{"kind": kind, "ways": ways} for kind in hard_prompts.KINDS for _ in range(3)])
+    rows = {row.technique: row for row in rows_of(found, [])}
+    assert len(rows) == len(hard_prompts.USES)
+    best = rows["IEGuidanceCFG, A-I, at the layer that LayerSweep finds"]
+    assert (best.advice, best.effect) == ("use it", "+20.1% (+20.1% to +20.1%) all as said; 48 prompts")
+    assert {row.advice for row in rows.values() if row is not best} <= {"no gain", "undecided"}
