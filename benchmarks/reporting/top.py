@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from claims import FAILS, FEWEST, HOLDS, NO_GAIN, UNDECIDED, Claim, Cost, Use
+from claims import FAILS, HOLDS, NO_GAIN, UNDECIDED, Claim, Cost, Use, verdict
 from figures import table
 
 ADVICE = {HOLDS: "use it", FAILS: "do not", NO_GAIN: "no gain", UNDECIDED: "undecided"}
@@ -38,17 +38,12 @@ def rows_of(claims: Iterable[Claim], costs: Sequence[Cost]) -> list[Row]:
 
 def _row(claim: Claim, use: Use, costs: Sequence[Cost]) -> Row:
     # what is none of a paper's claims gets its advice in the same way
-    found = NO_GAIN if claim.is_small else claim.verdict or _verdict_of(claim)
+    judged = verdict(claim.difference, claim.sign, claim.tolerance, claim.units, claim.worth)
+    found = NO_GAIN if claim.is_small else judged
     effect = f"{claim.measured} {claim.figure.split(',')[0]}; {claim.units} {claim.unit}"
     taken = next((each for each in costs if use.cost and each.what.startswith(use.cost)), None)
     cost = f"{taken.measured} {taken.what.rpartition(', ')[2]}" if taken else "not measured" if use.cost else ""
     return Row(use.aim, use.technique, use.settings, effect, cost, found)
-
-
-def _verdict_of(claim: Claim) -> str:
-    if claim.units < FEWEST or not claim.difference.is_clear:
-        return UNDECIDED
-    return HOLDS if claim.difference.value * claim.sign > 0 else FAILS
 
 
 def markdown(rows: Sequence[Row]) -> str:
