@@ -168,6 +168,15 @@ def load_video_model() -> comfy.model_patcher.ModelPatcher:
     return inflated(load_model(), weights.form, weights, layers="*", strength=1.0, asked_by="CoherenceDemoModel")
 
 
+def by_layer(layers: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of temporal layers under their layers' names; in training, underscores stand for dots."""
+    named: dict[str, torch.Tensor] = {}
+    for name, tensor in layers.items():
+        module, _, rest = name.partition(".")
+        named[f"{module.replace('_', '.')}.{rest}"] = tensor
+    return named
+
+
 def load_clip(file: Path | None = None) -> comfy.sd.CLIP:
     """``file``: the video model has a text encoder of its own, VIDEO_TEXT_ENCODER_FILE."""
     return clip_of(_read(file or TEXT_ENCODER_FILE), DemoSD1Tokenizer, DemoClip)

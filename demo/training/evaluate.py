@@ -21,7 +21,7 @@ from train import enter, part
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, required=True, help="folder of a ComfyUI (its main.py)")
-    parser.add_argument("--part", choices=("image", "transformer"), default="image")
+    parser.add_argument("--part", choices=("image", "video", "transformer"), default="image")
     parser.add_argument("--count", type=int, default=200, help="pictures, or clips")
     parser.add_argument("--pairs", type=int, default=50, help="pictures of two things, measured separately")
     parser.add_argument("--seed", type=int, default=0)
@@ -33,7 +33,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     enter(arguments.comfyui)
-    {"image": evaluate_image, "transformer": evaluate_transformer}[arguments.part](arguments)
+    (evaluate_image if arguments.part == "image" else evaluate_clips)(arguments)
 
 
 def evaluate_image(arguments: argparse.Namespace) -> None:
@@ -58,16 +58,20 @@ def evaluate_image(arguments: argparse.Namespace) -> None:
             print(f"  {sigma:5.1f}  {off:.3f}")
 
 
-def evaluate_transformer(arguments: argparse.Namespace) -> None:
+def evaluate_clips(arguments: argparse.Namespace) -> None:
     world, model, state = part("world.clip_evaluation"), part("world.model"), part("training.state")
-    loaded = (
-        model.load_transformer(state.trained_weights("world_transformer")),
-        model.load_clip(state.trained_weights("world_text")),
-        model.load_vae(state.trained_weights("world_decoder")),
-    )
+    weights, vae = state.trained_weights, model.load_vae(state.trained_weights("world_decoder"))
+    if arguments.part == "video":
+        kind, words = world.VIDEO, "world_video_text"
+        loaded = model.load_video_model(weights("world_image"), weights("world_video"))
+    else:
+        kind, words = world.TRANSFORMER, "world_text"
+        loaded = model.load_transformer(weights("world_transformer"))
+    clip = model.load_clip(weights(words))
     for cfg in arguments.cfg:
-        seen = world.evaluate_clips(*loaded, arguments.count, arguments.seed, cfg=cfg, steps=arguments.steps)
-        print(f"\n{arguments.steps} steps, cfg {cfg:g}, seed {arguments.seed}\n\n{world.table(seen)}")
+        how = {"cfg": cfg, "steps": arguments.steps}
+        seen = world.evaluate_clips(kind, loaded, clip, vae, arguments.count, arguments.seed, **how)
+        print(f"\n{arguments.steps} steps, cfg {cfg:g}, seed {arguments.seed}\n\n{world.table(seen, kind)}")
         if arguments.sheet:
             name = arguments.sheet.with_stem(f"{arguments.sheet.stem}_cfg{cfg:g}")
             part("world.sheet").save_sheet([frame for each in seen[:8] for frame in each.clip[::2]][:72], name, 9)

@@ -13,8 +13,19 @@ import comfy.sd1_clip
 import torch
 from comfy.taesd.taesd import TAESD
 
+from ...attention.forms import InflationWeights, inflated
 from .. import model
-from ..model import UNET_CONFIG, DemoTextEncoder, DemoTokenizer, clip_of, load_unet, patcher_of
+from ..model import (
+    UNET_CONFIG,
+    VIDEO_FORM,
+    DemoTextEncoder,
+    DemoTokenizer,
+    by_layer,
+    clip_of,
+    load_unet,
+    patcher_of,
+)
+from ..motion import FRAMES
 from .latents import set_encoder
 from .transformer import transformer_module
 
@@ -55,6 +66,15 @@ def unet_module(dtype: torch.dtype, device: torch.device | str, operations=None)
 def load_model(weights: dict[str, torch.Tensor]) -> comfy.model_patcher.ModelPatcher:
     """``weights``: the UNet's, as a training left them."""
     return load_unet(weights, WORLD_UNET_CONFIG)
+
+
+def load_video_model(
+    weights: dict[str, torch.Tensor], layers: dict[str, torch.Tensor]
+) -> comfy.model_patcher.ModelPatcher:
+    """``weights``: the UNet's; ``layers``: the temporal layers', as their training left them."""
+    temporal = InflationWeights(VIDEO_FORM, "DemoConfig", by_layer(layers), 0, FRAMES)
+    unet = load_model(weights)
+    return inflated(unet, VIDEO_FORM, temporal, layers="*", strength=1.0, asked_by="CoherenceDemoModel")
 
 
 def load_transformer(weights: dict[str, torch.Tensor]) -> comfy.model_patcher.ModelPatcher:

@@ -28,6 +28,7 @@ from ...model import (
     VIDEO_FORM,
     VIDEO_TEXT_ENCODER_FILE,
     DemoTextEncoder,
+    by_layer,
     unet_module,
 )
 from ...motion import FRAMES, MOTIONS, moving_caption, random_moving_scene
@@ -188,10 +189,7 @@ def train_video(arguments: argparse.Namespace) -> None:
 
 def ship_video(trained: Trained) -> None:
     """The average's weights, fp16, as the file of an inflated model that the pack loads."""
-    tensors = {
-        ".".join([*module.split("_"), name]): tensor.half().contiguous()
-        for module, name, tensor in ((*key.split(".", 1), tensor) for key, tensor in trained.average.items())
-    }
+    tensors = {name: tensor.half().contiguous() for name, tensor in by_layer(trained.average).items()}
     save(InflationWeights(VIDEO_FORM, "DemoConfig", tensors, trained.step, FRAMES), VIDEO_FILE)
 
 
