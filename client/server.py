@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.message import Message
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -92,13 +91,6 @@ class RunningServer:
     def object_info(self) -> Json:
         """Every node's inputs and outputs, by node id."""
         return self.get("/object_info")
-
-    def upload_image(self, path: Path) -> str:
-        """Put a file into ComfyUI's input folder; returns the name that LoadImage takes."""
-        form = aiohttp.FormData(quote_fields=False)
-        form.add_field("image", path.read_bytes(), filename=path.name, content_type="application/octet-stream")
-        answer = json.loads(self._request("POST", "/upload/image", data=form))
-        return f"{answer['subfolder']}/{answer['name']}".lstrip("/")
 
     def download(self, file: dict[str, str]) -> bytes:
         """The bytes of an output, given as ``outputs`` lists it."""

@@ -25,8 +25,8 @@ def history(server) -> set[str]:
 def collected(server, tmp_path_factory):
     """A batch with every kind of output: its folder and records."""
     folder = tmp_path_factory.mktemp("collected")
-    video = server.upload_image(PACK / "workflows" / "assets" / "red_circle.mp4")
-    arguments = write(folder, every_output(video), GRID)
+    shutil.copy(PACK / "workflows" / "assets" / "red_circle.mp4", server.base / "input")
+    arguments = write(folder, every_output("red_circle.mp4"), GRID)
     assert main([*arguments, "--server", server.url]) == 0
     return folder, arguments
 
