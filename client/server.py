@@ -33,7 +33,7 @@ class RunningServer:
     """A ComfyUI server at an address like ``http://127.0.0.1:8188``.
 
     Raises:
-        ComfyError: the address is none.
+        ComfyError: ``url`` is not an address.
     """
 
     def __init__(self, url: str) -> None:
@@ -43,7 +43,7 @@ class RunningServer:
         except ValueError:
             port = -1
         if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
-            raise ComfyError(f"{url!r} is no address of a server: expected one like http://127.0.0.1:8188.")
+            raise ComfyError(f"{url!r} is not a server address: expected one like http://127.0.0.1:8188.")
         self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         # A proxy of the user must not catch requests to this machine.
         self._may_use_proxies = parts.hostname not in ("127.0.0.1", "::1", "localhost")
