@@ -36,3 +36,8 @@ LORAS: Final = "coherence_loras"
 """What :mod:`..samplers.lora_steps` puts on a model."""
 LORA_RUN: Final = "coherence_lora_run"
 """What that knows of the run, during it."""
+
+WRITTEN_BY_CLIP: Final = "coherence_written_by_clip"
+"""What other packs' patches wrote into the options, by clip (:mod:`..samplers.by_clip`)."""
+FURTHER_ROWS: Final = "coherence_further_rows"
+"""In a layer's options, once a patch gave branches further rows: the rows without these, and each clip's with them."""

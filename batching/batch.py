@@ -110,8 +110,8 @@ def to_api(workflow: Any, object_info: Json) -> Json:
         prompt = {node_id: {"inputs": {}} | node for node_id, node in copy.deepcopy(workflow).items()}
     else:
         raise ComfyError(
-            "This JSON is no workflow: expected what ComfyUI's canvas saves (nodes and links), or what it exports as "
-            "API (node ids with class_type and inputs)."
+            "This JSON is not a workflow: expected what ComfyUI's canvas saves (nodes and links), or what it exports "
+            "as API (node ids with class_type and inputs)."
         )
     if not prompt:
         raise ComfyError("The workflow is empty: it has no node that runs.")

@@ -61,8 +61,8 @@ class Manifest:
                 self._take(json.loads(line))
             except (ValueError, KeyError, TypeError) as error:
                 raise ComfyError(
-                    f"Line {number} of {self.path} is none of ours: {error!r}. Mend or remove it, or name another "
-                    "folder with --out."
+                    f"Line {number} of {self.path} was not written by batch.py: {error!r}. Repair or remove it, "
+                    "or name another folder with --out."
                 ) from error
 
     def _take(self, line: Json) -> None:

@@ -102,7 +102,7 @@ def read_yaml(text: str) -> list[Row]:
     try:
         return expand(yaml.load(text, Loader))
     except yaml.YAMLError as error:
-        raise ComfyError(f"it is no YAML: {error}.") from error
+        raise ComfyError(f"it is not valid YAML: {error}.") from error
 
 
 def _without_doubles(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:

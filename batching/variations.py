@@ -128,7 +128,7 @@ def find_input(column: str, prompt: Json) -> tuple[str, str]:
     readings = [(_nodes(column[:dot].strip(), prompt), column[dot + 1 :].strip()) for dot in dots]
     readings = [(nodes, name) for nodes, name in readings if nodes and name]
     if not readings:
-        why = "there is no node of that title or id" if dots else "expected node.input, such as KSampler.steps"
+        why = "no node has that title or id" if dots else "expected node.input, such as KSampler.steps"
         raise ComfyError(f"The table varies {column!r}: {why}. The workflow has:\n{_listed(prompt, prompt)}")
     fitting = [(nodes, name) for nodes, name in readings if any(name in prompt[node]["inputs"] for node in nodes)]
     nodes, name = (fitting or readings)[0]
@@ -273,7 +273,7 @@ def _choice(value: Any, offered: list[Any]) -> Any:
     near = difflib.get_close_matches(str(value), list(map(str, offered)), _MOST_SHOWN)
     shown = [*near, *(str(choice) for choice in offered if str(choice) not in near)]
     more = f" and {len(shown) - _MOST_SHOWN} more" if len(shown) > _MOST_SHOWN else ""
-    raise ComfyError(f"{str(value)!r} is none of its choices: {', '.join(shown[:_MOST_SHOWN])}{more}.")
+    raise ComfyError(f"{str(value)!r} is not one of its choices: {', '.join(shown[:_MOST_SHOWN])}{more}.")
 
 
 def require_nodes(prompt: Json, object_info: Json) -> None:

@@ -150,7 +150,7 @@ class Claim:
     """A claim, and the figure that speaks for or against it."""
 
     where: str
-    """In the paper."""
+    """In the paper; "ours" of a claim that no paper makes."""
     text: str
     figure: str
     """What was measured."""

@@ -303,7 +303,7 @@ def claims_of_peers(records: list[Json]) -> list[Claim]:
         title, form = MEASURES[name]
         gain = values(records, way, name) - values(records, other, name)
         least = worth("psnr" if name == "background" else name)
-        return Claim.of("§13", text, f"{title}, {way} less {other}", gain, "+" + form, 1, worth=least)
+        return Claim.of("ours", text, f"{title}, {way} less {other}", gain, "+" + form, 1, worth=least)
 
     asked = [
         claim("A pinned source keeps more of the background", f"maps, {HALF}, pinned", f"maps, {HALF}", "background"),

@@ -46,7 +46,7 @@ def size_of(text: str) -> tuple[int, int]:
     """Height and width of ``832x480``. UnusableError for anything else."""
     parts = text.lower().replace("×", "x").split("x")
     if len(parts) != 2 or not all(part.isdecimal() and int(part) >= 16 for part in parts):
-        raise UnusableError(f"--size: {text[:30]!r} is no size, expected width x height in pixels, such as 832x480.")
+        raise UnusableError(f"--size: {text[:30]!r} is not a size, expected width x height in pixels, such as 832x480.")
     width, height = map(int, parts)
     return height, width
 
@@ -123,7 +123,9 @@ class UsersModel:
         asked = self.asked.clip_type or self._clip_type()
         kinds = {kind.name.lower(): kind for kind in comfy.sd.CLIPType}
         if asked not in kinds:
-            raise UnusableError(f"--clip-type: {asked!r} is none of {', '.join(sorted(kinds))}. Choose one of these.")
+            raise UnusableError(
+                f"--clip-type: {asked!r} is not one of {', '.join(sorted(kinds))}. Choose one of these."
+            )
         paths = [str(file_of("--clip", name)) for name in names]
         try:
             return comfy.sd.load_clip(paths, clip_type=kinds[asked])
@@ -249,7 +251,7 @@ def file_of(option: str, name: str) -> Path:
     """UnusableError where it is none."""
     path = Path(name)
     if not path.is_file():
-        raise UnusableError(f"{option}: {name} is no file. Name one that is there.")
+        raise UnusableError(f"{option}: {name} is not a file. Name one that exists.")
     return path
 
 
@@ -277,7 +279,7 @@ def load_clip_vision(name: str) -> Any:
     except Exception as error:
         raise UnusableError(f"--clip-vision: {path.name} cannot be read: {_first_line(error)}.") from error
     if found is None:
-        raise UnusableError(f"--clip-vision: {path.name} is no image encoder, expected CLIP's, such as ViT-L.")
+        raise UnusableError(f"--clip-vision: {path.name} is not an image encoder, expected CLIP's, such as ViT-L.")
     return found
 
 
@@ -294,7 +296,7 @@ def read_video(path: Path, frames: int, height: int, width: int) -> Tensor:
                 if len(pictures) == frames:
                     break
     except (OSError, IndexError, av.FFmpegError) as error:
-        raise UnusableError(f"--video: {path.name} is no video that can be read: {error}. Name another.") from error
+        raise UnusableError(f"--video: {path.name} cannot be read as a video: {error}. Name another.") from error
     if len(pictures) < frames:
         raise UnusableError(f"--video: {path.name} has {len(pictures)} frames, expected {frames}. Lower --frames.")
     scaled = comfy.utils.common_upscale(torch.stack(pictures).movedim(-1, 1), width, height, "bilinear", "center")

@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.message import Message
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -34,7 +33,7 @@ class RunningServer:
     """A ComfyUI server at an address like ``http://127.0.0.1:8188``.
 
     Raises:
-        ComfyError: the address is none.
+        ComfyError: ``url`` is not an address.
     """
 
     def __init__(self, url: str) -> None:
@@ -44,7 +43,7 @@ class RunningServer:
         except ValueError:
             port = -1
         if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
-            raise ComfyError(f"{url!r} is no address of a server: expected one like http://127.0.0.1:8188.")
+            raise ComfyError(f"{url!r} is not a server address: expected one like http://127.0.0.1:8188.")
         self.url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         # A proxy of the user must not catch requests to this machine.
         self._may_use_proxies = parts.hostname not in ("127.0.0.1", "::1", "localhost")
@@ -92,13 +91,6 @@ class RunningServer:
     def object_info(self) -> Json:
         """Every node's inputs and outputs, by node id."""
         return self.get("/object_info")
-
-    def upload_image(self, path: Path) -> str:
-        """Put a file into ComfyUI's input folder; returns the name that LoadImage takes."""
-        form = aiohttp.FormData(quote_fields=False)
-        form.add_field("image", path.read_bytes(), filename=path.name, content_type="application/octet-stream")
-        answer = json.loads(self._request("POST", "/upload/image", data=form))
-        return f"{answer['subfolder']}/{answer['name']}".lstrip("/")
 
     def download(self, file: dict[str, str]) -> bytes:
         """The bytes of an output, given as ``outputs`` lists it."""

@@ -87,7 +87,7 @@ def to_prompt(workflow: Json, object_info: Json) -> Json:
         ComfyError: it is no UI workflow, the server does not know its nodes, or only the page knows its links.
     """
     if not isinstance(workflow.get("nodes"), list):
-        raise ComfyError('This is no workflow in UI format: expected a JSON object with a list "nodes".')
+        raise ComfyError('This is not a workflow in UI format: expected a JSON object with a list "nodes".')
     try:
         return _Converter(workflow, object_info).convert()
     except RecursionError as error:

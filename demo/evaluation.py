@@ -114,12 +114,12 @@ def reconstruction(vae: VAE, pictures: Tensor) -> float:
     return -10 * math.log10(error.square().mean().item())
 
 
-def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a share: 95 % for the default ``z``."""
-    share, shrink = right / count, 1 + z * z / count
-    middle = (share + z * z / (2 * count)) / shrink
-    half = z / shrink * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    from scipy.stats import binomtest
+
+    found = binomtest(right, count).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def table(evaluation: Evaluation) -> str:

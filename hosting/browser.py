@@ -44,7 +44,7 @@ def find_browser() -> Path | None:
     """An installed Chromium, Chrome or Edge; COHERENCE_BROWSER comes first."""
     if named := os.environ.get("COHERENCE_BROWSER"):
         if not Path(named).is_file():
-            raise HostError(f"COHERENCE_BROWSER is {named!r}, which is no file: expected a Chromium, Chrome or Edge.")
+            raise HostError(f"COHERENCE_BROWSER is {named!r}, not a file: expected a Chromium, Chrome or Edge.")
         return Path(named)
     candidates = [Path(path) for path in map(shutil.which, _NAMES) if path]
     if sys.platform == "darwin":
@@ -83,8 +83,8 @@ def require_browser(host: Host) -> Path:
             return browser
     raise HostError(
         "The page tests need a browser: none of Chromium, Chrome and Edge is installed, playwright could not "
-        "get its own, and this is no Debian where root may install one. Install a browser, name it in "
-        "COHERENCE_BROWSER, or leave the page tests out with --no-browser."
+        "get its own, and this is not Debian with root rights, where one could be installed. Install a browser, name "
+        "it in COHERENCE_BROWSER, or leave the page tests out with --no-browser."
     )
 
 

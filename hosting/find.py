@@ -72,7 +72,7 @@ def _missing(host: Host, packages: Sequence[str]) -> list[str]:
     try:
         result = subprocess.run([host.python, "-c", _MISSING, *packages], capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise HostError(f"{host.python} is no Python that works: {error}. Name another with --python.") from error
+        raise HostError(f"{host.python} is not a working Python: {error}. Name another with --python.") from error
     return json.loads(result.stdout)
 
 

@@ -17,14 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..attention.keys import FURTHER_ROWS, WRITTEN_BY_CLIP
 from ..attention.prefix import MODULE_HANDLERS
 from ..techniques.branches import Branch, OfClip, branches_of, of_rows, rows_of, with_branches
 from .own_state import OwnState, holders_of
-
-_WRITTEN = "coherence_written_by_clip"
-"""In transformer options: what patches wrote there, by clip."""
-_FURTHER = "coherence_further_rows"
-"""In a layer's options, once a patch gave branches further rows: the rows without these, and each clip's with them."""
 
 
 class ByClip:
@@ -75,7 +71,7 @@ class ByClip:
             (clip,) = clips
             with self.state.of(clip, holders):
                 return patch(*args, **kwargs)
-        usual, sizes = options.get(_FURTHER, (0, ()))
+        usual, sizes = options.get(FURTHER_ROWS, (0, ()))
         further = found == sum(sizes)
         if not further and found not in _layouts(rows, options):
             return patch(*args, **kwargs)
@@ -95,7 +91,7 @@ class ByClip:
         try:
             if given != expected and all(map(gt, given, expected)):
                 merged = _merged(outputs, given, torch.cat, options)
-                options[_FURTHER] = usual, given
+                options[FURTHER_ROWS] = usual, given
                 return merged
             return _merged(outputs, expected, _in_call_order(clips), options)
         except _OtherRowsError:  # by a layout of its own
@@ -151,13 +147,13 @@ def _rows_in(tree: Any) -> int:
 def _only(options: dict[str, Any], branches: Sequence[Branch], clip: int, positions: list[int]) -> dict[str, Any]:
     return {
         **with_branches(options, [branches[position] for position in positions]),
-        **options.get(_WRITTEN, {}).get(clip, {}),
+        **options.get(WRITTEN_BY_CLIP, {}).get(clip, {}),
     }
 
 
 def _remember(options: dict[str, Any], clip: int, written: dict[str, Any]) -> None:
     if written:
-        options.setdefault(_WRITTEN, {}).setdefault(clip, {}).update(written)
+        options.setdefault(WRITTEN_BY_CLIP, {}).setdefault(clip, {}).update(written)
 
 
 Part = Callable[[Any], Any]

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ..attention.keys import PAIRS
 from ..attention.sites import UnknownModelError, known_family
+from ..attention.wrappers import put_wrappers
 from ..noise.streams import frames_axis
 from ..techniques.branches import OfClip, branches_of
 from ..techniques.choice import ALL_HEADS, Choice
@@ -174,7 +175,7 @@ class EditGuider(CFGGuider):
         self._lockstep = Lockstep()
         self._replacing = Replacing(edit, self._lockstep)
         model = self._replacing.on(model, asked_by)
-        model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "coherence.editing", _reserve_for_both)
+        put_wrappers(model, "coherence.editing", {WrappersMP.PREPARE_SAMPLING: _reserve_for_both})
         super().__init__(model)
         self.inner_set_conds({"positive": prompts.target, "negative": prompts.negative, "source": prompts.source})
         self._edit, self._rows, self._pinned = edit, 2 * shape[0], pinned

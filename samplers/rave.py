@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ..attention.keys import TECHNIQUES
 from ..attention.sites import UnknownModelError, sites_of
+from ..attention.wrappers import put_wrappers
 from ..frames.streams import of_level
 from ..techniques.technique import Stage
 from .controls import SeenControl, SeenControls
@@ -227,8 +228,11 @@ def in_grids(model: ModelPatcher, side: int, seed: int, asked_by: str) -> ModelP
         if _WRAPPER in wrappers:
             raise GridError(f"{asked_by}: the model draws grids of frames already, expected one such node. Remove one.")
         grid = Grid(side, seed, asked_by)
-        clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _WRAPPER, grid.around_run)
-        clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, _WRAPPER, grid.around_conds)
+        around: dict[str, Callable] = {
+            WrappersMP.OUTER_SAMPLE: grid.around_run,
+            WrappersMP.CALC_COND_BATCH: grid.around_conds,
+        }
+        put_wrappers(clone, _WRAPPER, around)
     return clone
 
 

@@ -26,6 +26,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..attention.wrappers import put_wrappers
 from ..samplers.lora_steps import with_lora
 from .control import steered
 from .frame_tokens import frame_tokens, join_tokens
@@ -123,7 +124,7 @@ def train_adapter(
         features = _Features([each.key for each in projections])
         copied = with_lora(copied, learned.lora, 1.0, 0.0, 1.0 - settings.temporal_range_start, ASKED_BY)
         # added after the LoRA's, it runs inside: its hooks see what the LoRA's have added
-        copied.add_wrapper_with_key(WrappersMP.APPLY_MODEL, _WATCH, features)
+        put_wrappers(copied, _WATCH, {WrappersMP.APPLY_MODEL: features})
 
         def train(denoiser: Denoiser) -> tuple[_Loss, History, int, bool]:
             loss_of = _Loss(denoiser, learned, features, clips, settings)

@@ -97,11 +97,6 @@ def initial_lora(projections: Iterable[Projection], rank: int, generator: torch.
     return lora
 
 
-def parameter_count(projections: Iterable[Projection], rank: int) -> int:
-    """How many numbers A and B of all projections have."""
-    return sum(rank * (projection.inputs + projection.outputs) for projection in projections)
-
-
 def pairs_of(lora: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     """A, B and alpha by name of the projection; ValueError if tensors do not form such triples."""
     names = {name.partition(".")[0] for name in lora}

@@ -17,7 +17,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..attention.forms import InflationWeights, Record, find_inflation, modules_for
-from ..attention.inflation import INSERTED, Inflation, Inserted, base_of, beside
+from ..attention.inflation import Inflation, Inserted, base_of, beside
+from ..attention.keys import INSERTED, OVERRIDE
 from ..techniques.stam import STAM, keep_unit, tensors_of
 from .loop import Group, History, Schedule, TrainingError, count, fit
 from .memory import needed_for, require
@@ -135,7 +136,7 @@ def _trained_modules(record: Record, seed: int) -> Inserted:
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, transformer_options: Any = None) -> Tensor:
     """ComfyUI's, in the way that a tap leads here."""
-    override = (transformer_options or {}).get("optimized_attention_override")
+    override = (transformer_options or {}).get(OVERRIDE)
     if override is None:
         return attention_pytorch(q, k, v, heads)
     return override(attention_pytorch, q, k, v, heads, transformer_options=transformer_options)

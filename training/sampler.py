@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..attention.keys import HOLD, OVERRIDE
+from ..attention.wrappers import put_wrappers
 from ..samplers.latents import samples_for
 from ..samplers.unfit import explain_unfit_inputs
 from ..samplers.unguided import UnguidedGuider
@@ -49,7 +50,7 @@ def trainable(model: ModelPatcher, dtype: torch.dtype) -> ModelPatcher:
     copied.model.requires_grad_(False)
     options = copied.model_options["transformer_options"]
     options[OVERRIDE] = _differentiable(options.get(OVERRIDE))
-    copied.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "coherence.training", _once_a_loss)
+    put_wrappers(copied, "coherence.training", {WrappersMP.APPLY_MODEL: _once_a_loss})
     return copied
 
 

@@ -46,7 +46,7 @@ def _absolute(name: str, value: str) -> str:
     if name == "checkpoint" and value in DEMOS:
         return value
     if not Path(value).is_file():
-        raise UnusableError(f"--{name.replace('_', '-')}: {value} is no file. Name one that is there.")
+        raise UnusableError(f"--{name.replace('_', '-')}: {value} is not a file. Name one that exists.")
     return str(Path(value).resolve())
 
 

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from .assembling import About, Part, Picture, Report, by_claim, shrunk
 from .experiments import COSTS, PAPERS
-from .top import HEADER, Row, rows_of
+from .top import HEADER, rows_of
 from .top import markdown as top_table
 
 FOLDER = "report"
@@ -92,11 +92,6 @@ def took(parts: Sequence[Part]) -> dict[str, str]:
 def commit_of(report: Report) -> str:
     """As the first line names it."""
     return report.versions.get("ComfyUI-Coherence", "commit unknown").partition(", ")[2] or "commit unknown"
-
-
-def top_html(rows: Sequence[Row]) -> str:
-    """What to use when, for the top of a page with the report's style."""
-    return _environment().get_template("top.html").render(rows=rows, top_header=HEADER)
 
 
 def _source(picture: Picture) -> str:

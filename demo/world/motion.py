@@ -59,11 +59,6 @@ def path(moving: MovingScene, frames: int, rng: random.Random | None = None) -> 
     )
 
 
-def paint_clip(moving: MovingScene, frames: int, rng: random.Random | None = None) -> Tensor:
-    """(frames, SIZE, SIZE, 3) in [0, 1]."""
-    return paint_clips([moving], frames, rng)[0]
-
-
 def paint_clips(clips: Sequence[MovingScene], frames: int, rng: random.Random | None = None) -> Tensor:
     """(B, frames, SIZE, SIZE, 3) in [0, 1]."""
     things = [clip.scene.things[0] for clip in clips]

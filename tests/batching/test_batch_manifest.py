@@ -27,7 +27,7 @@ def test_a_manifest_cut_anywhere_keeps_every_whole_line_and_can_be_added_to(coun
 def test_a_damaged_line_is_named_and_nothing_is_overwritten(tmp_path):
     path = tmp_path / "manifest.jsonl"
     path.write_text('{"event": "finished", "key": "a"}\nrubbish\n')
-    with pytest.raises(ComfyError, match=r"Line 2 of .*manifest\.jsonl is none of ours"):
+    with pytest.raises(ComfyError, match=r"Line 2 of .*manifest\.jsonl was not written by batch"):
         Manifest(path)
     assert path.read_text().endswith("rubbish\n")
 

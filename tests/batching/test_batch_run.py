@@ -25,8 +25,8 @@ def history(server) -> set[str]:
 def collected(server, tmp_path_factory):
     """A batch with every kind of output: its folder and records."""
     folder = tmp_path_factory.mktemp("collected")
-    video = server.upload_image(PACK / "workflows" / "assets" / "red_circle.mp4")
-    arguments = write(folder, every_output(video), GRID)
+    shutil.copy(PACK / "workflows" / "assets" / "red_circle.mp4", server.base / "input")
+    arguments = write(folder, every_output("red_circle.mp4"), GRID)
     assert main([*arguments, "--server", server.url]) == 0
     return folder, arguments
 
@@ -157,15 +157,15 @@ def test_a_saved_workflow_runs_over_a_yaml_grid_with_the_demo_model(server, tmp_
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"table": {"grid": {"Color.color": [1]}}}, "no node of that title or id. The workflow has:\n     1  Colour"),
+        ({"table": {"grid": {"Color.color": [1]}}}, "no node has that title or id. The workflow has:\n     1  Colour"),
         ({"table": {"grid": {"ImageScale.width": [1]}}}, "2 nodes are called so"),
         ({"table": {"grid": {"Colour.color": ["red"]}}}, "expected a whole number, got 'red'"),
-        ({"table": {"grid": {"2.upscale_method": ["cubic"]}}}, "none of its choices: bicubic"),
+        ({"table": {"grid": {"2.upscale_method": ["cubic"]}}}, "not one of its choices: bicubic"),
         ({"table": []}, "is empty"),
-        ({"prompt": []}, "This JSON is no workflow"),
+        ({"prompt": []}, "This JSON is not a workflow"),
         ({"prompt": {"1": {"class_type": "NoSuchNode"}}}, "does not know these nodes: NoSuchNode"),
         ({"server": "http://127.0.0.1:9"}, "No ComfyUI answers at http://127.0.0.1:9"),
-        ({"server": "ftp://here"}, "is no address of a server"),
+        ({"server": "ftp://here"}, "is not a server address"),
         ({"out": "workflow.json"}, "cannot be written"),
         ({"more": ["--comfyui", "x"]}, "--comfyui is for workers of Ray"),
     ],

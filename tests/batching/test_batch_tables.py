@@ -65,7 +65,7 @@ def test_a_list_may_be_written_run_by_run_and_tables_one_after_the_other():
         ("a.yaml", "list: {a.x: [1, 2], b.y: [1]}", "a.x has 2, b.y has 1"),
         ("a.yaml", "set: {a.x: 1}\ngrid: {a.x: [1]}", "'a.x' is in two of grid, set"),
         ("a.yaml", "grid: {a.x: [1], a.x: [2]}", "'a.x' is there twice"),
-        ("a.yaml", "grid: [", "is no YAML"),
+        ("a.yaml", "grid: [", "is not valid YAML"),
         ("a.json", '{"grid": {"a.x": [1], "a.x": [2]}}', "'a.x' is there twice"),
         ("a.json", "{", "is not valid JSON"),
         ("a.txt", "", "ends in '.txt'"),

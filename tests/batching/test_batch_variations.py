@@ -49,7 +49,7 @@ def test_cells_of_a_spreadsheet_become_what_the_input_takes(zs2, object_info):
 @pytest.mark.parametrize(
     ("column", "value", "complaint"),
     [
-        ("Promt.text", "a", r"(?s)no node of that title or id.*3  Prompt \(CLIPTextEncode\): text"),
+        ("Promt.text", "a", r"(?s)no node has that title or id.*3  Prompt \(CLIPTextEncode\): text"),
         ("text", "a", "expected node.input"),
         ("Prompt.txt", "a", "CLIPTextEncode has no such input. It has: text"),
         ("Prompt.text", 5, "expected text, got 5. Put it in quotes"),
@@ -59,7 +59,7 @@ def test_cells_of_a_spreadsheet_become_what_the_input_takes(zs2, object_info):
         ("10.steps", 0, "expected a value from 1 to 10000, got 0"),
         ("6.kl", "fast", "expected a number, got 'fast'"),
         ("6.kl", float("nan"), "expected a number, got nan"),
-        ("11.sampler_name", "eulr", "'eulr' is none of its choices: euler"),
+        ("11.sampler_name", "eulr", "'eulr' is not one of its choices: euler"),
         ("15.lossless", "maybe", "expected true or false"),
         ("13.samples", "x", "a link from node 12 feeds it"),
     ],

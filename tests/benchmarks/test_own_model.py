@@ -142,12 +142,12 @@ def test_what_is_missing_or_wrong_is_told_with_its_cure(wan, tmp_path):
     wrong.write_text("no model")
     for words, told in (
         (("--checkpoint", wrong), "the checkpoint loader cannot read notes.safetensors.*try --loader unet"),
-        (("--checkpoint", tmp_path / "gone"), "gone is no file"),
+        (("--checkpoint", tmp_path / "gone"), "gone is not a file"),
         ((*model, "--vae", wrong), "--vae: notes.safetensors cannot be read as a VAE"),
         ((*model, "--clip", wrong), "--clip: notes.safetensors cannot be read as text encoder of type wan"),
         ((*model, "--clip-vision", wrong), "--clip-vision: notes.safetensors cannot be read"),
-        ((*model, *wan["text"], *wan["vae"], "--video", wrong), "--video: notes.safetensors is no video"),
-        ((*model, *wan["text"], *wan["vae"], "--size", "big"), "--size: 'big' is no size"),
+        ((*model, *wan["text"], *wan["vae"], "--video", wrong), "--video: notes.safetensors cannot be read as a video"),
+        ((*model, *wan["text"], *wan["vae"], "--size", "big"), "--size: 'big' is not a size"),
     ):
         with pytest.raises(UnusableError, match=told):
             measure("edit", tmp_path / "wrong", *words, small=small[:2] + small[4:])

@@ -138,13 +138,15 @@ def test_the_page_opens_with_the_commit_and_what_to_use_from_the_figures():
     assert [row.verdict for row in top.rows_of(made.claims(), made.costs)] == [HOLDS, FAILS]
 
 
-def test_another_page_can_have_the_same_top():
-    rows = [top.Row("an <aim>", "node", "settings", "+1", "2", NO_GAIN)]
-    assert "an &lt;aim&gt;" in writing.top_html(rows)
-    assert "no gain" in writing.top_html(rows)
-    assert "an <aim>" in top.markdown(rows)
-    assert "Nothing was measured" in writing.top_html([])
+def test_the_top_shows_words_as_they_are_and_says_where_there_is_nothing_to_advise():
+    made = reported(claim(0.0, 0.1, worth=0.5, use=Use("an <aim>", "node", "kl 0.02")))
+    text, page = top.markdown(top.rows_of(made.claims(), ())), writing.html(made)
+    assert "an <aim>" in text
+    assert "an &lt;aim&gt;" in page
+    assert "no gain" in text
+    assert 'class="chip no-gain">no gain' in page
     assert "Nothing was measured" in top.markdown([])
+    assert "Nothing was measured" in writing.html(reported(claim(0.5, 0.1)))
 
 
 def test_a_figure_that_is_none_of_a_papers_claims_gets_its_advice_by_its_interval():

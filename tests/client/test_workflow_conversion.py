@@ -309,5 +309,5 @@ def test_unknown_nodes_are_named(object_info):
 
 
 def test_a_prompt_in_api_format_is_no_workflow(object_info):
-    with pytest.raises(ComfyError, match="no workflow in UI format"):
+    with pytest.raises(ComfyError, match="not a workflow in UI format"):
         to_prompt(to_prompt(TEXT_TO_IMAGE, object_info), object_info)

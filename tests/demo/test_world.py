@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from coherence.demo.world.captions import caption, describe
 from coherence.demo.world.clip_reader import read_clip
 from coherence.demo.world.form import form, largest_speck
-from coherence.demo.world.motion import MOTIONS, ROUND, paint_clip, path, random_moving_scene
+from coherence.demo.world.motion import MOTIONS, ROUND, paint_clips, path, random_moving_scene
 from coherence.demo.world.painting import paint
 from coherence.demo.world.reader import correct, read
 from coherence.demo.world.scenes import APART, COLOURS, PATTERNS, Scene, Surface, Thing, random_scene
@@ -169,7 +169,7 @@ def test_clips_move_as_they_say(motion):
     assert (way.radius[-1] < way.radius[0] - 1) == (motion == "shrinking")
     assert (way.angle[-1] > way.angle[0] + 1) == (motion == "spinning")
     (thing,) = moving.scene.things
-    assert read_clip(paint_clip(moving, 9)).kind == thing.kind
+    assert read_clip(paint_clips([moving], 9)[0]).kind == thing.kind
     assert not (motion == "spinning" and thing.kind in ROUND)
 
 
@@ -179,7 +179,7 @@ def test_the_reader_of_clips_reads_all_motions():
     assert {each.motion for each in clips} == set(MOTIONS)
     wrong = []
     for moving in clips:
-        reading = read_clip(paint_clip(moving, 9, rng))
+        reading = read_clip(paint_clips([moving], 9, rng)[0])
         (thing,) = moving.scene.things
         meant = (thing.kind, moving.motion)
         if (reading.kind, reading.motion) != meant or sum(each.mean for each in reading.forms) > 0.1 * 9:

@@ -47,7 +47,7 @@ def test_an_old_python_is_told_so():
     ("arguments", "complaint"),
     [
         (["demo", "--comfyui", "nowhere"], "is not a ComfyUI: it holds no main.py"),
-        (["demo", "--python", os.devnull], "is no Python that works"),
+        (["demo", "--python", os.devnull], "is not a working Python"),
         (["demo", "--workflow", "nowhere.json", "--python", sys.executable], "nowhere.json cannot be read"),
     ],
 )

@@ -91,19 +91,6 @@ def test_a_failing_node_is_named_with_its_error(server):
         server.queue(prompt)
 
 
-def test_an_uploaded_picture_can_be_loaded(server, tmp_path):
-    picture = tmp_path / "a picture.png"
-    Image.new("RGB", (32, 24), (200, 10, 30)).save(picture)
-    name = server.upload_image(picture)
-    save = {"images": ["1", 0], "filename_prefix": "loaded"}
-    prompt = {
-        "1": {"class_type": "LoadImage", "inputs": {"image": name}},
-        "2": {"class_type": "SaveImage", "inputs": save},
-    }
-    (file,) = outputs(server.queue(prompt))
-    assert Image.open(io.BytesIO(server.download(file))).getpixel((0, 0)) == (200, 10, 30)
-
-
 def test_a_port_in_use_is_refused_before_anything_starts(server):
     with (
         pytest.raises(ComfyError, match=f"Port {server.port} is in use"),

@@ -14,7 +14,7 @@ from coherence.nodes.ge_adapter import GEAdapterApply
 from coherence.samplers.inversion import Inversion, invert_latent
 from coherence.samplers.lora_steps import with_lora
 from coherence.training.ge_adapter import GEAdapter, Training
-from coherence.training.low_rank import attention_projections, initial_lora, pairs_of, parameter_count
+from coherence.training.low_rank import attention_projections, initial_lora, pairs_of
 from comfy.samplers import calculate_sigmas
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from inflation_runs import put
@@ -54,6 +54,10 @@ def unet():
 @pytest.fixture(scope="module")
 def plain(unet):
     return sample(unet, DEMO)
+
+
+def parameter_count(projections, rank: int) -> int:
+    return sum(rank * (each.inputs + each.outputs) for each in projections)
 
 
 def test_the_sizes_at_rank_4_on_stable_diffusion_1_5():

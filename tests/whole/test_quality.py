@@ -8,7 +8,7 @@ import pytest
 from coherence.hosting.provision import PACK
 from coherence.hosting.workspace import link_folder
 
-FAMILIES = (
+ROOMS = (
     "attention",
     "batching",
     "client",
@@ -42,7 +42,7 @@ def test_ruff_would_format_nothing():
 
 def test_mypy_finds_nothing(tmp_path):
     link_folder(tmp_path / "coherence", PACK)  # the relative imports need a package, with a name that Python takes
-    packages = [f"coherence.{family}" for family in FAMILIES if any((PACK / family).glob("*.py"))]
+    packages = [f"coherence.{room}" for room in ROOMS if any((PACK / room).glob("*.py"))]
     options = ["--config-file", str(PACK / "pyproject.toml"), "--cache-dir", str(PACK / ".mypy_cache")]
     run("mypy", *options, *(word for name in packages for word in ("-p", name)), cwd=tmp_path)
 

@@ -165,11 +165,10 @@ def with_own_video(workflow: dict, name: str) -> dict:
 @pytest.mark.slow
 @pytest.mark.usefixtures("stand_ins")
 @pytest.mark.parametrize("path", TAKING_VIDEOS, ids=lambda path: path.stem)
-def test_a_users_video_takes_the_demo_clips_place_as_the_note_says(server, object_info, tmp_path, path):
+def test_a_users_video_takes_the_demo_clips_place_as_the_note_says(server, object_info, path):
     """It is longer and larger than the workflow draws; where a clip comes out, it is a video again."""
-    write_video(tmp_path / "mine.mp4", frames=24, size=128, fps=12)
-    name = server.upload_image(tmp_path / "mine.mp4")
-    workflow = with_own_video(json.loads(path.read_text("utf-8")), name)
+    write_video(server.base / "input" / "mine.mp4", frames=24, size=128, fps=12)
+    workflow = with_own_video(json.loads(path.read_text("utf-8")), "mine.mp4")
     prompt = to_prompt(workflow, object_info)
     for node in prompt.values():
         node["inputs"] |= {key: value for key, value in small(path).items() if key in node["inputs"]}
