@@ -1,8 +1,7 @@
 """What figures say: one interval, one rank correlation, one kind of claim, one verdict.
 
-Figures that were published before this file was written have other intervals: plain percentiles in the studies' tables
-and charts, expanded percentiles in the report, Student's t in the README. All of the next ones have
-:func:`coherence.metrics.ranks.interval`.
+Some tables were published before this file was written. Their intervals are plain percentiles, as the tables say, or
+Student's t in the README. All others have :func:`coherence.metrics.ranks.interval`.
 """
 
 from __future__ import annotations

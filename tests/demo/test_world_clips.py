@@ -12,7 +12,7 @@ from coherence.demo.world import model
 from coherence.demo.world.clip_evaluation import TRANSFORMER, VIDEO, SeenClip, table
 from coherence.demo.world.clip_reader import read_clip
 from coherence.demo.world.latents import encode
-from coherence.demo.world.motion import moving_caption, paint_clip, random_moving_scene
+from coherence.demo.world.motion import moving_caption, paint_clips, random_moving_scene
 from coherence.demo.world.transformer import stack
 from comfy.sample import sample_custom
 from comfy.samplers import sampler_object
@@ -66,7 +66,7 @@ def test_a_loaded_video_model_computes_what_its_training_does(unet, clip):
 
 @pytest.mark.parametrize("kind", [VIDEO, TRANSFORMER])
 def test_the_latents_of_a_clip_come_apart_into_those_of_its_frames(kind):
-    frames = encode(paint_clip(random_moving_scene(random.Random(0)), 16 if kind is VIDEO else 17))
+    frames = encode(paint_clips([random_moving_scene(random.Random(0))], 16 if kind is VIDEO else 17)[0])
     latents = frames if kind is VIDEO else stack(frames[None])
     assert latents.shape == kind.shape
     torch.testing.assert_close(kind.by_frame(latents), frames)
@@ -75,7 +75,7 @@ def test_the_latents_of_a_clip_come_apart_into_those_of_its_frames(kind):
 def test_drawn_clips_are_right_in_everything_and_others_in_what_they_share():
     rng = random.Random(4)
     clips = [random_moving_scene(rng) for _ in range(4)]
-    drawn = [paint_clip(clip, 16) for clip in clips]
+    drawn = list(paint_clips(clips, 16))
 
     def seen(shown: list[torch.Tensor]) -> list[SeenClip]:
         read = zip(shown, clips, strict=True)
