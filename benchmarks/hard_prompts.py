@@ -218,7 +218,9 @@ def main() -> None:
     arguments = parser.parse_args()
     enter(arguments, attention="pytorch")
     out, steps = arguments.out, arguments.steps
-    kept = Records(out, {"steps": steps, "cfg": CFG, "weights": pack("demo.gates").digest(arguments.weights)})
+    digest, decoder = pack("demo.gates").digest, weights.with_name("world_decoder.safetensors")
+    drawn_by = {"weights": digest(arguments.weights), "decoder": digest(decoder)}
+    kept = Records(out, {"steps": steps, "cfg": CFG, **drawn_by})
     with torch.inference_mode():
         world = World(arguments.weights)
         (sweep,) = kept.take([(SWEEP, partial(world.sweep, steps))], 0)
