@@ -18,7 +18,7 @@ from .pictures import OUTLINE_WEIGHT, Pictures
 from .state import Training
 from .text import trained_encoder
 
-SCHEDULE = Schedule(peak=2e-3, warm_up=20, plan=(4_000_000, 5_000_000))  # pictures
+SCHEDULE = Schedule(peak=2e-3, warm_up=20, plan=(128_352, 195_000))  # pictures
 BATCH, AVERAGE = 32, 0.999
 LEVELS = ((0.0, 0), (0.04, 60), (0.5, 500), (1.0, 1000))  # shares of the pictures below a timestep: σ 0.14, 1.6, 14.6
 ENDS = r"^(input_blocks\.0|out|time_embed)\."  # no matrices of equal steps
