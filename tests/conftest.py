@@ -7,6 +7,7 @@ import importlib.util
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -81,7 +82,8 @@ def pytest_collection_finish() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Whatever uses a page drives a browser, and is slow; only --no-browser and --quick leave it out.
 
-    Files that take long come first: begun last, they would leave the other processes without work at the end.
+    Files that take long come first: begun last, they would leave the other processes without work at the end. They
+    are known by the share of their tests that are slow.
     """
     for item in items:
         if "browser_context" in getattr(item, "fixturenames", ()):
@@ -91,8 +93,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
-    with_slow_tests = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path.name != LONGEST, item.path not in with_slow_tests))
+    every = Counter(item.path for item in items)
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (item.path.name != LONGEST, -slow[item.path] / every[item.path]))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
