@@ -15,7 +15,7 @@ from torch import Tensor
 from .shapes import RADII, SHAPES, SIZE, coverage, paint
 from .world import things
 
-THINGS = tuple(sorted(set(things.THINGS) - set(SHAPES)))
+KINDS = (*SHAPES, *sorted(set(things.THINGS) - set(SHAPES)))
 MOTIONS = ("slide", "turn", "grow", "all")
 REACH = 24.0  # pixels of a picture of SIZE, from the middle of a slide to either end
 STRAY = 8.0  # pixels, how far that middle may be off the picture's
@@ -41,7 +41,7 @@ def render_clip(
     """A clip of one shape, even in time from the first frame to the last.
 
     Args:
-        shape, colour, background: One of ``shapes.SHAPES`` or ``THINGS``; two different ones of ``shapes.COLOURS``.
+        shape, colour, background: One of ``KINDS``; two different ones of ``shapes.COLOURS``.
         motion: slide: across the middle, in a straight line. turn: by a quarter, on the spot (a circle or
             ring shows none of it). grow: or shrink, on the spot. all: the three at once.
         seed: Where it starts, in which direction it goes and how large it is: the same for the same seed, whatever
@@ -51,8 +51,8 @@ def render_clip(
     Raises:
         ValueError: for a colour on itself, or a shape, a motion or a number of frames that does not exist.
     """
-    if shape not in (*SHAPES, *THINGS):
-        raise ValueError(f"shape is {shape!r}, expected one of {', '.join((*SHAPES, *THINGS))}")
+    if shape not in KINDS:
+        raise ValueError(f"shape is {shape!r}, expected one of {', '.join(KINDS)}")
     if motion not in MOTIONS:
         raise ValueError(f"motion is {motion!r}, expected one of {', '.join(MOTIONS)}")
     if colour == background:
@@ -81,8 +81,8 @@ def render_clip(
 
 
 def _coverage(shape: str, radius: float, x: Tensor, y: Tensor, angle: float, size: int) -> Tensor:
-    """(B, size, size): of a shape, or of a thing, for centres (B,)."""
-    if shape in SHAPES:
+    """(B, size, size), for centres (B,)."""
+    if shape in SHAPES:  # the demo model's own; the world's things of these names have other outlines
         return coverage(shape, radius, x, y, angle, size)
     kinds = torch.full((len(x),), things.THINGS.index(shape))
     return things.coverage(kinds, x, y, torch.full_like(x, radius), torch.full_like(x, angle), size)

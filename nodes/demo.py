@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..demo.clips import MOTIONS, THINGS, render_clip
-from ..demo.shapes import COLOURS, SHAPES, SIZE
+from ..demo.clips import KINDS, MOTIONS, render_clip
+from ..demo.shapes import COLOURS, SIZE
 from .inputs import seed_input
 from .node import Node
 
@@ -67,7 +67,7 @@ class CoherenceDemoClip(Node):
             inputs=[
                 io.Combo.Input(
                     "shape",
-                    options=[*SHAPES, *THINGS],
+                    options=list(KINDS),
                     tooltip="The moving shape. Change it to try another outline. The demo model draws only circle, "
                     "square, triangle, star and cross.",
                 ),

@@ -88,7 +88,7 @@ EXPERIMENTS = (
         "--prompts 16 --minutes {minutes}",
         "--prompts 160 --minutes {minutes}",
         (4, 600),
-        "The world’s picture model, not fully trained: two things in a picture, and patterns; 12 steps, cfg 3.",
+        "The world’s picture model: two things in a picture, and patterns; 12 steps, cfg 3.",
         {
             "hard_prompts.png": "Differences from plain CFG, by what is asked for.",
             "hard_prompts.jpg": "The first prompts of either kind: plain CFG, the controls, and guidances.",

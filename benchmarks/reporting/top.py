@@ -37,7 +37,7 @@ def rows_of(claims: Iterable[Claim], costs: Sequence[Cost]) -> list[Row]:
 
 
 def _row(claim: Claim, use: Use, costs: Sequence[Cost]) -> Row:
-    # what is none of a paper's claims gets its advice in the same way
+    # by the same rule for figures that no paper makes a claim of, which have no verdict
     judged = verdict(claim.difference, claim.sign, claim.tolerance, claim.units, claim.worth)
     found = NO_GAIN if claim.is_small else judged
     effect = f"{claim.measured} {claim.figure.split(',')[0]}; {claim.units} {claim.unit}"

@@ -17,6 +17,7 @@ from ..motion import FRAMES
 from .clip_reader import ClipReading, read_clip
 from .motion import MOTIONS, MovingScene, moving_caption, random_moving_scene
 from .transformer import CHUNK, unstack
+from .transformer import FRAMES as LENGTHS
 
 ATTRIBUTES = ("thing", "colour", "background", "motion")
 
@@ -68,7 +69,7 @@ VIDEO = Kind(
     outline_gate=0.6,
 )
 TRANSFORMER = Kind(
-    shape=(1, 4 * CHUNK, 5, 16, 16),
+    shape=(1, 4 * CHUNK, 1 + (max(LENGTHS) - 1) // CHUNK, 16, 16),
     sampler="euler",
     scheduler="simple",
     by_frame=lambda latents: unstack(latents)[0],

@@ -4,9 +4,9 @@ import av
 import numpy as np
 import pytest
 import torch
-from coherence.demo.clips import MOTIONS, THINGS, render_clip
+from coherence.demo.clips import KINDS, MOTIONS, render_clip
 from coherence.demo.reader import read
-from coherence.demo.shapes import COLOURS, SHAPES
+from coherence.demo.shapes import COLOURS
 from coherence.hosting.provision import PACK
 from coherence.nodes.demo import CoherenceDemoClip
 from coherence.scripts.draw_clip import CLIP, main
@@ -19,7 +19,7 @@ def areas(clip) -> torch.Tensor:
 
 
 @every_motion
-@pytest.mark.parametrize("shape", [*SHAPES, *THINGS])
+@pytest.mark.parametrize("shape", KINDS)
 def test_the_mask_is_exactly_where_the_shape_is(shape, motion):
     clip = render_clip(shape, "red", "white", motion, frames=5, seed=3)
     red, white = torch.tensor(COLOURS["red"]), torch.tensor(COLOURS["white"])
