@@ -13,15 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .optimizer import multiplies_bf16
 from .state import Training
 
 LOG, SAVE = 60.0, 300.0  # seconds
+FEW_TOKENS = 128**2  # queries by keys
 
 
 def half_precision(device: torch.device) -> torch.autocast:
     """bf16 where the hardware multiplies it faster."""
-    fast = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+    return torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bf16(device))
 
 
 def stratified(count: int, generator: torch.Generator) -> Tensor:
@@ -43,9 +44,16 @@ def parted(each: Tensor, fine: Tensor) -> dict[str, float]:
 
 
 def attention(_, q: Tensor, k: Tensor, v: Tensor, heads: int, *__, **___) -> Tensor:
-    """torch's own, whose backward pass is fast on CPU and GPU."""
+    """The one whose backward pass is fast: torch's own, which on the CPU is fast for many tokens only, and in fp32."""
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    if q.device.type != "cpu":
+        attended = F.scaled_dot_product_attention(q, k, v)
+    elif q.shape[2] * k.shape[2] <= FEW_TOKENS:
+        attended = (q * q.shape[-1] ** -0.5 @ k.transpose(2, 3)).softmax(-1).to(v.dtype) @ v
+    else:
+        with torch.autocast("cpu", enabled=False):
+            attended = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    return attended.transpose(1, 2).flatten(2)
 
 
 def painters(device: torch.device) -> int:
