@@ -31,8 +31,9 @@ from typing import Any
 import torch
 from claims import Claim, Use
 from figures import claims_table, means, publish, rows_chart, sheet
-from harness import Demo, Json, Records, command_line, enter, guided, pack, strip
+from harness import Json, Records, World, command_line, enter, guided, pack, strip
 from power import worth
+from safetensors.torch import load_file
 from torch import Tensor
 from ways import Subject
 
@@ -82,16 +83,8 @@ class Batch:
     noise: Any
 
 
-class World(Demo):
-    """The picture model of the demo's world, with its text encoder and VAE."""
-
-    def __init__(self, weights: Path) -> None:
-        from safetensors.torch import load_file
-
-        world, state = pack("demo.world.model"), pack("demo.training.state")
-        self.model = world.load_model(load_file(weights))
-        self.text = world.load_clip(state.shipped_weights("world_text"))
-        self.vae = world.load_vae(state.shipped_weights("world_decoder"))
+class Asked(World):
+    """The world's picture model, and what it is asked."""
 
     def batch(self, kind: str, number: int, steps: int) -> Batch:
         rng = random.Random(f"{kind} {number}")
@@ -150,7 +143,7 @@ def measure(picture: Tensor, scene: Any) -> dict[str, float]:
     }
 
 
-def record(world: World, folder: Path, kind: str, number: int, steps: int, swept: str) -> Json:
+def record(world: Asked, folder: Path, kind: str, number: int, steps: int, swept: str) -> Json:
     """Figures of a batch of prompts drawn in every way; the pictures stay in ``folder``."""
     of, ways = world.batch(kind, number, steps), {}
     for way, pictures in world.draw(of, steps, swept).items():
@@ -202,7 +195,7 @@ def _claim(of: list[Json], kind: str, where: str, text: str, way: str, other: st
 
 
 def main() -> None:
-    weights = pack("demo.training.state").WEIGHTS / "world_image.safetensors"
+    weights = pack("demo.world.model").WEIGHTS / "world_image.safetensors"
     parser = command_line(
         __doc__, "minutes", "publish", prompts=(64, f"of each kind, a multiple of {BATCH}"), steps=(12, "of sampling")
     )
@@ -215,7 +208,7 @@ def main() -> None:
     digests = {name: pack("demo.gates").digest(file) for name, file in files.items()}
     kept = Records(out, {"steps": steps, "cfg": CFG, **digests})
     with torch.inference_mode():
-        world = World(arguments.weights)
+        world = Asked(load_file(arguments.weights))
         (sweep,) = kept.take([(SWEEP, partial(world.sweep, steps))], 0)
         keys = {f"{kind} {n:02}": (kind, n) for n in range(arguments.prompts // BATCH) for kind in KINDS}
         wanted = ((key, partial(record, world, out / key, *each, steps, sweep["layer"])) for key, each in keys.items())

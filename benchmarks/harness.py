@@ -103,7 +103,7 @@ def open_prompt(scene: Any) -> str:
 
 
 class Demo:
-    """The demo model, of ``kind`` image or video, with its text encoder and VAE."""
+    """The first demo model, of five shapes, of ``kind`` image or video, with its text encoder and VAE."""
 
     def __init__(self, kind: str = "image") -> None:
         loader, is_video = pack("demo.model"), kind == "video"
@@ -163,6 +163,14 @@ class Demo:
     def redraw(self, model: Any, start: Tensor, sigmas: Tensor, positive: list, negative: Any = None, cfg: float = 1.0):
         """Latents by Euler's steps from ``start``, to which no noise is added."""
         return guided(model, torch.zeros_like(start), start, sigmas, positive, negative, cfg)
+
+
+class World(Demo):
+    """The picture model of the demo's world, with its text encoder and VAE."""
+
+    def __init__(self, weights: Mapping[str, Tensor] | None = None) -> None:
+        world = pack("demo.world.model")
+        self.model, self.text, self.vae = world.load_model(weights), world.load_clip(), world.load_vae()
 
 
 def guided(

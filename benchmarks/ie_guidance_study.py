@@ -131,7 +131,7 @@ def workflow(task: Task) -> tuple[Json, dict[str, str]]:
         prompt[name := str(len(prompt) + 1)] = {"class_type": class_type, "inputs": inputs}
         return name
 
-    demo = node("CoherenceDemoModel", kind="video" if task.motion else "image")
+    demo = node("CoherenceDemoModel", kind="shapes_video" if task.motion else "shapes")
     positive, negative = ([node("CLIPTextEncode", clip=[demo, 1], text=text), 0] for text in (task.prompt, ""))
     latent = [node("EmptyLatentImage", width=SIDE, height=SIDE, batch_size=task.pictures), 0]
     search = {"divergence": "generalised", "solver": "bisection", "random_candidates": 10, "line_iterations": 15}

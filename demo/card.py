@@ -1,4 +1,4 @@
-"""The pictures and figures of the model card, demo/README.md."""
+"""The pictures and figures of the model card, demo/FIRST.md."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def write_card(evaluation: Evaluation, psnr: float, sampling: str) -> None:
         f"{sampling}; UNet after {seen:,.0f} pictures.\n\n{table(evaluation)} Rendered pictures go through the VAE's "
         f"encoder and decoder with a PSNR of {psnr:.1f} dB."
     )
-    card = FOLDER / "README.md"
+    card = FOLDER / "FIRST.md"
     before, rest = card.read_text("utf-8").split(BEGIN)
     _, after = rest.split(END)
     card.write_text(before + BEGIN + figures + END + after, "utf-8")

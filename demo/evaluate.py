@@ -2,7 +2,7 @@
 
     python demo/evaluate.py --comfyui PATH [--count 200] [--sheet FILE] [--card]
 
-``--card`` writes the figures, the curves and some samples into the model card, demo/README.md.
+``--card`` writes the figures, the curves and some samples into the model card, demo/FIRST.md.
 """
 
 from __future__ import annotations

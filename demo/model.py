@@ -1,4 +1,4 @@
-"""The demo model: ComfyUI's own SD1.5 classes (UNet, CLIP text encoder, TAESD) with a small config.
+"""The first demo model, of five shapes: ComfyUI's SD1.5 classes (UNet, CLIP text encoder, TAESD) with a small config.
 
 Everything that hooks into a Stable Diffusion 1.5 checkpoint hooks into this one too: eps-prediction, SD1.5's noise
 schedule and latent format, ``input``/``middle``/``output`` blocks with ``attn1`` and ``attn2`` at every level.
@@ -139,7 +139,7 @@ def unet_module(
 
 def load_model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """``disable_dynamic``: asked for by ComfyUI where it wants weights of a clone's own; these are never dynamic."""
-    patcher = load_unet(_read(UNET_FILE))
+    patcher = load_unet(read(UNET_FILE))
     patcher.cached_patcher_init = (load_model, ())
     return patcher
 
@@ -163,7 +163,7 @@ def patcher_of(model: comfy.model_base.BaseModel, weights: dict[str, torch.Tenso
 
 
 def load_video_model() -> comfy.model_patcher.ModelPatcher:
-    _require(VIDEO_FILE)
+    require(VIDEO_FILE)
     weights = load(VIDEO_FILE)
     return inflated(load_model(), weights.form, weights, layers="*", strength=1.0, asked_by="CoherenceDemoModel")
 
@@ -179,7 +179,7 @@ def by_layer(layers: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def load_clip(file: Path | None = None) -> comfy.sd.CLIP:
     """``file``: the video model has a text encoder of its own, VIDEO_TEXT_ENCODER_FILE."""
-    return clip_of(_read(file or TEXT_ENCODER_FILE), DemoSD1Tokenizer, DemoClip)
+    return clip_of(read(file or TEXT_ENCODER_FILE), DemoSD1Tokenizer, DemoClip)
 
 
 def clip_of(weights: dict[str, torch.Tensor], tokenizer: type, model: type) -> comfy.sd.CLIP:
@@ -192,17 +192,17 @@ def clip_of(weights: dict[str, torch.Tensor], tokenizer: type, model: type) -> c
 
 
 def load_vae() -> comfy.sd.VAE:
-    return comfy.sd.VAE(sd=_read(VAE_FILE))
+    return comfy.sd.VAE(sd=read(VAE_FILE))
 
 
-def _require(file: Path) -> None:
+def require(file: Path) -> None:
     if not file.is_file():
         raise FileNotFoundError(
             f"The demo model's file {file.name} is missing from the pack's demo folder. It comes with the git "
-            "repository, not with the registry's package: clone that, or retrain it with `python demo/train.py`."
+            "repository, not with the registry's package: clone that."
         )
 
 
-def _read(file: Path) -> dict[str, torch.Tensor]:
-    _require(file)
+def read(file: Path) -> dict[str, torch.Tensor]:
+    require(file)
     return comfy.utils.load_torch_file(str(file), safe_load=True)

@@ -17,27 +17,28 @@ class CoherenceDemoModel(Node):
             node_id="CoherenceDemoModel",
             display_name="Coherence Demo Model",
             category="coherence/loaders",
-            description="Loads the pack's own small model. It draws one coloured shape on a coloured background at "
-            "128×128, as pictures or as a moving clip, in seconds on a CPU. Use it in place of a checkpoint loader.",
+            description="Loads the pack's own small model. It draws a coloured thing or two on a coloured background "
+            "at 128×128, as pictures or as a moving clip, in seconds on a CPU. Use it in place of a checkpoint loader.",
             search_aliases=["demo checkpoint", "tiny model", "load checkpoint", "tiny video model"],
             inputs=[
                 io.Combo.Input(
                     "kind",
-                    options=["image", "video"],
+                    options=["image", "video", "shapes", "shapes_video"],
                     default="image",
                     optional=True,
                     tooltip="image: an image model, which draws each frame independently. video: the same with "
-                    "temporal layers; the latent's batch is a clip of 16 frames, and the prompt says how the shape "
-                    "moves.",
+                    "temporal layers; the latent's batch is a clip of 16 frames, and the prompt says how the thing "
+                    "moves. shapes, shapes_video: the pack's first models, which draw five shapes. Use them to edit a "
+                    "rendered clip, to which they keep more closely, or to repeat a published measurement.",
                 )
             ],
             outputs=[
                 io.Model.Output(
-                    tooltip="A UNet of the Stable Diffusion 1.5 class with 4 M parameters; the video model has 1 M "
+                    tooltip="A UNet of the Stable Diffusion 1.5 class with 5 M parameters; the video model has 1 M "
                     "more."
                 ),
                 io.Clip.Output(
-                    tooltip="Reads prompts such as 'a small red star at the top left on a green background'; for "
+                    tooltip="Reads prompts such as 'a small red cat at the top left on a green background'; for "
                     "video, add ', moving right'."
                 ),
                 io.Vae.Output(tooltip="A tiny autoencoder: each latent pixel covers 8×8 pixels."),
@@ -46,11 +47,15 @@ class CoherenceDemoModel(Node):
 
     @classmethod
     def execute(cls, kind: str = "image") -> io.NodeOutput:
-        from ..demo.model import VIDEO_TEXT_ENCODER_FILE, load_clip, load_model, load_vae, load_video_model
+        from ..demo import model as shapes
+        from ..demo.world import model as world
 
-        if kind == "video":
-            return io.NodeOutput(load_video_model(), load_clip(VIDEO_TEXT_ENCODER_FILE), load_vae())
-        return io.NodeOutput(load_model(), load_clip(), load_vae())
+        if kind == "shapes":
+            return io.NodeOutput(shapes.load_model(), shapes.load_clip(), shapes.load_vae())
+        if kind in ("video", "shapes_video"):
+            words = shapes.load_clip(shapes.VIDEO_TEXT_ENCODER_FILE)
+            return io.NodeOutput(shapes.load_video_model(), words, shapes.load_vae())
+        return io.NodeOutput(world.load_model(), world.load_clip(), world.load_vae())
 
 
 class CoherenceDemoClip(Node):
@@ -68,8 +73,8 @@ class CoherenceDemoClip(Node):
                 io.Combo.Input(
                     "shape",
                     options=list(KINDS),
-                    tooltip="The moving shape. Change it to try another outline. The demo model draws only circle, "
-                    "square, triangle, star and cross.",
+                    tooltip="The moving shape or thing. Change it to try another outline. The demo model draws all of "
+                    "them.",
                 ),
                 io.Combo.Input(
                     "colour",

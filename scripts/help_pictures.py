@@ -17,19 +17,20 @@ from attention_scenes import layer_sweep, null_text, registers, select_layers, w
 from help_scenes import COLUMNS, Link, Scene, Server, chart, start, strips
 from zero_shot_scenes import edits_of_a_clip, flow_attention, pix2video_guidance, rave_grid, vidtome
 
-STAR = "a yellow star on a blue background"  # size and place are left to the noise
-ANY_COLOURS = "a large star in the centre"
+FISH = "a yellow fish on a blue background"  # size and place are left to the noise
+ANY_COLOURS = "a large rabbit in the centre"
+THINGS = {"kind": "image", "cfg": 3.0}
 
 
 def dependency_noise(server: Server) -> None:
-    scene = Scene(STAR)
+    scene = Scene(FISH, **THINGS)
     for kl in (0.01, 0.05, 0.1, 0.25, 1.65):
         scene.clip(f"kl {kl:g}", noise=scene.dependency_noise(kl))
     strips("DependencyNoise", scene.run(server))
 
 
 def video_noise_prior(server: Server) -> None:
-    scene = Scene(STAR)
+    scene = Scene(FISH, **THINGS)
     for prior, alpha in (("iid", 0.5), ("mixed", 0.5), ("progressive", 0.5), ("mixed", 0.9), ("progressive", 0.9)):
         noise = scene.add("VideoNoisePrior", noise_seed=1, prior=prior, alpha=alpha)[0]
         scene.clip(prior if prior == "iid" else f"{prior}\nalpha {alpha:g}", noise=noise)
@@ -37,14 +38,14 @@ def video_noise_prior(server: Server) -> None:
 
 
 def noise_correlation(server: Server) -> None:
-    scene = Scene(STAR, frames=12)
+    scene = Scene(FISH, frames=12, **THINGS)
     noise = scene.dependency_noise(0.01, kl_schedule="0:0.02, 5:0.02, 8:0.3, 11:0.02")
     scene.show("chart", scene.add("NoiseCorrelation", noise=noise, latent_image=scene.latent)[0])
     chart("NoiseCorrelation", scene.run(server)["chart"][0])
 
 
 def noise_frames(server: Server) -> None:
-    scene = Scene(STAR)
+    scene = Scene(FISH, **THINGS)
     first = scene.dependency_noise(0.1)
     frames = scene.add("NoiseFrames", noise=first, latent_image=scene.latent)[0]
     scene.clip("first run", noise=first)
@@ -54,7 +55,7 @@ def noise_frames(server: Server) -> None:
 
 
 def coherent_sampler(server: Server) -> None:
-    scene = Scene(STAR)
+    scene = Scene(FISH, **THINGS)
     noise = scene.dependency_noise(0.05)
     for name in ("lcm", "euler_ancestral"):
         scene.clip(name, noise=noise, sampler=name)
@@ -65,7 +66,7 @@ def coherent_sampler(server: Server) -> None:
 
 
 def keyframe_noise(server: Server) -> None:
-    scene = Scene(STAR, frames=12)
+    scene = Scene(FISH, frames=12, **THINGS)
     one = scene.add("EmptyLatentImage", width=128, height=128, batch_size=2)[0]
     given = scene.add("RandomNoise", noise_seed=7)[0]
     keys = scene.add("NoiseFrames", noise=given, latent_image=one)[0]
@@ -75,13 +76,13 @@ def keyframe_noise(server: Server) -> None:
 
 
 def motion_field_noise(server: Server) -> None:
-    scene = Scene("a large white cross on a purple background", steps=20, seed=1)
+    scene = Scene("a small white plane on a purple background", steps=20, seed=4, **THINGS)
     model = scene.add("CrossFrameAttention", model=scene.model, keys="first", layers="*", start_percent=0.0,
                       end_percent=1.0)[0]  # fmt: skip
     quiet = scene.add("DisableNoise")[0]
     for x, y in ((0, 0), (8, 0), (0, -8), (-8, 8)):
         field = scene.add(
-            "MotionFieldNoise", model=model, positive=scene.positive, negative=scene.negative, cfg=5.0, noise_seed=1,
+            "MotionFieldNoise", model=model, positive=scene.positive, negative=scene.negative, cfg=3.0, noise_seed=4,
             latent_image=scene.latent, sigmas=scene.sigmas, delta_x=float(x), delta_y=float(y), t0=0.3, t1=0.4,
         )  # fmt: skip
         scene.clip(
@@ -91,7 +92,7 @@ def motion_field_noise(server: Server) -> None:
 
 
 def momentum_attention(server: Server) -> None:
-    scene = Scene(ANY_COLOURS)
+    scene = Scene(ANY_COLOURS, **THINGS)
     for mu in (0.0, 0.5, 0.98, 1.0):
         model = scene.add(
             "TemporalMomentumAttention", model=scene.model, mu=mu, mu_schedule="", layers="*", start_percent=0.0,
@@ -102,24 +103,24 @@ def momentum_attention(server: Server) -> None:
 
 
 def momentum_of_run(server: Server) -> None:
-    scene = Scene(ANY_COLOURS)
+    scene = Scene(ANY_COLOURS, **THINGS)
     settings = {"mu": 0.98, "mu_schedule": "", "layers": "*", "start_percent": 0.0, "end_percent": 1.0}
 
     def remembering(**inputs: Any) -> Link:
         return scene.add("TemporalMomentumAttention", model=scene.model, **settings, frames_per_batch=0, **inputs)[0]
 
-    noise, kept = scene.dependency_noise(0.1), remembering(keep=True)
+    noise, kept = scene.dependency_noise(1.65), remembering(keep=True)
     first = scene.sample(model=kept, noise=noise)
     scene.decode("first run", first)
     frames = scene.add("NoiseFrames", noise=noise, latent_image=scene.latent)[0]
     momentum = scene.add("MomentumOfRun", model=kept, latent=first)[0]
     for name, model in (("with", remembering(previous=momentum)), ("without", remembering())):
-        scene.clip(f"second run,\n{name} momentum", model=model, noise=scene.dependency_noise(0.1, previous=frames))
+        scene.clip(f"second run,\n{name} momentum", model=model, noise=scene.dependency_noise(1.65, previous=frames))
     strips("MomentumOfRun", scene.run(server))
 
 
 def cross_frame_attention(server: Server) -> None:
-    scene = Scene(ANY_COLOURS)
+    scene = Scene(ANY_COLOURS, **THINGS)
     scene.clip("without")
     for keys in ("first", "previous", "first_and_previous", "fine_coarse", "all", "random"):
         model = scene.add("CrossFrameAttention", model=scene.model, keys=keys, layers="*", start_percent=0.0,
@@ -167,7 +168,7 @@ def inversions(server: Server) -> None:
 
 
 def demo_clips(server: Server) -> None:
-    scene = Scene(STAR)
+    scene = Scene(FISH, **THINGS)
     for shape, colour, background, motion in (
         ("circle", "red", "white", "slide"), ("cat", "blue", "yellow", "turn"), ("star", "green", "black", "grow"),
         ("rocket", "purple", "orange", "all"),
@@ -179,8 +180,8 @@ def demo_clips(server: Server) -> None:
 
 def demo_models(server: Server) -> None:
     rows = {}
-    for text in ("a small red star at the\ntop left on a green\nbackground", "a red star on a\nblue background"):
-        scene = Scene(text.replace("\n", " "), steps=25)
+    for text in ("a small red rocket at\nthe top left on a green\nbackground", "a red cat on a\nblue background"):
+        scene = Scene(text.replace("\n", " "), steps=25, **THINGS)
         scene.clip(text)
         rows |= scene.run(server)
     for text in ("a large blue square\nin the centre on a yellow\nbackground, spinning",
@@ -203,7 +204,7 @@ def consistency(server: Server) -> None:
 
 def colours(server: Server) -> None:
     """Three runs that fade, and the later ones matched to the first."""
-    scene = Scene(STAR)
+    scene = Scene(FISH, **THINGS)
     clip = scene.add(
         "CoherenceDemoClip",
         shape="star",

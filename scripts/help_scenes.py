@@ -45,7 +45,7 @@ class Scene:
     """
 
     def __init__(
-        self, text: str, frames: int = COLUMNS, steps: int = 12, seed: int = 1, cfg: float = 5.0, kind: str = "image"
+        self, text: str, frames: int = COLUMNS, steps: int = 12, seed: int = 1, cfg: float = 5.0, kind: str = "shapes"
     ) -> None:
         self.prompt: dict[str, Any] = {}
         self.cfg = cfg

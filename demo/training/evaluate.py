@@ -28,8 +28,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--cfg", type=float, nargs="+", default=[3.0, 5.0])
     parser.add_argument("--one-step", type=int, default=48, help="drawn pictures for the table of σ; 0: none")
+    parser.add_argument("--circles", type=int, default=0, help="circles drawn by this model and by the first one")
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
-    parser.add_argument("--sheet", type=Path, help="write the first 64 pictures, or clips, here (PNG)")
+    parser.add_argument("--sheet", type=Path, help="write the first 64 pictures, or eight clips, here (PNG)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     enter(arguments.comfyui)
@@ -56,6 +57,15 @@ def evaluate_image(arguments: argparse.Namespace) -> None:
         print("\noutlines of what is predicted in one step from drawn pictures at σ (0: the VAE alone), in pixels")
         for sigma, off in world.one_step_outlines(*loaded, arguments.one_step).items():
             print(f"  {sigma:5.1f}  {off:.3f}")
+    for name, drawn_by in (("this model", loaded), ("the first model", _first())) if arguments.circles else ():
+        off = world.circles(*drawn_by, arguments.circles, arguments.seed, cfg=arguments.cfg[0], steps=arguments.steps)
+        print(f"circles by {name}, cfg {arguments.cfg[0]:g}: outlines off by {off.mean():.2f} px on average, "
+              f"{off.quantile(0.95):.2f} at the 95th percentile")  # fmt: skip
+
+
+def _first() -> tuple:
+    model = part("model")
+    return model.load_model(), model.load_clip(), model.load_vae()
 
 
 def evaluate_clips(arguments: argparse.Namespace) -> None:
@@ -74,7 +84,8 @@ def evaluate_clips(arguments: argparse.Namespace) -> None:
         print(f"\n{arguments.steps} steps, cfg {cfg:g}, seed {arguments.seed}\n\n{world.table(seen, kind)}")
         if arguments.sheet:
             name = arguments.sheet.with_stem(f"{arguments.sheet.stem}_cfg{cfg:g}")
-            part("world.sheet").save_sheet([frame for each in seen[:8] for frame in each.clip[::2]][:72], name, 9)
+            shown = [each.clip[::2] for each in seen[:8]]
+            part("world.sheet").save_sheet([frame for clip in shown for frame in clip], name, len(shown[0]))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..world.model import WEIGHTS
+
 STATE = Path(os.environ.get("COHERENCE_TRAINING", Path.home() / ".cache" / "comfyui-coherence" / "training"))
-FOLDER = Path(__file__).resolve().parent
-WEIGHTS = FOLDER / "weights"  # fp16, of trainings that are not finished
 
 
 class Training:
@@ -94,9 +94,4 @@ def write_curve(curve: list[dict[str, float]], file: Path) -> None:
 def trained_weights(part: str) -> dict[str, Tensor]:
     """The newest ones: those of the training on this machine, else the repository's."""
     newest = STATE / f"{part}.safetensors"
-    return load_file(newest) if newest.is_file() else shipped_weights(part)
-
-
-def shipped_weights(part: str) -> dict[str, Tensor]:
-    """The repository's."""
-    return load_file(WEIGHTS / f"{part}.safetensors")
+    return load_file(newest if newest.is_file() else WEIGHTS / newest.name)

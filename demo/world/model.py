@@ -1,4 +1,8 @@
-"""The world's picture model: ComfyUI's own SD1.5 classes, as in :mod:`..model`, with more convolutions at 16×16."""
+"""The world's models, and their weights: the picture model is of ComfyUI's SD1.5 classes, as in :mod:`..model`, with
+more convolutions at 16×16.
+
+Each loader takes weights as a training left them, or else the repository's.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +28,14 @@ from ..model import (
     clip_of,
     load_unet,
     patcher_of,
+    read,
 )
 from ..motion import FRAMES
 from .latents import set_encoder
 from .transformer import transformer_module
 
 FOLDER = Path(__file__).parent
+WEIGHTS = FOLDER / "weights"
 WORLD_UNET_CONFIG: dict[str, Any] = {
     **UNET_CONFIG,
     "num_res_blocks": [2, 2],
@@ -63,34 +69,44 @@ def unet_module(dtype: torch.dtype, device: torch.device | str, operations=None)
     return model.unet_module(dtype, device, operations, unet_config=WORLD_UNET_CONFIG)
 
 
-def load_model(weights: dict[str, torch.Tensor]) -> comfy.model_patcher.ModelPatcher:
-    """``weights``: the UNet's, as a training left them."""
-    return load_unet(weights, WORLD_UNET_CONFIG)
+def load_model(
+    weights: dict[str, torch.Tensor] | None = None, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """``weights``: the UNet's. ``disable_dynamic``: as in :func:`..model.load_model`."""
+    patcher = load_unet(weights or shipped("image"), WORLD_UNET_CONFIG)
+    patcher.cached_patcher_init = (load_model, (weights,))
+    return patcher
 
 
 def load_video_model(
-    weights: dict[str, torch.Tensor], layers: dict[str, torch.Tensor]
+    weights: dict[str, torch.Tensor] | None = None, layers: dict[str, torch.Tensor] | None = None
 ) -> comfy.model_patcher.ModelPatcher:
-    """``weights``: the UNet's; ``layers``: the temporal layers', as their training left them."""
-    temporal = InflationWeights(VIDEO_FORM, "DemoConfig", by_layer(layers), 0, FRAMES)
+    """``weights``: the UNet's; ``layers``: the temporal layers'."""
+    temporal = InflationWeights(VIDEO_FORM, "DemoConfig", by_layer(layers or shipped("video")), 0, FRAMES)
     unet = load_model(weights)
     return inflated(unet, VIDEO_FORM, temporal, layers="*", strength=1.0, asked_by="CoherenceDemoModel")
 
 
 def load_transformer(weights: dict[str, torch.Tensor]) -> comfy.model_patcher.ModelPatcher:
-    """``weights``: the WanModel's, as a training left them."""
+    """``weights``: the WanModel's."""
     return patcher_of(transformer_module(torch.float32, comfy.model_management.unet_offload_device()), weights)
 
 
-def load_clip(weights: dict[str, torch.Tensor]) -> comfy.sd.CLIP:
-    """``weights``: the text encoder's, as a training left them."""
-    return clip_of(weights, WorldSD1Tokenizer, WorldClip)
+def load_clip(weights: dict[str, torch.Tensor] | str = "text") -> comfy.sd.CLIP:
+    """``weights``: the text encoder's, or which of the repository's: the video model has ``video_text``."""
+    given = shipped(weights) if isinstance(weights, str) else weights
+    return clip_of(given, WorldSD1Tokenizer, WorldClip)
 
 
-def load_vae(weights: dict[str, torch.Tensor]) -> comfy.sd.VAE:
-    """``weights``: the decoder's, as a training left them; the encoder is set by hand."""
+def load_vae(weights: dict[str, torch.Tensor] | None = None) -> comfy.sd.VAE:
+    """``weights``: the decoder's; the encoder is set by hand."""
     vae = TAESD()
     set_encoder(vae.taesd_encoder)
     vae.vae_scale.data.fill_(0.18215)  # SD1.5's latent format: models then see the encoder's output as it is
-    vae.taesd_decoder.load_state_dict(weights)
+    vae.taesd_decoder.load_state_dict(weights or shipped("decoder"))
     return comfy.sd.VAE(sd=vae.state_dict())
+
+
+def shipped(part: str) -> dict[str, torch.Tensor]:
+    """The repository's weights of ``image``, ``text``, ``decoder``...; FileNotFoundError says how to get them."""
+    return read(WEIGHTS / f"world_{part}.safetensors")

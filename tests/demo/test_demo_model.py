@@ -30,7 +30,7 @@ def inference() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def demo() -> Any:
     """MODEL, CLIP and VAE, as the node gives them."""
-    return CoherenceDemoModel.execute().result
+    return CoherenceDemoModel.execute("shapes").result
 
 
 def encode(clip: Any, text: str) -> list:
@@ -186,7 +186,7 @@ def test_a_missing_file_is_named_with_what_to_do(
 ) -> None:
     name = getattr(model, file).name
     monkeypatch.setattr(model, file, tmp_path / name)
-    with pytest.raises(FileNotFoundError, match=rf"{name} is missing.*train\.py"):
+    with pytest.raises(FileNotFoundError, match=rf"{name} is missing.*git"):
         getattr(model, loader)()
 
 
@@ -205,8 +205,8 @@ def test_the_card_is_rewritten_between_its_marks(monkeypatch: pytest.MonkeyPatch
     drawn[0] = shapes.draw(scenes[0])
     reading = reader.read(drawn)
     results = evaluation.Evaluation(drawn, [CAPTION] * 3, scenes, reading, reader.correct(reading, scenes))
-    text = (card.FOLDER / "README.md").read_text("utf-8")
-    (tmp_path / "README.md").write_text(text, "utf-8")
+    text = (card.FOLDER / "FIRST.md").read_text("utf-8")
+    (tmp_path / "FIRST.md").write_text(text, "utf-8")
     (tmp_path / "curves").mkdir()
     attributes = {"step": 0, **dict.fromkeys(("shape", "colour", "background", "size", "row", "column"), 0.5)}
     for part, curve in {
@@ -220,7 +220,7 @@ def test_the_card_is_rewritten_between_its_marks(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(card, "STATE", tmp_path)
     for _ in range(2):  # a second time on its own work
         card.write_card(results, 31.25, "euler, normal")
-        written = (tmp_path / "README.md").read_text("utf-8")
+        written = (tmp_path / "FIRST.md").read_text("utf-8")
         assert "euler, normal; UNet after 3,200 pictures." in written
         assert "PSNR of 31.2 dB" in written
         before, after = text.split(card.BEGIN)[0], text.split(card.END)[1]

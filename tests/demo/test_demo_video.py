@@ -19,7 +19,7 @@ def drawn(moving: motion.MovingScene) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def video() -> Any:
     """MODEL, CLIP and VAE, as the node gives them."""
-    return CoherenceDemoModel.execute("video").result
+    return CoherenceDemoModel.execute("shapes_video").result
 
 
 def test_the_reader_reads_the_motion_of_drawn_clips():

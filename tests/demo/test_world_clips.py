@@ -6,7 +6,7 @@ import comfy.ops
 import pytest
 import torch
 from coherence.demo.evaluation import conditioning
-from coherence.demo.training import image, state
+from coherence.demo.training import image
 from coherence.demo.training.first.video import TemporalLayers
 from coherence.demo.world import model
 from coherence.demo.world.clip_evaluation import TRANSFORMER, VIDEO, SeenClip, table
@@ -33,7 +33,7 @@ def unet() -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def clip():
-    return model.load_clip(state.shipped_weights("world_text"))
+    return model.load_clip()
 
 
 def denoised(patcher, noise: torch.Tensor, context) -> torch.Tensor:

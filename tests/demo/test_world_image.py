@@ -1,7 +1,6 @@
 """The world's picture model, as the repository has it, draws what its captions say."""
 
 import pytest
-from coherence.demo.training import state
 from coherence.demo.world import model
 from coherence.demo.world.evaluation import GATES, evaluate, table
 
@@ -11,8 +10,6 @@ MARGIN = 0.1
 
 @pytest.mark.slow
 def test_its_shares_are_about_as_large_as_the_gates():
-    weights = state.shipped_weights
-    loaded = model.load_model(weights("world_image")), model.load_clip(weights("world_text"))
-    seen = evaluate(*loaded, model.load_vae(weights("world_decoder")), 24, seed=1, steps=25, cfg=3.0)
+    seen = evaluate(model.load_model(), model.load_clip(), model.load_vae(), 24, seed=1, steps=25, cfg=3.0)
     for name, gate in GATES.items():
         assert sum(each.correct[name] for each in seen) / len(seen) >= gate - MARGIN, table(seen)
