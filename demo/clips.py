@@ -1,6 +1,6 @@
 """Clips drawn by code: one shape or thing that moves, turns or grows on a plain background, and exactly where it is.
 
-The demo model has seen none of it: it learned from single upright pictures with the shape at one of nine places.
+No demo model has seen it: they learned from upright pictures with the shape at one of nine places.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def render_clip(
 
 def _coverage(shape: str, radius: float, x: Tensor, y: Tensor, angle: float, size: int) -> Tensor:
     """(B, size, size), for centres (B,)."""
-    if shape in SHAPES:  # the demo model's own; the world's things of these names have other outlines
+    if shape in SHAPES:  # the first model's own; the world's things of these names have other outlines
         return coverage(shape, radius, x, y, angle, size)
     kinds = torch.full((len(x),), things.THINGS.index(shape))
     return things.coverage(kinds, x, y, torch.full_like(x, radius), torch.full_like(x, angle), size)

@@ -1,4 +1,4 @@
-"""Clips with a caption that says how the shape moves: what the demo video model learned from.
+"""Clips with a caption that says how the shape moves: what the first demo video model learned from.
 
 ``"a small red star at the top on a white background, moving left"``: the picture's caption (its place is the middle of
 the path), then the motion.

@@ -1,4 +1,4 @@
-"""Reads pictures of the demo model's world back into scenes: measured, not learned.
+"""Reads pictures of the first demo model's world back into scenes: measured, not learned.
 
 The background is the border's median, the colour the median of what is farthest from it. A picture then is a coverage,
 its projection onto the line between the two; shape, size and position are those of the rendered shape closest to that

@@ -1,6 +1,6 @@
 """Pictures drawn by code: one coloured shape on a background of another colour, and a caption that says so.
 
-Everything the demo model has ever seen comes from here. A picture is RGB in [0, 1] and a linear blend,
+Everything the first demo models have ever seen comes from here. A picture is RGB in [0, 1] and a linear blend,
 ``background + coverage · (colour − background)``, so what is linear in pictures (the hand-set encoder of the
 demo VAE) can be computed from the coverage alone; :mod:`.training.first.data` lives on that.
 """

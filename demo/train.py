@@ -1,4 +1,4 @@
-"""Trains the demo model from nothing: tokenizer, text encoder, UNet, VAE. One command, resumable, CPU or GPU:
+"""Trains the first demo model from nothing: tokenizer, text encoder, UNet, VAE. One command, resumable, CPU or GPU:
 
     python demo/train.py --comfyui PATH [--threads N] [--parts tokenizer text unet vae video_text video]
 

@@ -17,8 +17,9 @@ class CoherenceDemoModel(Node):
             node_id="CoherenceDemoModel",
             display_name="Coherence Demo Model",
             category="coherence/loaders",
-            description="Loads the pack's own small model. It draws a coloured thing or two on a coloured background "
-            "at 128×128, as pictures or as a moving clip, in seconds on a CPU. Use it in place of a checkpoint loader.",
+            description="Loads the pack's own small model. It draws one or two coloured things on a coloured "
+            "background at 128×128, as pictures or as a moving clip, in seconds on a CPU. Use it in place of a "
+            "checkpoint loader.",
             search_aliases=["demo checkpoint", "tiny model", "load checkpoint", "tiny video model"],
             inputs=[
                 io.Combo.Input(
@@ -29,7 +30,7 @@ class CoherenceDemoModel(Node):
                     tooltip="image: an image model, which draws each frame independently. video: the same with "
                     "temporal layers; the latent's batch is a clip of 16 frames, and the prompt says how the thing "
                     "moves. shapes, shapes_video: the pack's first models, which draw five shapes. Use them to edit a "
-                    "rendered clip, to which they keep more closely, or to repeat a published measurement.",
+                    "rendered clip, which they follow more closely, or to repeat a published measurement.",
                 )
             ],
             outputs=[
@@ -73,8 +74,8 @@ class CoherenceDemoClip(Node):
                 io.Combo.Input(
                     "shape",
                     options=list(KINDS),
-                    tooltip="The moving shape or thing. Change it to try another outline. The demo model draws all of "
-                    "them.",
+                    tooltip="The moving shape or thing. Change it to try another outline. Kind image of the demo "
+                    "model draws all of them; kind shapes, better for edits, the first five.",
                 ),
                 io.Combo.Input(
                     "colour",

@@ -48,7 +48,7 @@ def select_layers(server: Server) -> None:
 
 
 def word_edits(server: Server) -> None:
-    """What the template edit_words draws: a word replaced and one inserted."""
+    """As in the template edit_words: a word replaced and one inserted."""
     scene = Scene("", steps=16)
     model = scene.add(
         "TemporalMomentumAttention", model=scene.model, mu=0.98, mu_schedule="", layers="*", start_percent=0.0,

@@ -42,6 +42,7 @@ class Scene:
     Args:
         text: The positive prompt; the negative one is empty.
         frames: Of every clip.
+        kind: Of the demo model.
     """
 
     def __init__(

@@ -53,25 +53,25 @@ class StandIn:
 
 STAND_INS = {
     "zs2_lora": StandIn("a large white star in the centre on a blue background"),
-    "zs2_controlnet": StandIn("a large purple circle on a white background", 0.6),
-    "zs2_pose_schedule": StandIn("a large purple circle on a white background", 0.7, steps=8),
-    "animatediff_guidance": StandIn("a green star moving right on a red background", kind="video", steps=10),
+    "zs2_controlnet": StandIn("a large purple circle on a white background", 0.6, "shapes"),
+    "zs2_pose_schedule": StandIn("a large purple circle on a white background", 0.7, "shapes", steps=8),
+    "animatediff_guidance": StandIn("a small green fish on a red background, moving right", kind="video", steps=10),
     "animatediff_lightning_edit": StandIn(
-        "a blue star moving right on a red background",
+        "a small blue fish on a red background, moving right",
         kind="video",
-        source="a green star moving right on a red background",
+        source="a small green fish on a red background, moving right",
         steps=8,
     ),
-    "rave_controlnet": StandIn("a large orange circle on a white background", 0.6),
-    "zs2_instruct_pix2pix": StandIn("a large orange circle on a white background", 0.6),
-    "zs2_flux": StandIn("a large yellow star in the centre on a blue background"),
-    "edit_video_with_image_editor": StandIn("a large orange circle on a white background", 0.6),
+    "rave_controlnet": StandIn("a large orange circle on a white background", 0.6, "shapes"),
+    "zs2_instruct_pix2pix": StandIn("a large orange circle on a white background", 0.6, "shapes"),
+    "zs2_flux": StandIn("a large yellow house in the centre on a blue background"),
+    "edit_video_with_image_editor": StandIn("a large orange circle on a white background", 0.6, "shapes"),
     "edit_two_experts": StandIn(
-        "a blue star moving right on a red background",
+        "a small blue fish on a red background, moving right",
         kind="video",
-        source="a green star moving right on a red background",
+        source="a small green fish on a red background, moving right",
     ),
-    "ie_guidance_video_transformer": StandIn("a green star moving right on a red background", kind="video"),
+    "ie_guidance_video_transformer": StandIn("a large green rocket on a red background, moving up", kind="video"),
 }
 LOADERS = {"UNETLoader": 0, "CLIPLoader": 1, "VAELoader": 2}
 """Nodes that load a part of a model, and which output of the demo model's that is."""
@@ -84,7 +84,8 @@ BYPASSED = {
 """Nodes that the demo model cannot use: the inputs that stand for their outputs."""
 WITHOUT = ("CLIPVisionLoader", "CLIPVisionEncode")
 """Nodes that are bypassed, as those of missing packs are: their models are too large to come along."""
-SMALL = {"width": 128, "height": 128, "size": 128, "cfg": 5.0, "cfg_conds": 5.0, "source_cfg": 5.0}
+SMALL = {"width": 128, "height": 128, "size": 128}
+SCALES = ("cfg", "cfg_conds", "source_cfg")
 
 
 def with_demo_model(prompt: Prompt, stand_in: StandIn) -> Prompt:
@@ -104,7 +105,12 @@ def with_demo_model(prompt: Prompt, stand_in: StandIn) -> Prompt:
             how = {"model": ["demo", 0], "scheduler": "karras", "steps": 20, "denoise": 1.0}
             node |= {"class_type": "BasicScheduler", "inputs": how}
             named["BasicScheduler"] = key
-        small = SMALL | ({"steps": stand_in.steps, "scheduler": "karras"} if stand_in.steps else {})
+        cfg = 5.0 if stand_in.kind.startswith("shapes") else 3.0
+        small = (
+            SMALL
+            | dict.fromkeys(SCALES, cfg)
+            | ({"steps": stand_in.steps, "scheduler": "karras"} if stand_in.steps else {})
+        )
         node["inputs"] |= {name: value for name, value in small.items() if name in node["inputs"]}
     load = named.get("CheckpointLoaderSimple", "demo")
     if load == "demo":

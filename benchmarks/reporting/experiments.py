@@ -213,7 +213,8 @@ EXPERIMENTS = (
         "--clips 6 --steps 8 --minutes {minutes}",
         "--clips 12 --minutes {minutes}",
         (3.2, 300),
-        "Clips of 8 frames, 8 steps (20 in the full budget), λ 0.02, μ 0.98; seeds from 0, each scene by two prompts.",
+        "The world’s picture model, cfg 3: clips of 8 frames, 8 steps (20 in the full budget), λ 0.02, μ 0.98; seeds "
+        "from 0, each scene by two prompts.",
         {"zs2_compare.jpg": "Plain sampling above, ZS² below."},
         counts_in_part=True,
         counted_by="--clips",

@@ -28,8 +28,9 @@ def lead(report: Report) -> list[str]:
     decided = sum(claim.verdict != UNDECIDED for claim in report.claims() if claim.is_papers)
     standing = sum(report.stands(claim) for claim in report.claims())
     return [
-        "Each claim is one that a paper makes of large models. Each figure beside it is of this pack’s demo model, 4 "
-        "million parameters that draw one coloured shape at 128 pixels. What fails here may hold there, and the other "
+        "Each claim is one that a paper makes of large models. The figures beside them are of this pack’s small "
+        "models: the first, of 4 million parameters, which draws one coloured shape at 128 pixels, or, where a section "
+        "says so, the world’s picture model, which draws 32 things. What fails here may hold there, and the other "
         "way round: the papers’ models and scores (FID, CLIP, aesthetics) were not at hand, and what stands in for "
         "them is named with every figure.",
         "Verdicts are computed from the 95% interval and from nothing else. A claim “holds” where the whole interval "

@@ -21,7 +21,7 @@ from .flow import train_flow
 from .pictures import Batch, Drawn, outlines
 from .text import trained_encoder
 
-SCHEDULE = Schedule(peak=2e-3, warm_up=20, plan=(1_500_000, 2_000_000))  # clips
+SCHEDULE = Schedule(peak=2e-3, warm_up=20, plan=(400_000, 600_000))  # clips and pictures
 BATCH = 8
 PICTURES, MORE = 0.75, 4  # the share of steps on single frames, and how many times as many of these: as many tokens
 ENDS = r"^(patch_embedding|text_embedding|time_\w+|head)\.|modulation"  # no matrices of equal steps

@@ -24,7 +24,7 @@ from .optimizer import Muon
 from .pictures import Batch, Drawn, outlines
 from .state import Training, trained_weights
 
-SCHEDULE = Schedule(peak=2e-3, warm_up=20, plan=(200_000, 300_000))  # clips
+SCHEDULE = Schedule(peak=2e-3, warm_up=20, plan=(8_000, 14_000))  # clips
 BATCH, AVERAGE = 4, 0.998
 FRAMES = 16
 STRIDES = (1, 2, 4)  # of the frames that a step shows
