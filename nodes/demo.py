@@ -51,9 +51,11 @@ class CoherenceDemoModel(Node):
         from ..demo import model as shapes
         from ..demo.world import model as world
 
+        if kind == "video":
+            return io.NodeOutput(world.load_video_model(), world.load_clip("video_text"), world.load_vae())
         if kind == "shapes":
             return io.NodeOutput(shapes.load_model(), shapes.load_clip(), shapes.load_vae())
-        if kind in ("video", "shapes_video"):
+        if kind == "shapes_video":
             words = shapes.load_clip(shapes.VIDEO_TEXT_ENCODER_FILE)
             return io.NodeOutput(shapes.load_video_model(), words, shapes.load_vae())
         return io.NodeOutput(world.load_model(), world.load_clip(), world.load_vae())

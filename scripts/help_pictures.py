@@ -184,7 +184,7 @@ def demo_models(server: Server) -> None:
         scene = Scene(text.replace("\n", " "), steps=25, **THINGS)
         scene.clip(text)
         rows |= scene.run(server)
-    for text in ("a large blue house\nin the centre on a yellow\nbackground, spinning",
+    for text in ("a large blue heart\nin the centre on a yellow\nbackground, shrinking",
                  "a large orange car\nat the bottom on a blue\nbackground, moving right"):  # fmt: skip
         scene = Scene(text.replace("\n", " "), frames=16, steps=16, seed=7, cfg=3.0, kind="video")
         scene.clip(text)

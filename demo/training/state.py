@@ -42,7 +42,8 @@ class Training:
             if shipped.is_file():
                 module.load_state_dict(load_file(shipped))
                 self.curve = json.loads(curve.read_text())
-                self.step, self.seen = int(self.curve[-1]["step"]), int(self.curve[-1]["seen"])
+                if self.curve:  # a training beside another one logs none
+                    self.step, self.seen = int(self.curve[-1]["step"]), int(self.curve[-1]["seen"])
             self.average = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         print(f"{part}: goes on at step {self.step}, after {self.seen}", flush=True)
 

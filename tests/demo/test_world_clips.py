@@ -9,7 +9,7 @@ from coherence.demo.evaluation import conditioning
 from coherence.demo.training import image
 from coherence.demo.training.first.video import TemporalLayers
 from coherence.demo.world import model
-from coherence.demo.world.clip_evaluation import TRANSFORMER, VIDEO, SeenClip, table
+from coherence.demo.world.clip_evaluation import ATTRIBUTES, TRANSFORMER, VIDEO, SeenClip, evaluate_clips, table
 from coherence.demo.world.clip_reader import read_clip
 from coherence.demo.world.latents import encode
 from coherence.demo.world.motion import moving_caption, paint_clips, random_moving_scene
@@ -18,6 +18,7 @@ from comfy.sample import sample_custom
 from comfy.samplers import sampler_object
 
 SIGMA = 2.0
+CLIPS = 4
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,14 @@ def test_the_latents_of_a_clip_come_apart_into_those_of_its_frames(kind):
     latents = frames if kind is VIDEO else stack(frames[None])
     assert latents.shape == kind.shape
     torch.testing.assert_close(kind.by_frame(latents), frames)
+
+
+@pytest.mark.slow
+def test_the_video_model_shows_and_moves_things_as_its_captions_say():
+    loaded = model.load_video_model(), model.load_clip("video_text"), model.load_vae()
+    seen = evaluate_clips(VIDEO, *loaded, CLIPS, seed=1, steps=10, cfg=3.0)
+    for name in ATTRIBUTES:
+        assert sum(each.correct[name] for each in seen) >= CLIPS - 1, table(seen, VIDEO)
 
 
 def test_drawn_clips_are_right_in_everything_and_others_in_what_they_share():

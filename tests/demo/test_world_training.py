@@ -75,6 +75,16 @@ def test_a_new_machine_goes_on_from_the_shipped_weights_and_warms_up_again(folde
     assert Clock(training, Schedule(1.0, warm_up=10, plan=(1000, 2000)), arguments()).rate == pytest.approx(0.1)
 
 
+def test_a_training_beside_another_one_that_logged_nothing_goes_on_from_its_shipped_weights(folders, monkeypatch):
+    monkeypatch.setattr(state, "WEIGHTS", folders)
+    shipped = {name: torch.full_like(each, 0.25) for name, each in small()[0].state_dict().items()}
+    write_weights(shipped, folders / "small.safetensors")
+    write_curve([], folders / "small.json")
+    module, training = small()
+    torch.testing.assert_close(module.state_dict(), shipped)
+    assert training.fresh == 0
+
+
 def test_the_rate_rises_stays_and_falls_by_what_was_seen():
     _, training = small()
     clock, rates = Clock(training, Schedule(1.0, warm_up=2, plan=(40, 80)), arguments()), []

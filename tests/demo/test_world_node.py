@@ -1,0 +1,44 @@
+"""Coherence Demo Model: its kinds load, each with a VAE and words of its own, and their weights are small."""
+
+import pytest
+import torch
+from coherence.attention.sites import sites_of
+from coherence.demo.world import model
+from coherence.nodes.demo import CoherenceDemoModel
+from safetensors import safe_open
+
+MEGABYTES = 40
+
+
+@pytest.fixture(scope="module", params=["image", "video", "shapes", "shapes_video"])
+def loaded(request):
+    return request.param, CoherenceDemoModel.execute(request.param).result
+
+
+def test_only_the_video_kinds_attend_over_time(loaded):
+    kind, (unet, _, _) = loaded
+    assert any(site.kind == "temporal" for site in sites_of(unet)) == kind.endswith("video")
+
+
+@torch.inference_mode()
+def test_a_picture_survives_the_vae_of_its_kind(loaded):
+    _, (_, _, vae) = loaded
+    picture = torch.full((1, 128, 128, 3), 0.97)
+    picture[:, 40:88, 40:88] = torch.tensor((0.88, 0.13, 0.15))
+    psnr = -10 * (vae.decode(vae.encode(picture)).cpu() - picture).square().mean().log10()
+    assert psnr > 30
+
+
+def test_the_worlds_weights_are_small_and_half_precision():
+    files = [*model.WEIGHTS.glob("*.safetensors")]
+    assert sum(file.stat().st_size for file in files) <= MEGABYTES * 1e6
+    for file in files:
+        with safe_open(file, "pt") as weights:
+            assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"F16"}  # noqa: SIM118
+            assert all(weights.get_tensor(name).isfinite().all() for name in weights.keys())  # noqa: SIM118
+
+
+def test_a_missing_file_is_named_with_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(model, "WEIGHTS", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"world_image\.safetensors is missing.*git"):
+        CoherenceDemoModel.execute("image")
