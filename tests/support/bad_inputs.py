@@ -21,7 +21,7 @@ def given(kind: str, **what: Any) -> Node:
 
 
 SOURCES: Prompt = {
-    "demo": node("CoherenceDemoModel", kind="image"),
+    "demo": node("CoherenceDemoModel", kind="shapes"),
     "flow": node("ModelSamplingSD3", model=["demo", 0], shift=3.0),
     "flow sigmas": node("BasicScheduler", model=["flow", 0], scheduler="simple", steps=3, denoise=1.0),
     "text": node("CLIPTextEncode", clip=["demo", 1], text="a red star"),

@@ -71,7 +71,7 @@ AS_TRAINED = {"width": 128, "height": 128, "size": 128}
 SHORTER = {path.stem: SMALLER | _SHORTER.get(path.stem, {}) for path in AS_SHIPPED}
 """Inputs that make the runs of workflows shorter and nothing else: fewer steps, and pictures of half the side that the
 demo model was trained at, except where the test of what comes out needs it. Clips keep eight frames."""
-for name in (ZS2.stem, "zs2_lcm", "bilateral_inversion"):
+for name in (ZS2.stem, "zs2_lcm", "bilateral_inversion", "text2video_zero"):
     SHORTER[name] |= AS_TRAINED
 FRAMES = {"edit_flow": 5, "edit_two_experts": 5, "ie_guidance_video_transformer": 5, "rave_controlnet": 9}
 """Of clips for models that do not take any number (4k + 1), and for a grid of 3 × 3 frames."""

@@ -44,7 +44,7 @@ def node(class_type, /, **inputs):
 def saving(count, run):
     """Every kind of file, ``count`` times, under names of this ``run``."""
     prompt = {
-        "demo": node("CoherenceDemoModel", kind="image"),
+        "demo": node("CoherenceDemoModel", kind="shapes"),
         "registry": node("SelectAttentionLayers", model=link("demo"), layers="*"),
         "weights": node("LoadSTAM", file="(example) red_star.stam.safetensors"),
         "adapter": node("LoadGEAdapter", file="(example) three_clips.ge_adapter.safetensors"),
@@ -58,7 +58,7 @@ def saving(count, run):
 
 def adapting(steps):
     return {
-        "demo": node("CoherenceDemoModel", kind="image"),
+        "demo": node("CoherenceDemoModel", kind="shapes"),
         "frames": node(
             "CoherenceDemoClip",
             shape="circle",

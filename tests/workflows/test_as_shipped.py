@@ -193,7 +193,7 @@ def test_a_trained_adapter_shows_and_is_a_lora_for_the_stock_loader(server, fini
     without, applied = frames[:, :, :128], frames[:, :, -128:]
     assert abs(without - applied).mean() > 0.5
     prompt = {
-        "model": {"class_type": "CoherenceDemoModel", "inputs": {"kind": "image"}},
+        "model": {"class_type": "CoherenceDemoModel", "inputs": {"kind": "shapes"}},
         "lora": {
             "class_type": "LoraLoaderModelOnly",
             "inputs": {
