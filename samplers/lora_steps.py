@@ -110,10 +110,13 @@ def _adapters_for(
     kind = type(model.model).__name__
     if missing or not adapters:
         total = len({name.partition(".")[0] for name in lora})
+        cure = f"a model of the class that the adapter was trained on{f', {trained_on}' if trained_on else ''}"
+        if trained_on == kind:
+            cure = f"the model that the adapter was trained on: this one is a {kind}, too, but has other layers"
         raise ValueError(
             f"{asked_by}: expected a model with the adapter's {total} layers, but {kind} has "
             f"{total - len(missing) if adapters else 'none'} of them (missing: {', '.join(missing[:3])}). "
-            f"Use a model of the class that the adapter was trained on{f', {trained_on}' if trained_on else ''}."
+            f"Use {cure}."
         )
     for key, adapter in adapters.items():
         up, down = adapter.weights[:2]

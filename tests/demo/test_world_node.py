@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from coherence.attention.forms import InflationError, inflated
 from coherence.attention.sites import sites_of
 from coherence.demo.world import model
 from coherence.nodes.demo import CoherenceDemoModel
+from coherence.nodes.ge_adapter import GEAdapterApply, LoadGEAdapter
+from coherence.nodes.one_shot import LoadSTAM
 from safetensors import safe_open
 
 MEGABYTES = 40
@@ -36,6 +39,18 @@ def test_the_worlds_weights_are_small_and_half_precision():
         with safe_open(file, "pt") as weights:
             assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"F16"}  # noqa: SIM118
             assert all(weights.get_tensor(name).isfinite().all() for name in weights.keys())  # noqa: SIM118
+
+
+def test_examples_of_the_first_model_are_refused_by_the_other_one_of_its_class():
+    unet = CoherenceDemoModel.execute("image").result[0]
+    weights = LoadSTAM.execute("(example) red_star.stam.safetensors")[0]
+    with pytest.raises(InflationError, match=r"tuned on DemoConfig: use the very model, this one has other layers"):
+        inflated(unet, weights.form, weights, layers="*", strength=1.0, asked_by="STAMInflate")
+    adapter = LoadGEAdapter.execute("(example) three_clips.ge_adapter.safetensors")[0]
+    with pytest.raises(
+        ValueError, match=r"Use the model that the adapter was trained on: this one is a BaseModel, too"
+    ):
+        GEAdapterApply.execute(unet, adapter, 1.0, 0.0, 1.0)
 
 
 def test_a_missing_file_is_named_with_what_to_do(monkeypatch, tmp_path):
