@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from claims import Claim, Use
 from figures import claims_table, means, publish, rows_chart, sheet
-from harness import Json, Records, World, command_line, enter, guided, pack, strip
+from harness import Json, Records, World, command_line, enter, guided, pack, strip, world_digests
 from power import worth
 from safetensors.torch import load_file
 from torch import Tensor
@@ -203,10 +203,7 @@ def main() -> None:
     arguments = parser.parse_args()
     enter(arguments, attention="pytorch")
     out, steps = arguments.out, arguments.steps
-    files = {"weights": arguments.weights}
-    files |= {part: weights.with_name(f"world_{part}.safetensors") for part in ("text", "decoder")}
-    digests = {name: pack("demo.gates").digest(file) for name, file in files.items()}
-    kept = Records(out, {"steps": steps, "cfg": CFG, **digests})
+    kept = Records(out, {"steps": steps, "cfg": CFG, **world_digests(arguments.weights)})
     with torch.inference_mode():
         world = Asked(load_file(arguments.weights))
         (sweep,) = kept.take([(SWEEP, partial(world.sweep, steps))], 0)

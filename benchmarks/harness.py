@@ -173,6 +173,14 @@ class World(Demo):
         self.model, self.text, self.vae = world.load_model(weights), world.load_clip(), world.load_vae()
 
 
+def world_digests(image: Path | None = None) -> dict[str, str]:
+    """Of the files that :class:`World` is made of; ``image``: the UNet's, if not the repository's."""
+    folder = pack("demo.world.model").WEIGHTS
+    files = {"weights": image or folder / "world_image.safetensors"}
+    files |= {part: folder / f"world_{part}.safetensors" for part in ("text", "decoder")}
+    return {name: pack("demo.gates").digest(file) for name, file in files.items()}
+
+
 def guided(
     model: Any,
     noise: Tensor,

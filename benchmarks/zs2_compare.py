@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from claims import Claim, Use
 from figures import PACK, PICTURES, means, publish, sheet
-from harness import Json, Records, World, command_line, dependency_noise, empty, enter, pack, strip
+from harness import Json, Records, World, command_line, dependency_noise, empty, enter, pack, strip, world_digests
 from power import worth
 from torch import Tensor
 
@@ -174,8 +174,7 @@ def main() -> None:
     arguments = parser.parse_args()
     enter(arguments)
     settings = {name: getattr(arguments, name) for name in ("frames", "kl", "mu", "steps")}
-    weights = pack("demo.gates").digest(pack("demo.world.model").WEIGHTS / "world_image.safetensors")
-    kept = Records(arguments.out, {**settings, "cfg": CFG, "weights": weights})
+    kept = Records(arguments.out, {**settings, "cfg": CFG, **world_digests()})
     study, out = Study(**settings), arguments.out
     named = ((f"{each[0]:02} {'open' if each[2] == OPEN else 'full'}", each) for each in asked(arguments.clips))
     with torch.inference_mode():

@@ -110,9 +110,10 @@ def _adapters_for(
     kind = type(model.model).__name__
     if missing or not adapters:
         total = len({name.partition(".")[0] for name in lora})
-        cure = f"a model of the class that the adapter was trained on{f', {trained_on}' if trained_on else ''}"
         if trained_on == kind:
             cure = f"the model that the adapter was trained on: this one is a {kind}, too, but has other layers"
+        else:
+            cure = f"a model of the class that the adapter was trained on{f', {trained_on}' if trained_on else ''}"
         raise ValueError(
             f"{asked_by}: expected a model with the adapter's {total} layers, but {kind} has "
             f"{total - len(missing) if adapters else 'none'} of them (missing: {', '.join(missing[:3])}). "

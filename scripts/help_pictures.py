@@ -204,7 +204,7 @@ def consistency(server: Server) -> None:
 
 def colours(server: Server) -> None:
     """Three runs that fade, and the later ones matched to the first."""
-    scene = Scene(FISH, **THINGS)
+    scene = Scene(FISH)
     clip = scene.add(
         "CoherenceDemoClip",
         shape="star",

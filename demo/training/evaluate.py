@@ -57,10 +57,12 @@ def evaluate_image(arguments: argparse.Namespace) -> None:
         print("\noutlines of what is predicted in one step from drawn pictures at σ (0: the VAE alone), in pixels")
         for sigma, off in world.one_step_outlines(*loaded, arguments.one_step).items():
             print(f"  {sigma:5.1f}  {off:.3f}")
-    for name, drawn_by in (("this model", loaded), ("the first model", _first())) if arguments.circles else ():
-        off = world.circles(*drawn_by, arguments.circles, arguments.seed, cfg=arguments.cfg[0], steps=arguments.steps)
-        print(f"circles by {name}, cfg {arguments.cfg[0]:g}: outlines off by {off.mean():.2f} px on average, "
-              f"{off.quantile(0.95):.2f} at the 95th percentile")  # fmt: skip
+    if arguments.circles:
+        how = {"cfg": arguments.cfg[0], "steps": arguments.steps}
+        for name, drawn_by in (("this model", loaded), ("the first model", _first())):
+            off = world.circles(*drawn_by, arguments.circles, arguments.seed, **how)
+            figures = f"{off.mean():.2f} px on average, {off.quantile(0.95):.2f} at the 95th percentile"
+            print(f"circles by {name}, cfg {how['cfg']:g}: outlines off by {figures}")
 
 
 def _first() -> tuple:
