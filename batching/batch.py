@@ -165,7 +165,7 @@ def _run(runs: Sequence[Run], servers: Sequence[_Server], recorder: Recorder, ar
         except OSError as error:
             raise ComfyError(f"What was made cannot be written to {recorder.folder}: {error}.") from error
         except KeyboardInterrupt:
-            for activity in schedule.active.values():
+            for activity in schedule.stopped:
                 manifest.add("stopped", key=activity.job.run.key)  # it is not to be waited for later
             raise
         finally:

@@ -87,6 +87,8 @@ class Schedule:
         self.total, self.ended = len(jobs), 0
         self.active: dict[str, Activity] = {}
         """Worker's name → what it does; workers that wait for a run or for their server do nothing."""
+        self.stopped: list[Activity] = []
+        """What was under way when the user stopped everything."""
         self.live = {worker.name for worker in workers}
         """Workers that have not been given up."""
 
@@ -120,6 +122,7 @@ class Schedule:
         with self._changed:
             self._is_stopping = True
             active = dict(self.active)
+            self.stopped = list(active.values())
             self._changed.notify_all()
         for worker in self._workers:
             if worker.name in active:

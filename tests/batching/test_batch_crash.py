@@ -139,7 +139,7 @@ def test_a_stopped_batch_tells_its_server_to_stop_and_goes_on_later(server, tmp_
     wait_for(batch, lambda: at_work(tmp_path, server.url))
     batch.send_signal(signal.SIGINT)
     told, _ = batch.communicate(timeout=60)
-    assert batch.returncode == 130
+    assert batch.returncode == 130, told
     assert "stopped; the same command goes on from here" in told
     finish(start(*command))
     assert Counter(record["status"] for record in lines(tmp_path)) == {"done": 3}

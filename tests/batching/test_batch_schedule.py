@@ -3,6 +3,7 @@
 import io
 import re
 import threading
+import time
 from collections import Counter, defaultdict
 from types import SimpleNamespace
 
@@ -120,6 +121,38 @@ def test_what_cannot_be_written_stops_the_batch_and_is_told():
     schedule = Schedule(jobs_of(3), [Planned("a", [])], lambda *_: None, on_end, print, 3, 0.0)
     with pytest.raises(OSError, match="no space left"):
         schedule.run(lambda: None)
+
+
+class Long(Planned):
+    """Runs until it is told to stop; it is told again only when the run has left the schedule."""
+
+    def __init__(self) -> None:
+        super().__init__("a", [])
+        self._told, self.has_ended = threading.Event(), lambda: False
+
+    def run(self, prompt, prompt_id, on_fraction) -> Result:
+        assert self._told.wait(30)
+        raise PromptError("interrupted")
+
+    def withdraw(self, prompt_id: str) -> None:
+        self._told.set()
+        while not self.has_ended():
+            time.sleep(0.001)
+
+
+def test_what_the_user_stops_is_known_although_its_run_has_left_the_schedule_since(monkeypatch):
+    monkeypatch.setattr("coherence.batching.schedule._LOOK_AGAIN", 0.01)
+    worker, jobs = Long(), jobs_of(2)
+    schedule = Schedule(jobs, [worker], lambda *_: None, pytest.fail, print, 3, 0.0)
+    worker.has_ended = lambda: not schedule.active
+
+    def look() -> None:
+        if schedule.active:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        schedule.run(look)
+    assert [activity.job for activity in schedule.stopped] == jobs[:1]
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(4.4, "4 s"), (65, "1:05 min"), (3 * 3600 + 120, "3:02 h")])
