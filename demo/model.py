@@ -147,11 +147,16 @@ def load_model(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatche
 def load_unet(
     weights: dict[str, torch.Tensor], unet_config: Mapping[str, Any] = UNET_CONFIG
 ) -> comfy.model_patcher.ModelPatcher:
+    dtype, device, computed_in = number_formats(weights)
+    return patcher_of(unet_module(dtype, device, computed_in=computed_in, unet_config=unet_config), weights)
+
+
+def number_formats(weights: dict[str, torch.Tensor]) -> tuple[torch.dtype, torch.device, torch.dtype | None]:
+    """Of a diffusion model, where it waits, and what it computes in where that differs: as ComfyUI chooses them."""
     management = comfy.model_management
     dtype = management.unet_dtype(model_params=comfy.utils.calculate_parameters(weights))
     computed_in = management.unet_manual_cast(dtype, management.get_torch_device())
-    offload = management.unet_offload_device()
-    return patcher_of(unet_module(dtype, offload, computed_in=computed_in, unet_config=unet_config), weights)
+    return dtype, management.unet_offload_device(), computed_in
 
 
 def patcher_of(model: comfy.model_base.BaseModel, weights: dict[str, torch.Tensor]) -> comfy.model_patcher.ModelPatcher:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset
 
 from .optimizer import multiplies_bf16
@@ -112,6 +112,10 @@ class Clock:
             self._losses[name] = loss + 0.98 * (self._losses.get(name, loss) - loss)
         now, training = time.monotonic(), self._training
         stop = self._stop or now > self._end or training.seen >= self._schedule.plan[1]
+        if distributed.is_initialized():
+            anyone = torch.tensor([float(stop)])
+            distributed.all_reduce(anyone)
+            stop = bool(anyone.item())
         if now - self._logged > LOG or stop:
             speed = (training.seen - self._seen) / max(now - self._logged, 1e-3)
             training.note(**{k: round(v, 5) for k, v in self._losses.items()}, per_second=round(speed, 2))

@@ -19,6 +19,7 @@ from ..world.model import WorldTokenizer
 from ..world.painting import paint
 from ..world.scenes import random_scene
 from .first.text import Captions
+from .state import rank
 
 UNSAID, PARTIAL = 0.1, 0.3  # shares of captions that are dropped, and that leave attributes out
 OUTLINE_WEIGHT = 2.0  # more, of cells that an outline crosses, where noise does not hide it
@@ -45,7 +46,7 @@ class Drawn(Dataset, ABC):
         self.count, self._seed, self._tokenize = count, seed, Captions(WorldTokenizer)
 
     def __getitem__(self, step: int) -> Any:
-        return self.draw(random.Random(self._seed * 1_000_003 + step))
+        return self.draw(random.Random((self._seed + rank()) * 1_000_003 + step))
 
     @abstractmethod
     def draw(self, rng: random.Random) -> Any:

@@ -44,6 +44,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
+    if "RANK" in os.environ:  # started by torchrun
+        torch.distributed.init_process_group("gloo")
     enter(arguments.comfyui)
     module, function = PARTS[arguments.part]
     getattr(part(f"training.{module}"), function)(arguments)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, distributed
 
 from ..world.model import WEIGHTS
 
@@ -45,6 +45,9 @@ class Training:
                 if self.curve:  # a training beside another one logs none
                     self.step, self.seen = int(self.curve[-1]["step"]), int(self.curve[-1]["seen"])
             self.average = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        if distributed.is_initialized():
+            for tensor in module.state_dict().values():
+                distributed.broadcast(tensor, 0)
         print(f"{part}: goes on at step {self.step}, after {self.seen}", flush=True)
 
     def descend(self, loss: Tensor, rate: float, seen: int) -> None:
@@ -54,6 +57,7 @@ class Training:
 
     def update(self, rate: float, seen: int) -> None:
         """One step of the optimizer, gradients clipped to norm 1, and of the average; the gradients are gone after."""
+        seen = together(self.module, seen)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
@@ -70,6 +74,8 @@ class Training:
         print(self.part, json.dumps(self.curve[-1]), flush=True)
 
     def save(self) -> None:
+        if rank():
+            return
         STATE.mkdir(parents=True, exist_ok=True)
         partial = self._checkpoint.with_suffix(".partial")
         state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "average": self.average}
@@ -78,6 +84,26 @@ class Training:
         partial.replace(self._checkpoint)
         write_weights(self.average, STATE / f"{self.part}.safetensors")
         write_curve(self.curve, STATE / f"{self.part}.json")
+
+
+def together(module: torch.nn.Module, seen: int) -> int:
+    """The gradients' means over all processes, in place; what they have seen in all."""
+    if not distributed.is_initialized():
+        return seen
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = gradient.view_as(parameter)
+    count = torch.tensor(seen)
+    distributed.all_reduce(count)
+    return int(count)
+
+
+def rank() -> int:
+    """This process's number."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def write_weights(weights: Mapping[str, Tensor], file: Path) -> None:

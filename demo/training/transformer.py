@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import random
 
 import comfy.ops
@@ -14,17 +15,20 @@ from ..world.latents import encode as latents_of
 from ..world.motion import moving_caption, paint_clips, random_moving_scene
 from ..world.painting import paint
 from ..world.scenes import random_scene
-from ..world.transformer import FRAMES, TransformerConfig, stack, transformer_module
+from ..world.transformer import FRAMES, TransformerConfig, places, stack, transformer_module
 from .diffusion import Schedule, attention
 from .first.text import encode
-from .flow import train_flow
+from .flow import AVERAGE, train_flow
 from .pictures import Batch, Drawn, outlines
+from .teacher import Teacher
 from .text import trained_encoder
 
 SCHEDULE = Schedule(peak=2e-3, warm_up=20, plan=(400_000, 600_000))  # clips and pictures
 BATCH = 8
 PICTURES, MORE = 0.75, 4  # the share of steps on single frames, and how many times as many of these: as many tokens
 ENDS = r"^(patch_embedding|text_embedding|time_\w+|head)\.|modulation"  # no matrices of equal steps
+THETA = 10_000  # of Wan's rotary embedding
+FAST, BIAS, GAIN, CONTENT = 2, 2.5, 1.2, 0.3  # of heads that look aside: its waves that they use, and their weights
 
 
 class Clips(Drawn):
@@ -57,7 +61,7 @@ def train_transformer(arguments: argparse.Namespace) -> None:
 
     def velocity(noised: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
         return transformer(
-            noised,
+            torch.cat([noised, places(noised)], 1),
             sigma * 1000,
             context=encode(encoder, batch.tokens),
             transformer_options={"optimized_attention_override": attention},
@@ -65,11 +69,12 @@ def train_transformer(arguments: argparse.Namespace) -> None:
 
     clips = Clips(arguments.batch or BATCH, arguments.seed)
     how = {"schedule": SCHEDULE, "ends": ENDS, "shift": TransformerConfig.sampling_settings["shift"]}
+    how["teacher"] = Teacher(transformer, encoder, AVERAGE)
     train_flow("world_transformer", transformer, velocity, clips, arguments, **how)
 
 
 def _initialise(transformer: nn.Module) -> None:
-    """Every branch adds nothing at first; gates are open."""
+    """Every branch adds nothing at first; gates are open; most heads look to one side, as convolutions do."""
     for name, module in transformer.named_modules():
         if isinstance(module, nn.Linear | nn.Conv3d):
             nn.init.normal_(
@@ -87,3 +92,27 @@ def _initialise(transformer: nn.Module) -> None:
             nn.init.zeros_(modulation)
             if modulation.shape[1] == 6:
                 modulation.data[:, [2, 5]] = 1.0
+    for number, block in enumerate(transformer.blocks):
+        _look_aside(block.self_attn, number)
+
+
+def _look_aside(attention: nn.Module, number: int) -> None:
+    """All heads but the last attend to the patch beside, each in another direction, in the same frame.
+
+    Query and key get a constant part in the fastest waves of the rotary embedding; the key's is turned by the way to
+    look. So a layer begins like a convolution, which took heads thousands of steps to become.
+    """
+    width, turned = attention.head_dim, attention.num_heads - 1
+    sides = (width - 4 * (width // 6), 2 * (width // 6), 2 * (width // 6))  # channels for time, height and width
+    for head in range(turned):
+        angle, start = 2 * math.pi * (head / turned + number / (2 * turned)), head * width
+        for part in (attention.q, attention.k):
+            part.weight.data[start : start + width] *= CONTENT
+        for channels, way in zip(sides, (0.0, math.sin(angle), math.cos(angle)), strict=True):
+            for wave in range(FAST):
+                pair, turn = slice(start + 2 * wave, start + 2 * wave + 2), way * THETA ** (-2 * wave / channels)
+                attention.q.bias.data[pair] = torch.tensor([BIAS, 0.0])
+                attention.k.bias.data[pair] = BIAS * torch.tensor([math.cos(turn), math.sin(turn)])
+                for norm in (attention.norm_q, attention.norm_k):
+                    norm.weight.data[pair] = GAIN
+            start += channels

@@ -6,6 +6,7 @@ Each loader takes weights as a training left them, or else the repository's.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ from ..model import (
     by_layer,
     clip_of,
     load_unet,
+    number_formats,
     patcher_of,
     read,
 )
 from ..motion import FRAMES
 from .latents import set_encoder
-from .transformer import transformer_module
+from .transformer import CHUNK, FrameByFrame, transformer_module
 
 FOLDER = Path(__file__).parent
 WEIGHTS = FOLDER / "weights"
@@ -87,9 +89,15 @@ def load_video_model(
     return inflated(unet, VIDEO_FORM, temporal, layers="*", strength=1.0, asked_by="CoherenceDemoModel")
 
 
-def load_transformer(weights: dict[str, torch.Tensor]) -> comfy.model_patcher.ModelPatcher:
-    """``weights``: the WanModel's."""
-    return patcher_of(transformer_module(torch.float32, comfy.model_management.unet_offload_device()), weights)
+def load_transformer(
+    weights: dict[str, torch.Tensor] | None = None, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """``weights``: the WanModel's. ``disable_dynamic``: as in :func:`..model.load_model`."""
+    own = weights or shipped("transformer")
+    dtype, device, computed_in = number_formats(own)
+    patcher = patcher_of(transformer_module(dtype, device, computed_in=computed_in), own)
+    patcher.cached_patcher_init = (load_transformer, (weights,))
+    return patcher
 
 
 def load_clip(weights: dict[str, torch.Tensor] | str = "text") -> comfy.sd.CLIP:
@@ -105,6 +113,25 @@ def load_vae(weights: dict[str, torch.Tensor] | None = None) -> comfy.sd.VAE:
     vae.vae_scale.data.fill_(0.18215)  # SD1.5's latent format: models then see the encoder's output as it is
     vae.taesd_decoder.load_state_dict(weights or shipped("decoder"))
     return comfy.sd.VAE(sd=vae.state_dict())
+
+
+def load_clip_vae() -> comfy.sd.VAE:
+    """The picture VAE, frame by frame, with the transformer's latents."""
+    vae = load_vae()
+    frames = vae.first_stage_model = FrameByFrame(vae.first_stage_model)
+    vae.patcher = type(vae.patcher)(frames, load_device=vae.device, offload_device=vae.patcher.offload_device)
+    vae.latent_dim, vae.latent_channels = 3, 4 * CHUNK
+    vae.upscale_ratio = (lambda latents: max(0, 1 + CHUNK * (latents - 1)), 8, 8)
+    vae.downscale_ratio = (lambda frames: (frames - 1) // CHUNK + 1, 8, 8)
+    vae.upscale_index_formula = vae.downscale_index_formula = (CHUNK, 8, 8)
+    for use in ("memory_used_encode", "memory_used_decode"):
+        setattr(vae, use, _of_frames(getattr(vae, use)))
+    return vae
+
+
+def _of_frames(of_pictures: Callable[[Sequence[int], torch.dtype], float]) -> Callable[..., float]:
+    """Memory for clips (B, C, T, h, w), from that for pictures; a latent's T are up to four frames each."""
+    return lambda shape, dtype: CHUNK * shape[2] * of_pictures((*shape[:2], *shape[3:]), dtype)
 
 
 def shipped(part: str) -> dict[str, torch.Tensor]:

@@ -3,27 +3,32 @@
 Its latents have Wan's layout, 16 channels and four frames each after the first: the picture VAE's latents of four
 frames, stacked, and the first frame four times. So stock video nodes fit, and a clip of 17 frames has 320 tokens, not
 1088; a video VAE of its own would cost megabytes, and gain little on flat things.
+
+Attention with rotary embeddings tells how far apart two places are, not where they are. Wan sees that in its latents:
+its VAE's padding leaves marks along the borders. The picture VAE leaves none, so channels of the input say where.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import comfy.latent_formats
 import comfy.model_base
 import comfy.supported_models
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..model import CONTEXT_WIDTH
 
 CHUNK = 4  # frames in one latent
 FRAMES = (9, 13, 17)  # that it has learned: one more than a multiple of CHUNK
+WAVES = 4  # along each side, of which the channels that say where are made
 
 TRANSFORMER_CONFIG: dict[str, Any] = {
     "image_model": "wan2.1",
     "model_type": "t2v",
-    "in_dim": 4 * CHUNK,
+    "in_dim": 4 * CHUNK + 2 * WAVES,
     "out_dim": 4 * CHUNK,
     "dim": 256,
     "ffn_dim": 1024,
@@ -55,11 +60,56 @@ class TransformerConfig(comfy.supported_models.WAN21_T2V):
     latent_format = StackedFrames
 
 
-def transformer_module(dtype: torch.dtype, device: torch.device | str, operations=None) -> comfy.model_base.BaseModel:
-    """ComfyUI's BaseModel around its WanModel, with weights still to be loaded."""
+class PlacedWan(comfy.model_base.WAN21):
+    """Wan, told where every latent is."""
+
+    def concat_cond(self, **kwargs: Any) -> Tensor:
+        noise = kwargs["noise"]
+        return places(noise).to(kwargs["device"])
+
+
+class FrameByFrame(nn.Module):
+    """The picture VAE on clips: (B, 3, 1 + 4k, H, W) in [-1, 1] ↔ (B, 16, 1 + k, H/8, W/8).
+
+    Of other lengths the last frames are left out, as Wan's VAE does.
+    """
+
+    def __init__(self, pictures: nn.Module) -> None:
+        super().__init__()
+        self.pictures = pictures
+
+    def encode(self, clips: Tensor) -> Tensor:
+        frames = clips[:, :, : 1 + (clips.shape[2] - 1) // CHUNK * CHUNK].transpose(1, 2)
+        return stack(self.pictures.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        frames = unstack(latents)
+        return self.pictures.decode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).transpose(1, 2)
+
+
+def transformer_module(
+    dtype: torch.dtype,
+    device: torch.device | str,
+    operations=None,
+    computed_in: torch.dtype | None = None,
+) -> comfy.model_base.BaseModel:
+    """ComfyUI's BaseModel around its WanModel, with weights still to be loaded. ``computed_in``: where not
+    ``dtype``."""
     config = TransformerConfig({**TRANSFORMER_CONFIG, "dtype": dtype})
+    config.manual_cast_dtype = computed_in
     config.custom_operations = operations
-    return comfy.model_base.WAN21(config, device=device)
+    return PlacedWan(config, device=device)
+
+
+def places(latents: Tensor) -> Tensor:
+    """Latents (B, 16, T, h, w) → (B, 2 · WAVES, T, h, w): cos(πky/h) and cos(πkx/w), k from 1."""
+    waves = torch.arange(1, WAVES + 1, device=latents.device)[:, None]
+    down, along = (
+        torch.cos(math.pi * waves * (torch.arange(n, device=latents.device) + 0.5) / n) for n in latents.shape[3:]
+    )
+    height, width = latents.shape[3:]
+    where = torch.cat([down[:, :, None].expand(-1, -1, width), along[:, None].expand(-1, height, -1)])
+    return where[None, :, None].to(latents.dtype).expand(latents.shape[0], -1, latents.shape[2], -1, -1)
 
 
 def stack(latents: Tensor) -> Tensor:

@@ -2,9 +2,12 @@
 
 import argparse
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import learning_together
 import pytest
 import torch
 from coherence.demo.training import decoder, flux, image, state, transformer, video
@@ -85,6 +88,20 @@ def test_a_training_beside_another_one_that_logged_nothing_goes_on_from_its_ship
     assert training.fresh == 0
 
 
+@pytest.mark.slow
+def test_two_processes_learn_as_one_does_from_the_pictures_of_both(tmp_path, comfyui_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, learning_together.__file__, comfyui_path, tmp_path]
+    told = subprocess.run(command, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    together = torch.load(tmp_path / "small.pt", weights_only=True)
+    module, training = small()
+    for _ in range(3):
+        training.descend(module(learning_together.INPUTS).square().mean(), rate=0.01, seen=9)
+    assert (together["step"], together["seen"]) == (3, 27)
+    torch.testing.assert_close(together["module"], dict(module.state_dict()))
+
+
 def test_the_rate_rises_stays_and_falls_by_what_was_seen():
     _, training = small()
     clock, rates = Clock(training, Schedule(1.0, warm_up=2, plan=(40, 80)), arguments()), []
@@ -136,7 +153,7 @@ def test_every_step_has_its_own_pictures_whoever_paints_them():
 @pytest.mark.parametrize("part", TRAINERS)
 def test_every_part_learns_and_leaves_weights_behind(part, monkeypatch):
     """Two steps, the second of them resumed; what is left is finite, and no longer what it began with."""
-    if part == "world_video":
+    if part in ("world_video", "world_transformer"):  # they need a picture model
         torch.manual_seed(0)
         unet = video.unet_module(torch.float32, "cpu", video.comfy.ops.disable_weight_init).diffusion_model
         image.initialise(unet)
