@@ -17,12 +17,17 @@ PANELS = {
     "image": ("thousand pictures seen", {"fine": "below σ 1.6", "coarse": "above"}, "ε's error, weighted, smoothed"),
     "decoder": ("thousand crops seen", {"psnr": "noisy crops"}, "PSNR in dB, smoothed"),
     "video": ("thousand clips seen", {"loss": "clips"}, "ε's error, weighted, smoothed"),
+    "transformer": (
+        "thousand clips and pictures seen",
+        {"fine": "noise below 0.5", "coarse": "above"},
+        "velocity's error, smoothed",
+    ),
 }
 """Of each part: the x-axis, its figures and their names, and the y-axis."""
 
 
 def main() -> None:
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    figure = Figure(figsize=(15, 3.4), layout="constrained")
     for axes, (part, (seen, figures, title)) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         curve = json.loads((DEMO / "world" / "weights" / f"world_{part}.json").read_text())
         for name, label in figures.items():

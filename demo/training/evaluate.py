@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="pictures, or clips")
     parser.add_argument("--pairs", type=int, default=50, help="pictures of two things, measured separately")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--motion", help="only clips with this one, such as spinning")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--cfg", type=float, nargs="+", default=[3.0, 5.0])
     parser.add_argument("--one-step", type=int, default=48, help="drawn pictures for the table of σ; 0: none")
@@ -34,6 +35,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     enter(arguments.comfyui)
+    motions = part("world.motion").MOTIONS
+    if arguments.motion not in (None, *motions):
+        parser.error(f"--motion is {arguments.motion}, expected one of: {', '.join(motions)}")
     (evaluate_image if arguments.part == "image" else evaluate_clips)(arguments)
 
 
@@ -81,7 +85,7 @@ def evaluate_clips(arguments: argparse.Namespace) -> None:
         loaded = model.load_transformer(weights("world_transformer"))
     clip = model.load_clip(weights(words))
     for cfg in arguments.cfg:
-        how = {"cfg": cfg, "steps": arguments.steps}
+        how = {"cfg": cfg, "steps": arguments.steps, "motion": arguments.motion}
         seen = world.evaluate_clips(kind, loaded, clip, vae, arguments.count, arguments.seed, **how)
         print(f"\n{arguments.steps} steps, cfg {cfg:g}, seed {arguments.seed}\n\n{world.table(seen, kind)}")
         if arguments.sheet:

@@ -16,7 +16,7 @@ from .pictures import OUTLINE_WEIGHT, Batch
 from .state import Training, rank
 from .teacher import Teacher
 
-AVERAGE = 0.999
+AVERAGE = 0.998
 LESSON = 0.5  # weight of the teacher's errors
 Velocity = Callable[[Tensor, Tensor, Batch], Tensor]
 """Noised latents, their noise levels (B,) from 0 to 1, and the batch they come from → noise less latents."""

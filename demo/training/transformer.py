@@ -23,9 +23,9 @@ from .pictures import Batch, Drawn, outlines
 from .teacher import Teacher
 from .text import trained_encoder
 
-SCHEDULE = Schedule(peak=2e-3, warm_up=20, plan=(400_000, 600_000))  # clips and pictures
+SCHEDULE = Schedule(peak=5e-3, warm_up=20, plan=(82_000, 209_408))  # clips and pictures
 BATCH = 8
-PICTURES, MORE = 0.75, 4  # the share of steps on single frames, and how many times as many of these: as many tokens
+PICTURES, MORE = 0.35, 4  # the share of steps on single frames, and how many times as many of these: as many tokens
 ENDS = r"^(patch_embedding|text_embedding|time_\w+|head)\.|modulation"  # no matrices of equal steps
 THETA = 10_000  # of Wan's rotary embedding
 FAST, BIAS, GAIN, CONTENT = 2, 2.5, 1.2, 0.3  # of heads that look aside: its waves that they use, and their weights
@@ -56,7 +56,7 @@ def train_transformer(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     device = torch.device(arguments.device)
     transformer = transformer_module(torch.float32, device, comfy.ops.disable_weight_init).diffusion_model
-    _initialise(transformer)
+    initialise(transformer)
     encoder = trained_encoder(arguments.device)
 
     def velocity(noised: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
@@ -73,7 +73,7 @@ def train_transformer(arguments: argparse.Namespace) -> None:
     train_flow("world_transformer", transformer, velocity, clips, arguments, **how)
 
 
-def _initialise(transformer: nn.Module) -> None:
+def initialise(transformer: nn.Module) -> None:
     """Every branch adds nothing at first; gates are open; most heads look to one side, as convolutions do."""
     for name, module in transformer.named_modules():
         if isinstance(module, nn.Linear | nn.Conv3d):

@@ -102,12 +102,23 @@ def sample_clip(
 
 
 def evaluate_clips(
-    kind: Kind, model: ModelPatcher, clip: CLIP, vae: VAE, count: int, seed: int, *, steps: int, cfg: float
+    kind: Kind,
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    count: int,
+    seed: int,
+    *,
+    steps: int,
+    cfg: float,
+    motion: str | None = None,
 ) -> list[SeenClip]:
-    """Random scenes and captions, sampled and read."""
+    """Random scenes and captions, or only those with a ``motion``, sampled and read."""
     rng, seen = random.Random(seed), []
     for index in range(count):
         moving = random_moving_scene(rng)
+        while motion not in (None, moving.motion):
+            moving = random_moving_scene(rng)
         text = moving_caption(moving, rng)
         frames = sample_clip(kind, model, clip, vae, text, seed * count + index, steps=steps, cfg=cfg)
         seen.append(SeenClip(frames, text, moving, read_clip(frames)))

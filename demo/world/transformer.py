@@ -4,8 +4,9 @@ Its latents have Wan's layout, 16 channels and four frames each after the first:
 frames, stacked, and the first frame four times. So stock video nodes fit, and a clip of 17 frames has 320 tokens, not
 1088; a video VAE of its own would cost megabytes, and gain little on flat things.
 
-Attention with rotary embeddings tells how far apart two places are, not where they are. Wan sees that in its latents:
-its VAE's padding leaves marks along the borders. The picture VAE leaves none, so channels of the input say where.
+Attention with rotary embeddings tells how far apart two places are, not where they are, nor when. Wan sees that in its
+latents: its VAE's padding leaves marks along the borders, and the first frame is alone. The picture VAE leaves none, so
+channels of the input say where and when.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from ..model import CONTEXT_WIDTH
 
 CHUNK = 4  # frames in one latent
 FRAMES = (9, 13, 17)  # that it has learned: one more than a multiple of CHUNK
-WAVES = 4  # along each side, of which the channels that say where are made
+WAVES = 4  # of time, height and width each: the channels that say when and where
 
 TRANSFORMER_CONFIG: dict[str, Any] = {
     "image_model": "wan2.1",
     "model_type": "t2v",
-    "in_dim": 4 * CHUNK + 2 * WAVES,
+    "in_dim": 4 * CHUNK + 3 * WAVES,
     "out_dim": 4 * CHUNK,
     "dim": 256,
     "ffn_dim": 1024,
@@ -61,7 +62,7 @@ class TransformerConfig(comfy.supported_models.WAN21_T2V):
 
 
 class PlacedWan(comfy.model_base.WAN21):
-    """Wan, told where every latent is."""
+    """Wan, told where and when every latent is."""
 
     def concat_cond(self, **kwargs: Any) -> Tensor:
         noise = kwargs["noise"]
@@ -102,14 +103,12 @@ def transformer_module(
 
 
 def places(latents: Tensor) -> Tensor:
-    """Latents (B, 16, T, h, w) → (B, 2 · WAVES, T, h, w): cos(πky/h) and cos(πkx/w), k from 1."""
+    """Latents (B, 16, T, h, w) → (B, 3 · WAVES, T, h, w): cos(πkt/T), cos(πky/h) and cos(πkx/w), k from 1."""
+    batch, _, *sizes = latents.shape
     waves = torch.arange(1, WAVES + 1, device=latents.device)[:, None]
-    down, along = (
-        torch.cos(math.pi * waves * (torch.arange(n, device=latents.device) + 0.5) / n) for n in latents.shape[3:]
-    )
-    height, width = latents.shape[3:]
-    where = torch.cat([down[:, :, None].expand(-1, -1, width), along[:, None].expand(-1, height, -1)])
-    return where[None, :, None].to(latents.dtype).expand(latents.shape[0], -1, latents.shape[2], -1, -1)
+    lines = [torch.cos(math.pi * waves * (torch.arange(n, device=latents.device) + 0.5) / n) for n in sizes]
+    grids = [line.unflatten(1, [-1 if a == b else 1 for b in range(3)]) for a, line in enumerate(lines)]
+    return torch.cat([each.expand(-1, *sizes) for each in grids]).to(latents.dtype).expand(batch, -1, -1, -1, -1)
 
 
 def stack(latents: Tensor) -> Tensor:

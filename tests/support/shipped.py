@@ -35,6 +35,7 @@ _SHORTER = {
     "bilateral_inversion": {"frames": 8, "batch_size": 8, "steps": 8},
     "clip_consistency": {"steps": 5, "frames": 8},
     "demo_video": {"steps": 6, "batch_size": 8},
+    "demo_video_transformer": {"steps": 4, "length": 9},
     "edit_generated_clip": {"steps": 5},
     "edit_real_clip": {"steps": 5},
     "edit_text2video_zero_adapter": {"steps": 4, "frames": 4},
