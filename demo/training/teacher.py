@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import comfy.ops
 import torch
@@ -36,7 +37,7 @@ class _Enough(Exception):
 class Teacher:
     """The picture model, which is frozen, and the linear maps, which learn beside the transformer."""
 
-    def __init__(self, transformer: nn.Module, encoder: WorldTextEncoder, average: float) -> None:
+    def __init__(self, transformer: Any, encoder: WorldTextEncoder, average: float) -> None:
         device = next(transformer.parameters()).device
         self._encoder, self._signals = encoder, alphas_cumprod().to(device)
         self._unet = unet_module(torch.float32, device, comfy.ops.disable_weight_init).diffusion_model
@@ -59,7 +60,7 @@ class Teacher:
         errors = torch.zeros_like(sigma)
         for block, features in self._features.items():
             hidden = self._hidden[block]
-            mapped = self.maps.module[str(block)](F.layer_norm(hidden, hidden.shape[-1:]))
+            mapped = self.maps.module.get_submodule(str(block))(F.layer_norm(hidden, hidden.shape[-1:]))
             wanted = F.layer_norm(features.flatten(2).transpose(1, 2).float(), (FEATURES,))
             errors = errors + (mapped.float() - wanted).square().mean((1, 2)) / len(TAUGHT)
         return errors

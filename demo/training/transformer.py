@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import random
+from typing import Any
 
 import comfy.ops
 import torch
@@ -73,7 +74,7 @@ def train_transformer(arguments: argparse.Namespace) -> None:
     train_flow("world_transformer", transformer, velocity, clips, arguments, **how)
 
 
-def initialise(transformer: nn.Module) -> None:
+def initialise(transformer: Any) -> None:
     """Every branch adds nothing at first; gates are open; most heads look to one side, as convolutions do."""
     for name, module in transformer.named_modules():
         if isinstance(module, nn.Linear | nn.Conv3d):
@@ -96,7 +97,7 @@ def initialise(transformer: nn.Module) -> None:
         _look_aside(block.self_attn, number)
 
 
-def _look_aside(attention: nn.Module, number: int) -> None:
+def _look_aside(attention: Any, number: int) -> None:
     """All heads but the last attend to the patch beside, each in another direction, in the same frame.
 
     Query and key get a constant part in the fastest waves of the rotary embedding; the key's is turned by the way to

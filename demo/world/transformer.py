@@ -66,6 +66,11 @@ class PlacedWan(comfy.model_base.WAN21):
 
     def concat_cond(self, **kwargs: Any) -> Tensor:
         noise = kwargs["noise"]
+        if noise.shape[1] != 4 * CHUNK:
+            raise ValueError(
+                f"Coherence Demo Model, kind wan: the latent has {noise.shape[1]} channels, expected {4 * CHUNK}. Use "
+                "Empty HunyuanVideo 1.0 Latent, or encode with the VAE of the same loader."
+            )
         return places(noise).to(kwargs["device"])
 
 
@@ -75,7 +80,7 @@ class FrameByFrame(nn.Module):
     Of other lengths the last frames are left out, as Wan's VAE does.
     """
 
-    def __init__(self, pictures: nn.Module) -> None:
+    def __init__(self, pictures: Any) -> None:
         super().__init__()
         self.pictures = pictures
 
