@@ -244,7 +244,7 @@ def main() -> None:
         keys = {f"{kind} {n:02}": (kind, n) for n in range(arguments.clips) for kind in KINDS}
         wanted = ((key, partial(record, model, out / key, *each, steps, sweep["layer"])) for key, each in keys.items())
         records = list(kept.take(wanted, arguments.minutes))
-    tables, charts, blocks = [], {}, []
+    tables, chart, blocks = [], None, []
     for kind, (first, *others) in KINDS.items():
         of = [each for each in records if each["kind"] == kind]
         if not of:
@@ -259,9 +259,9 @@ def main() -> None:
             blocks.append((f"“{each['prompts'][kind == 'editing']}”", drawn))
         if kind == "guidance":
             title, subtitle = "Guidance on a video transformer", "Differences from plain CFG, with 95% intervals."
-            charts[kind] = rows_chart(title, subtitle, others, measures, {kind: partial(gain, of, first)}, zero=True)
+            chart = rows_chart(title, subtitle, others, measures, {kind: partial(gain, of, first)}, zero=True)
     text = "\n\n".join([*tables, claims_table(claims(records))])
-    print(publish(NAME, out, arguments.publish, text, charts["guidance"], sheet(blocks)))
+    print(publish(NAME, out, arguments.publish, text, chart, sheet(blocks)))
 
 
 def _layers(records: list[Json], swept: str) -> str:

@@ -35,9 +35,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     enter(arguments.comfyui)
-    motions = part("world.motion").MOTIONS
+    motions = part("world.motion").MOTIONS if arguments.part != "image" else ()
     if arguments.motion not in (None, *motions):
-        parser.error(f"--motion is {arguments.motion}, expected one of: {', '.join(motions)}")
+        expected = f"one of: {', '.join(motions)}" if motions else "none: pictures do not move"
+        parser.error(f"--motion is {arguments.motion}, expected {expected}")
     (evaluate_image if arguments.part == "image" else evaluate_clips)(arguments)
 
 

@@ -29,7 +29,7 @@ BATCH = 8
 PICTURES, MORE = 0.35, 4  # the share of steps on single frames, and how many times as many of these: as many tokens
 ENDS = r"^(patch_embedding|text_embedding|time_\w+|head)\.|modulation"  # no matrices of equal steps
 THETA = 10_000  # of Wan's rotary embedding
-FAST, BIAS, GAIN, CONTENT = 2, 2.5, 1.2, 0.3  # of heads that look aside: its waves that they use, and their weights
+FAST, BIAS, GAIN, CONTENT = 2, 2.5, 1.2, 0.3  # of heads that look aside: its waves that they use, and how strongly
 
 
 class Clips(Drawn):

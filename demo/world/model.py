@@ -124,14 +124,14 @@ def load_clip_vae() -> comfy.sd.VAE:
     vae.upscale_ratio = (lambda latents: max(0, 1 + CHUNK * (latents - 1)), 8, 8)
     vae.downscale_ratio = (lambda frames: (frames - 1) // CHUNK + 1, 8, 8)
     vae.upscale_index_formula = vae.downscale_index_formula = (CHUNK, 8, 8)
-    for use in ("memory_used_encode", "memory_used_decode"):
-        setattr(vae, use, _of_frames(getattr(vae, use)))
+    vae.memory_used_encode = _for_clips(vae.memory_used_encode, 1)
+    vae.memory_used_decode = _for_clips(vae.memory_used_decode, CHUNK)
     return vae
 
 
-def _of_frames(of_pictures: Callable[[Sequence[int], torch.dtype], float]) -> Callable[..., float]:
-    """Memory for clips (B, C, T, h, w), from that for pictures; a latent's T are up to four frames each."""
-    return lambda shape, dtype: CHUNK * shape[2] * of_pictures((*shape[:2], *shape[3:]), dtype)
+def _for_clips(of_pictures: Callable[[Sequence[int], torch.dtype], float], frames: int) -> Callable[..., float]:
+    """Memory for clips (B, C, T, h, w), from that for pictures; ``frames``: how many each of the T is."""
+    return lambda shape, dtype: frames * shape[2] * of_pictures((*shape[:2], *shape[3:]), dtype)
 
 
 def shipped(part: str) -> dict[str, torch.Tensor]:
