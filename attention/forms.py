@@ -201,7 +201,7 @@ def _require_fit(form: Form, weights: InflationWeights, model: ModelPatcher, lay
                 raise InflationError(
                     f"weights: {name} is {'missing' if got is None else tuple(got.shape)}, this model "
                     f"({base_of(model)}) expects {shape}. The weights were tuned on {weights.base}: use "
-                    f"{'a model of that class' if other else 'that very model, this one has other layers'}"
+                    f"{'a model of that class' if other else 'the same model, because this one has different layers'}"
                     + (
                         f", or set layers to what was tuned ({', '.join(sorted(weights.places))})."
                         if got is None

@@ -95,7 +95,7 @@ def require_taken(network: nn.Module, x: Tensor, inputs: Mapping[str, Any]) -> N
     if getattr(network, "default_ref_method", "") is None and inputs.get(_METHOD) is None:
         raise ReferencesError(
             f"{_IGNORED} It does so unless the conditioning says how references are told apart. Put Edit Model "
-            "Reference Method (FluxKontextMultiReferenceLatentMethod) behind FrameReferences, with 'index'."
+            "Reference Method (FluxKontextMultiReferenceLatentMethod) after FrameReferences, with 'index'."
         )
     if inputs.get(_METHOD) == "index_timestep_zero" and len(x) > 1 and _adds_to_the_time(network):
         raise ReferencesError(

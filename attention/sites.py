@@ -200,7 +200,7 @@ def require_shown(sites: Iterable[Site], asked_by: str) -> list[Site]:
     shown = [site for site in sites if site.shows_input]
     if not shown:
         raise NoSuchSiteError(
-            f"{asked_by} compares the tokens that go into a layer, which this model does not show. Use a model of "
+            f"{asked_by} compares the tokens that go into a layer, which this model does not expose. Use a model of "
             "another family: SD1.5, SD2, SDXL, Anima or Cosmos-Predict2."
         )
     return shown

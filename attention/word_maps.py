@@ -46,8 +46,8 @@ class WordRecorder(Recorder):
         """(frames, words, height, width), in float32 on the CPU. NoSuchSiteError where no layer had the text."""
         if not self._sums:
             raise NoSuchSiteError(
-                "layers: none of these attention layers has the prompt's tokens where they can be told, so no word's "
-                "map can be measured. Choose others, or '*' for all; remove nodes that add tokens to the prompt or "
+                "layers: the prompt's tokens cannot be located in any of these attention layers, so words cannot be "
+                "mapped. Choose others, or '*' for all; remove nodes that add tokens to the prompt or "
                 "replace attention."
             )
         return torch.stack([self._sums[frame] / self._counts[frame] for frame in sorted(self._sums)])

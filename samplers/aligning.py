@@ -14,7 +14,7 @@ from .words import Text, WordsError, WordTokens, word_tokens
 def align_prompts(clip: Any, source_text: str, target_text: str) -> tuple[list, list, Alignment, str]:
     """CONDITIONING of source and target, encoded by ``clip`` without weights; PROMPT_ALIGNMENT; a report.
 
-    WordsError where the words cannot be told among the tokens, or a weight is none.
+    WordsError where the words cannot be matched to the tokens, or a weight is none.
     """
     source, target = Text.of(source_text), Text.of(target_text)
     _require_weights(source, target)

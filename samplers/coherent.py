@@ -70,8 +70,8 @@ class StepNoise:
     def __init__(self, noise: Any, begun: Tensor, sigmas: Tensor) -> None:
         if begun.ndim not in (4, 5):
             raise NoNoiseSamplerError(
-                "CoherentSampler: the sampler's latent is packed, as that of video with sound is, expected a clip "
-                f"alone. It has shape {tuple(begun.shape)}, not (frames, channels, height, width) or (batch, channels, "
+                "CoherentSampler: the sampler's latent is packed, as for video with sound; expected a clip without "
+                f"sound. It has shape {tuple(begun.shape)}, not (frames, channels, height, width) or (batch, channels, "
                 "frames, height, width). For video with sound, use a sampler that draws nothing, such as euler, "
                 "without CoherentSampler."
             )

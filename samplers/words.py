@@ -28,7 +28,7 @@ _JOINED = ("l", "g", "h")
 
 
 class WordsError(ValueError):
-    """The words of a prompt cannot be told among its tokens."""
+    """The words of a prompt cannot be matched to its tokens."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _tokenizer(clip: Any, name: str) -> Any:
 
 def _unknown(clip: Any, reason: str) -> WordsError:
     return WordsError(
-        f"The words cannot be told among the tokens of this text encoder ({type(clip.tokenizer).__name__}): {reason}. "
+        f"The words cannot be matched to the tokens of this text encoder ({type(clip.tokenizer).__name__}): {reason}. "
         "Use a CLIP, T5, Gemma, Qwen or Llama text encoder."
     )
 

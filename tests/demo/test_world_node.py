@@ -65,7 +65,9 @@ def test_the_worlds_weights_are_small_and_half_precision():
 def test_examples_of_the_first_model_are_refused_by_the_other_one_of_its_class():
     unet = CoherenceDemoModel.execute("image").result[0]
     weights = LoadSTAM.execute("(example) red_star.stam.safetensors")[0]
-    with pytest.raises(InflationError, match=r"tuned on DemoConfig: use that very model, this one has other layers"):
+    with pytest.raises(
+        InflationError, match=r"tuned on DemoConfig: use the same model, because this one has different layers"
+    ):
         inflated(unet, weights.form, weights, layers="*", strength=1.0, asked_by="STAMInflate")
     adapter = LoadGEAdapter.execute("(example) three_clips.ge_adapter.safetensors")[0]
     with pytest.raises(

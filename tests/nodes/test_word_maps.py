@@ -185,5 +185,5 @@ def test_layers_without_the_text_are_refused(tiny_models):
     family, model = FAMILIES["flux"], tiny_models.load("flux")
     tokens = WordTokens(("one",), ((1,),), 9, ())  # the conditioning has 7
     start = Start(family.conditioning()[0], Noise_RandomNoise(3), schedule(model, 1), family.latent())
-    with torch.inference_mode(), pytest.raises(NoSuchSiteError, match="no word's map can be measured"):
+    with torch.inference_mode(), pytest.raises(NoSuchSiteError, match="words cannot be mapped"):
         measure_words(model, start, tokens, ("one",), (0,), "*", "test")

@@ -21,7 +21,18 @@ def markdown(groups: dict[str, dict[str, dict[str, Cell]]]) -> str:
     reasons: dict[str, int] = {}
     tables = [line for heading, columns in groups.items() for line in _table(heading, columns, reasons)]
     numbered = [f"{number}. {text}." for text, number in reasons.items()]
-    return "\n".join([HEAD, *tables, "## Reasons for refusals", "", "… is the model's class.", "", *numbered, ""])
+    return "\n".join(
+        [
+            HEAD,
+            *tables,
+            "## Reasons for refusals",
+            "",
+            'Where a reason has "…", the message names the model\'s class.',
+            "",
+            *numbered,
+            "",
+        ]
+    )
 
 
 def _table(heading: str, columns: dict[str, dict[str, Cell]], reasons: dict[str, int]) -> list[str]:
