@@ -43,8 +43,8 @@ class GEAdapterApply(Node):
                     max=2.0,
                     step=0.05,
                     round=0.001,
-                    tooltip="Strength of the adapter's LoRA. Its tokens are never scaled. 0.5 is the paper's choice, "
-                    "0 the plain model. Raise it for steadier clips; lower it if pictures turn soft.",
+                    tooltip="Strength of the adapter's LoRA; GE-Adapter Tokens scales the tokens. 0.5 is the paper's "
+                    "choice, 0 the plain model. Raise it for steadier clips; lower it if pictures turn soft.",
                 ),
                 io.Float.Input(
                     "start_percent",

@@ -66,12 +66,14 @@ def schedule_of(name: str, value: Any, low: float, high: float) -> str:
     return text
 
 
-def layers_input() -> io.String.Input:
+def layers_input(of_transformers: bool = True) -> io.String.Input:
+    """``of_transformers``: the node takes models such as Flux, too."""
+    transformers = ", 'double_blocks.0-9' of Flux or 'transformer_blocks.0-9' of Qwen-Image" * of_transformers
     return io.String.Input(
         "layers",
         default="*",
         tooltip="The attention layers to act on. '*' means all; otherwise names separated by commas: 'middle', "
-        "'input.4', 'output.3-8' of a UNet, 'double_blocks.0-9' of Flux or 'transformer_blocks.0-9' of Qwen-Image. "
+        f"'input.4', 'output.3-8' of a UNet{transformers}. "
         "Choose fewer if the effect is too strong: in a UNet 'output' leaves composition free, 'input, middle' leaves "
         "detail free.",
     )

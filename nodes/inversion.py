@@ -26,6 +26,7 @@ LEAST_SPREAD = 0.1
 
 def filter_inputs(modes: tuple[Mode, ...]) -> list[io.Input]:
     """What both inverting nodes have in common: the fields of Inversion, in its order."""
+    over_time = "feature_temporal" in modes
     described = {
         "latent_spatial": "latent_spatial: smooths each frame's latent, as in the paper.",
         "feature_temporal": "feature_temporal: smooths the UNet's last features over the frames, as in the authors' "
@@ -46,8 +47,8 @@ def filter_inputs(modes: tuple[Mode, ...]) -> list[io.Input]:
             min=1,
             max=31,
             step=2,
-            tooltip="Width of the filter window, odd, 1 to 31 latent pixels (frames in feature_temporal). 1 means no "
-            "filter. Raise it together with sigma_spatial.",
+            tooltip="Width of the filter window, odd, 1 to 31 latent pixels"
+            f"{' (frames in feature_temporal)' * over_time}. 1 means no filter. Raise it together with sigma_spatial.",
         ),
         io.Float.Input(
             "sigma_spatial",
@@ -56,7 +57,8 @@ def filter_inputs(modes: tuple[Mode, ...]) -> list[io.Input]:
             max=100.0,
             step=0.1,
             round=0.001,
-            tooltip="How far the filter reaches, 0.01 to 100 latent pixels or frames. Raise it to smooth more.",
+            tooltip=f"How far the filter reaches, 0.01 to 100 latent pixels{' or frames' * over_time}. Raise it to "
+            "smooth more.",
         ),
         io.Float.Input(
             "sigma_intensity",
@@ -229,8 +231,8 @@ class NoiseFromLatent(Node):
             node_id="NoiseFromLatent",
             display_name="Noise from Latent",
             category=INVERSION,
-            description="Turns a fully noisy latent, such as the result of an inversion, into noise for a sampler. It "
-            "is the only way to restart flow models (Wan, LTXV, HunyuanVideo) and CogVideoX.",
+            description="Turns a fully noisy latent, such as the result of an inversion, into noise for a sampler. "
+            "Flow models (Wan, LTXV, HunyuanVideo) and CogVideoX need it to restart from their highest noise level.",
             search_aliases=["latent to noise", "ddim inversion", "restart sampling", "unsampler"],
             inputs=[
                 io.Latent.Input("latent", tooltip="A latent at the model's highest noise level, from an inversion."),

@@ -43,7 +43,8 @@ class LoadingNode(Node):
         return io.Combo.Input(
             "file",
             options=cls.files.names(),
-            tooltip="A file in the output folder, or an example that comes with the pack. Press R to refresh the list.",
+            tooltip="A file in the output folder. Names that begin with '(example)' come with the git repository. "
+            "Press R to refresh the list.",
         )
 
     @classmethod

@@ -37,7 +37,7 @@ class TokenFlow(Node):
                     "Seeds the choice of keyframes, which changes at every step. The same seed gives the same clip. "
                     "Change it if one frame's look dominates."
                 ),
-                layers_input(),
+                layers_input(of_transformers=False),
                 *percent_inputs(),
                 frames_per_batch_input(
                     "With 8, memory is that of 8 frames, or of all keyframes if they are more, and keyframes are "

@@ -55,7 +55,7 @@ class VidToMe(Node):
                     "Seeds the chunks and the frames that the others merge into, which change at every step. The same "
                     "seed gives the same clip. Change it if one frame's look dominates."
                 ),
-                layers_input(),
+                layers_input(of_transformers=False),
                 *percent_inputs(),
             ],
             outputs=[io.Model.Output(tooltip="The model, with merged tokens.")],
