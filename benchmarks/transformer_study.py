@@ -58,6 +58,11 @@ EDITED = {
 FEW_AND_ALL = "lowest 25%", "lowest 100%"
 KINDS = {"guidance": (PLAIN, MORE_CFG, MORE_STEPS, *GUIDED), "editing": (NOTHING, *EDITED)}
 """What is done, and in which ways; the first is what the others are compared with."""
+SHOWN = {
+    "guidance": (PLAIN, MORE_CFG, "A-I", "U-I", f"U-I, {SWEPT}"),
+    "editing": ("source", NOTHING, "lowest 25%", "lowest 100%", "highest 50%"),
+}
+"""On the sheet, of the first prompts of either kind."""
 MEASURES = {
     "obeys": ("obeys the prompt", ".1%"),
     "moves": ("moves as said", ".1%"),
@@ -253,9 +258,8 @@ def main() -> None:
         head = f"**{kind.capitalize()}** ({len(of)} prompts{_layers(of, sweep['layer']) if kind == 'guidance' else ''})"
         differences = means(others, measures, partial(gain, of, first), f"less {first}", gains=True)
         tables.append(f"{head}\n\n{means([first], measures, partial(values, of))}\n\n{differences}")
-        for each in of[:3]:  # the first prompts, whatever they look like
-            shown = (*(["source"] if kind == "editing" else []), *KINDS[kind])
-            drawn = {way: strip(out / each["key"] / f"{way}.png", frames=FRAMES)[::4] for way in shown}
+        for each in of[:2]:  # whatever they look like
+            drawn = {way: strip(out / each["key"] / f"{way}.png", frames=FRAMES)[::4] for way in SHOWN[kind]}
             blocks.append((f"“{each['prompts'][kind == 'editing']}”", drawn))
         if kind == "guidance":
             title, subtitle = "Guidance on a video transformer", "Differences from plain CFG, with 95% intervals."

@@ -19,6 +19,7 @@ import noise_convergence
 import noise_search
 import perturbation_sweep
 import propositions
+import transformer_study
 import zs2_compare
 import zs2_study
 from harness import FIGURES, RECORDS
@@ -232,6 +233,21 @@ EXPERIMENTS = (
         counts_in_part=True,
         counted_by="--scenes",
         called="ie_guidance_study_video",
+    ),
+    Experiment(
+        transformer_study.claims,
+        "ie",
+        "Guidances and edits on a video transformer",
+        "",
+        "--clips 24 --minutes {minutes}",
+        (0, 600),
+        "Clips of 17 frames of the world’s video transformer, 16 steps, cfg 3; one seed a prompt, from 0, for either.",
+        {
+            "transformer_study.png": "Differences from plain CFG.",
+            "transformer_study.jpg": "The first prompts of either kind, every fourth frame.",
+        },
+        counts_in_part=True,
+        counted_by="--clips",
     ),
     Experiment(
         editing_memory.costs,
