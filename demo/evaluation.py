@@ -53,7 +53,8 @@ def sample(
     pictures = []
     for start in range(0, len(captions), BATCH):
         positive = conditioning(clip, captions[start : start + BATCH])
-        together = [torch.cat([tensor for tensor, _ in positive]), {}]
+        pooled = torch.cat([options["pooled_output"] for _, options in positive])
+        together = [torch.cat([tensor for tensor, _ in positive]), {"pooled_output": pooled}]
         noise = torch.randn(len(positive), 4, 16, 16, generator=generator)
         latents = comfy.sample.sample(
             model,

@@ -1,14 +1,15 @@
-"""What the picture model computes, as a lesson for the layers of the video transformer.
+"""What the picture model computes, as a lesson for the layers of the transformers.
 
-Both have features at 8×8 places: the UNet at its lowest level, the transformer in its patches. A still picture's
-latents are the same frame four times, each with noise of its own; their mean is a picture with half the noise, which
-the picture model can read. Linear maps of the transformer's hidden states have to give what it makes of it. This is Yu
-et al., "Representation Alignment for Generation" (REPA, 2024), with a denoiser as the teacher.
+Both have features at 8×8 places: the UNet at its lowest level, the transformers in their patches. Linear maps of a
+transformer's hidden states have to give what the UNet makes of the same noised picture. To the video transformer, a
+still picture's latents are the same frame four times, each with noise of its own; the UNet reads their mean, which has
+half the noise. This is Yu et al., "Representation Alignment for Generation" (REPA, 2024), with a denoiser as the
+teacher.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -25,8 +26,8 @@ from .first.unet import alphas_cumprod
 from .optimizer import Muon
 from .state import Training, trained_weights
 
-TAUGHT = {1: "middle_block.2", 3: "output_blocks.1.1"}
-"""The transformer's blocks, from 0, and which of the UNet's layers they learn from."""
+LAYERS = ("middle_block.2", "output_blocks.1.1")
+"""Of the UNet, that teach."""
 FEATURES = 128  # of those layers
 
 
@@ -35,34 +36,51 @@ class _Enough(Exception):
 
 
 class Teacher:
-    """The picture model, which is frozen, and the linear maps, which learn beside the transformer."""
+    """The picture model, which is frozen, and the linear maps, which learn beside the transformer.
 
-    def __init__(self, transformer: Any, encoder: WorldTextEncoder, average: float) -> None:
+    ``blocks``: which of the transformer's blocks learn, one from each of ``LAYERS``; ``width``: of their hidden states.
+    """
+
+    def __init__(
+        self,
+        part: str,
+        transformer: nn.Module,
+        blocks: Sequence[str],
+        width: int,
+        encoder: WorldTextEncoder,
+        average: float,
+    ) -> None:
         device = next(transformer.parameters()).device
         self._encoder, self._signals = encoder, alphas_cumprod().to(device)
         self._unet = unet_module(torch.float32, device, comfy.ops.disable_weight_init).diffusion_model
         self._unet.load_state_dict(trained_weights("world_image"))
         self._unet.requires_grad_(False)
-        maps = nn.ModuleDict({str(block): nn.Linear(transformer.dim, FEATURES) for block in TAUGHT}).to(device)
-        self.maps = Training("world_transformer_maps", maps, Muon(maps.named_parameters(), ends=r"^$"), average)
-        self._hidden, self._features = dict[int, Tensor](), dict[int, Tensor]()
-        for block, layer in TAUGHT.items():
-            transformer.blocks[block].register_forward_hook(_keep(self._hidden, block))
-            hook = _keep(self._features, block, ends=block == max(TAUGHT))
-            self._unet.get_submodule(layer).register_forward_hook(hook)
+        maps = nn.ModuleDict({block.replace(".", "_"): nn.Linear(width, FEATURES) for block in blocks}).to(device)
+        self.maps = Training(f"{part}_maps", maps, Muon(maps.named_parameters(), ends=r"^$"), average)
+        self._hidden, self._features = list[Tensor](), list[Tensor]()
+        for block, layer in zip(blocks, LAYERS, strict=True):
+            transformer.get_submodule(block).register_forward_hook(_keep(self._hidden))
+            self._unet.get_submodule(layer).register_forward_hook(_keep(self._features, ends=layer == LAYERS[-1]))
 
     def errors(self, noised: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor | None:
-        """How far the hidden states of the transformer's last call are from the features of still pictures
-        (B, 16, 1, h, w): (B,), about 1 before it has learned anything. None for clips, which are not taught."""
-        if noised.shape[2] > 1:
-            return None
-        self._look(noised[:, :, 0].unflatten(1, (CHUNK, -1)).mean(1), sigma, sigma / CHUNK**0.5, tokens)
+        """How far the hidden states of the transformer's last call are from the features of pictures (B, 4, h, w), or
+        of still ones (B, 16, 1, h, w): (B,), about 1 before it has learned anything. None for clips, which are not
+        taught."""
+        hidden, self._hidden[:] = list(self._hidden), []
+        if noised.ndim == 5:
+            if noised.shape[2] > 1:
+                return None
+            pictures, noise = noised[:, :, 0].unflatten(1, (CHUNK, -1)).mean(1), sigma / CHUNK**0.5
+        else:
+            pictures, noise = noised, sigma
+        self._look(pictures, sigma, noise, tokens)
         errors = torch.zeros_like(sigma)
-        for block, features in self._features.items():
-            hidden = self._hidden[block]
-            mapped = self.maps.module.get_submodule(str(block))(F.layer_norm(hidden, hidden.shape[-1:]))
+        for learn, states, features in zip(self.maps.module.children(), hidden, self._features, strict=True):
             wanted = F.layer_norm(features.flatten(2).transpose(1, 2).float(), (FEATURES,))
-            errors = errors + (mapped.float() - wanted).square().mean((1, 2)) / len(TAUGHT)
+            states = states[:, -wanted.shape[1] :]  # after those of the text, where it is read with the picture
+            mapped = learn(F.layer_norm(states, states.shape[-1:]))
+            errors = errors + (mapped.float() - wanted).square().mean((1, 2)) / len(LAYERS)
+        self._features.clear()
         return errors
 
     @torch.no_grad()
@@ -80,9 +98,10 @@ class Teacher:
             )
 
 
-def _keep(kept: dict[int, Tensor], block: int, ends: bool = False) -> Callable[[nn.Module, object, Tensor], None]:
-    def hook(_: nn.Module, __: object, output: Tensor) -> None:
-        kept[block] = output
+def _keep(kept: list[Tensor], ends: bool = False) -> Callable[[nn.Module, object, Any], None]:
+    def hook(_: nn.Module, __: object, output: Any) -> None:
+        # the picture's, where the text has its own; a copy, since Flux's blocks add to what they get in place
+        kept.append((output[0] if isinstance(output, tuple) else output).clone())
         if ends:
             raise _Enough
 

@@ -20,16 +20,17 @@ from ..world.transformer import FRAMES, TransformerConfig, places, stack, transf
 from .diffusion import Schedule, attention
 from .first.text import encode
 from .flow import AVERAGE, train_flow
+from .looking import Axis, Projection, look_aside
 from .pictures import Batch, Drawn, outlines
 from .teacher import Teacher
 from .text import trained_encoder
 
+PART = "world_transformer"
+TAUGHT = ("blocks.1", "blocks.3")
 SCHEDULE = Schedule(peak=5e-3, warm_up=20, plan=(82_000, 209_408))  # clips and pictures
 BATCH = 8
 PICTURES, MORE = 0.35, 4  # the share of steps on single frames, and how many times as many of these: as many tokens
 ENDS = r"^(patch_embedding|text_embedding|time_\w+|head)\.|modulation"  # no matrices of equal steps
-THETA = 10_000  # of Wan's rotary embedding
-FAST, BIAS, GAIN, CONTENT = 2, 2.5, 1.2, 0.3  # of heads that look aside: its waves that they use, and how strongly
 
 
 class Clips(Drawn):
@@ -70,8 +71,8 @@ def train_transformer(arguments: argparse.Namespace) -> None:
 
     clips = Clips(arguments.batch or BATCH, arguments.seed)
     how = {"schedule": SCHEDULE, "ends": ENDS, "shift": TransformerConfig.sampling_settings["shift"]}
-    how["teacher"] = Teacher(transformer, encoder, AVERAGE)
-    train_flow("world_transformer", transformer, velocity, clips, arguments, **how)
+    how["teacher"] = Teacher(PART, transformer, TAUGHT, transformer.dim, encoder, AVERAGE)
+    train_flow(PART, transformer, velocity, clips, arguments, **how)
 
 
 def initialise(transformer: Any) -> None:
@@ -98,22 +99,13 @@ def initialise(transformer: Any) -> None:
 
 
 def _look_aside(attention: Any, number: int) -> None:
-    """All heads but the last attend to the patch beside, each in another direction, in the same frame.
-
-    Query and key get a constant part in the fastest waves of the rotary embedding; the key's is turned by the way to
-    look. So a layer begins like a convolution, which took heads thousands of steps to become.
-    """
-    width, turned = attention.head_dim, attention.num_heads - 1
-    sides = (width - 4 * (width // 6), 2 * (width // 6), 2 * (width // 6))  # channels for time, height and width
-    for head in range(turned):
-        angle, start = 2 * math.pi * (head / turned + number / (2 * turned)), head * width
-        for part in (attention.q, attention.k):
-            part.weight.data[start : start + width] *= CONTENT
-        for channels, way in zip(sides, (0.0, math.sin(angle), math.cos(angle)), strict=True):
-            for wave in range(FAST):
-                pair, turn = slice(start + 2 * wave, start + 2 * wave + 2), way * THETA ** (-2 * wave / channels)
-                attention.q.bias.data[pair] = torch.tensor([BIAS, 0.0])
-                attention.k.bias.data[pair] = BIAS * torch.tensor([math.cos(turn), math.sin(turn)])
-                for norm in (attention.norm_q, attention.norm_k):
-                    norm.weight.data[pair] = GAIN
-            start += channels
+    """In the same frame. What is used of the norms is stronger: they are of all heads together."""
+    heads, width = attention.num_heads, attention.head_dim
+    side = 2 * (width // 6)  # channels for height, and for width
+    time = width - 2 * side
+    axes = (Axis(0, time, lambda _: 0.0), Axis(time, side, math.sin), Axis(time + side, side, math.cos))
+    by_head = [
+        Projection(*(each.data.unflatten(0, (heads, width)) for each in (part.weight, part.bias, norm.weight)))
+        for part, norm in ((attention.q, attention.norm_q), (attention.k, attention.norm_k))
+    ]
+    look_aside(by_head[0], by_head[1], axes, number, gain=1.2)

@@ -34,6 +34,7 @@ from ..model import (
 )
 from ..motion import FRAMES
 from .latents import set_encoder
+from .picture_transformer import picture_transformer_module
 from .transformer import CHUNK, FrameByFrame, transformer_module
 
 FOLDER = Path(__file__).parent
@@ -97,6 +98,17 @@ def load_transformer(
     dtype, device, computed_in = number_formats(own)
     patcher = patcher_of(transformer_module(dtype, device, computed_in=computed_in), own)
     patcher.cached_patcher_init = (load_transformer, (weights,))
+    return patcher
+
+
+def load_picture_transformer(
+    weights: dict[str, torch.Tensor] | None = None, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """``weights``: the Flux's. ``disable_dynamic``: as in :func:`..model.load_model`."""
+    own = weights or shipped("flux")
+    dtype, device, computed_in = number_formats(own)
+    patcher = patcher_of(picture_transformer_module(dtype, device, computed_in=computed_in), own)
+    patcher.cached_patcher_init = (load_picture_transformer, (weights,))
     return patcher
 
 

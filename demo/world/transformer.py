@@ -108,12 +108,15 @@ def transformer_module(
 
 
 def places(latents: Tensor) -> Tensor:
-    """Latents (B, 16, T, h, w) → (B, 3 · WAVES, T, h, w): cos(πkt/T), cos(πky/h) and cos(πkx/w), k from 1."""
+    """Latents (B, C, T, h, w) → (B, 3 · WAVES, T, h, w): cos(πkt/T), cos(πky/h) and cos(πkx/w), k from 1; of pictures
+    (B, C, h, w) → (B, 2 · WAVES, h, w), the last two."""
     batch, _, *sizes = latents.shape
     waves = torch.arange(1, WAVES + 1, device=latents.device)[:, None]
     lines = [torch.cos(math.pi * waves * (torch.arange(n, device=latents.device) + 0.5) / n) for n in sizes]
-    grids = [line.unflatten(1, [-1 if a == b else 1 for b in range(3)]) for a, line in enumerate(lines)]
-    return torch.cat([each.expand(-1, *sizes) for each in grids]).to(latents.dtype).expand(batch, -1, -1, -1, -1)
+    grids = [line.unflatten(1, [-1 if a == b else 1 for b in range(len(sizes))]) for a, line in enumerate(lines)]
+    return (
+        torch.cat([each.expand(-1, *sizes) for each in grids]).to(latents.dtype).expand(batch, *[-1] * (1 + len(sizes)))
+    )
 
 
 def stack(latents: Tensor) -> Tensor:

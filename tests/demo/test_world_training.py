@@ -153,7 +153,7 @@ def test_every_step_has_its_own_pictures_whoever_paints_them():
 @pytest.mark.parametrize("part", TRAINERS)
 def test_every_part_learns_and_leaves_weights_behind(part, monkeypatch):
     """Two steps, the second of them resumed; what is left is finite, and no longer what it began with."""
-    if part in ("world_video", "world_transformer"):  # they need a picture model
+    if part in ("world_video", "world_transformer", "world_flux"):  # they need a picture model
         torch.manual_seed(0)
         unet = video.unet_module(torch.float32, "cpu", video.comfy.ops.disable_weight_init).diffusion_model
         image.initialise(unet)
