@@ -81,12 +81,12 @@ def _first() -> tuple:
 
 def evaluate_clips(arguments: argparse.Namespace) -> None:
     world, model, state = part("world.clip_evaluation"), part("world.model"), part("training.state")
-    weights, vae = state.trained_weights, model.load_vae(state.trained_weights("world_decoder"))
+    weights, decoder = state.trained_weights, state.trained_weights("world_decoder")
     if arguments.part == "video":
-        kind, words = world.VIDEO, "world_video_text"
+        kind, words, vae = world.VIDEO, "world_video_text", model.load_vae(decoder)
         loaded = model.load_video_model(weights("world_image"), weights("world_video"))
     else:
-        kind, words = world.TRANSFORMER, "world_text"
+        kind, words, vae = world.TRANSFORMER, "world_text", model.load_clip_vae(decoder)
         loaded = model.load_transformer(weights("world_transformer"))
     clip = model.load_clip(weights(words))
     for cfg in arguments.cfg:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import comfy.sample
@@ -16,7 +15,7 @@ from ..evaluation import SAMPLER, SCHEDULER, conditioning, wilson
 from ..motion import FRAMES
 from .clip_reader import ClipReading, read_clip
 from .motion import MOTIONS, MovingScene, moving_caption, random_moving_scene
-from .transformer import CHUNK, unstack
+from .transformer import CHUNK
 from .transformer import FRAMES as LENGTHS
 
 ATTRIBUTES = ("thing", "colour", "background", "motion")
@@ -52,8 +51,6 @@ class Kind:
     shape: tuple[int, ...]
     sampler: str
     scheduler: str
-    by_frame: Callable[[Tensor], Tensor]
-    """The picture VAE's latents of the frames, from the model's."""
     gates: dict[str, float]
     """Least shares, of attributes and of clips with a motion."""
     outline_gate: float
@@ -64,7 +61,6 @@ VIDEO = Kind(
     shape=(FRAMES, 4, 16, 16),
     sampler=SAMPLER,
     scheduler=SCHEDULER,
-    by_frame=lambda latents: latents,
     gates={"motion": 0.90, "spinning": 0.60},
     outline_gate=0.6,
 )
@@ -72,7 +68,6 @@ TRANSFORMER = Kind(
     shape=(1, 4 * CHUNK, 1 + (max(LENGTHS) - 1) // CHUNK, 16, 16),
     sampler="euler",
     scheduler="simple",
-    by_frame=lambda latents: unstack(latents)[0],
     gates={"thing": 0.85, "colour": 0.95, "background": 0.95, "motion": 0.85},
     outline_gate=0.8,
 )
@@ -98,7 +93,7 @@ def sample_clip(
         disable_pbar=True,
         seed=seed,
     )
-    return vae.decode(kind.by_frame(latents)).float().cpu()
+    return vae.decode(latents).flatten(0, -4).float().cpu()
 
 
 def evaluate_clips(

@@ -127,9 +127,9 @@ def load_vae(weights: dict[str, torch.Tensor] | None = None) -> comfy.sd.VAE:
     return comfy.sd.VAE(sd=vae.state_dict())
 
 
-def load_clip_vae() -> comfy.sd.VAE:
-    """The picture VAE, frame by frame, with the transformer's latents."""
-    vae = load_vae()
+def load_clip_vae(weights: dict[str, torch.Tensor] | None = None) -> comfy.sd.VAE:
+    """The picture VAE, frame by frame, with the transformer's latents. ``weights``: the decoder's."""
+    vae = load_vae(weights)
     frames = vae.first_stage_model = FrameByFrame(vae.first_stage_model)
     vae.patcher = type(vae.patcher)(frames, load_device=vae.device, offload_device=vae.patcher.offload_device)
     vae.latent_dim, vae.latent_channels = 3, 4 * CHUNK

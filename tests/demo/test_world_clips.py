@@ -11,9 +11,8 @@ from coherence.demo.training.first.video import TemporalLayers
 from coherence.demo.world import model
 from coherence.demo.world.clip_evaluation import ATTRIBUTES, TRANSFORMER, VIDEO, SeenClip, evaluate_clips, table
 from coherence.demo.world.clip_reader import read_clip
-from coherence.demo.world.latents import encode
 from coherence.demo.world.motion import moving_caption, paint_clips, random_moving_scene
-from coherence.demo.world.transformer import places, stack, transformer_module
+from coherence.demo.world.transformer import places, transformer_module
 from comfy.sample import sample_custom
 from comfy.samplers import sampler_object
 
@@ -127,16 +126,8 @@ def test_heads_begin_by_looking_at_a_neighbour(wan):
         assert free.max() < 0.1
 
 
-@pytest.mark.parametrize("kind", [VIDEO, TRANSFORMER])
-def test_the_latents_of_a_clip_come_apart_into_those_of_its_frames(kind):
-    frames = encode(paint_clips([random_moving_scene(random.Random(0))], 16 if kind is VIDEO else 17)[0])
-    latents = frames if kind is VIDEO else stack(frames[None])
-    assert latents.shape == kind.shape
-    torch.testing.assert_close(kind.by_frame(latents), frames)
-
-
 def test_all_clips_have_the_motion_that_is_asked_for():
-    loaded = model.load_transformer(), model.load_clip(), model.load_vae()
+    loaded = model.load_transformer(), model.load_clip(), model.load_clip_vae()
     seen = evaluate_clips(TRANSFORMER, *loaded, 2, seed=1, steps=1, cfg=1.0, motion="spinning")
     assert {each.moving.motion for each in seen} == {"spinning"}
     assert all(each.text.endswith(", spinning") for each in seen)
@@ -152,7 +143,7 @@ def test_the_video_model_shows_and_moves_things_as_its_captions_say():
 
 @pytest.mark.slow
 def test_the_transformer_shows_and_moves_things_as_its_captions_say():
-    loaded = model.load_transformer(), model.load_clip(), model.load_vae()
+    loaded = model.load_transformer(), model.load_clip(), model.load_clip_vae()
     seen = evaluate_clips(TRANSFORMER, *loaded, CLIPS, seed=0, steps=10, cfg=3.0)
     for name, least in {"thing": CLIPS // 2, "colour": CLIPS, "background": CLIPS, "motion": CLIPS // 2}.items():
         assert sum(each.correct[name] for each in seen) >= least, table(seen, TRANSFORMER)
