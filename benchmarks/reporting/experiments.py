@@ -239,9 +239,9 @@ EXPERIMENTS = (
         "ie",
         "Guidances and edits on a video transformer",
         "",
-        "--clips 24 --minutes {minutes}",
+        "--clips 24 --steps 12 --minutes {minutes}",
         (0, 600),
-        "Clips of 17 frames of the world’s video transformer, 16 steps, cfg 3; one seed a prompt, from 0, for either.",
+        "Clips of 17 frames of the world’s video transformer, 12 steps, cfg 3; one seed a prompt, from 0, for either.",
         {
             "transformer_study.png": "Differences from plain CFG.",
             "transformer_study.jpg": "The first prompts of either kind, every fourth frame.",
