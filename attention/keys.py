@@ -37,6 +37,8 @@ LORAS: Final = "coherence_loras"
 LORA_RUN: Final = "coherence_lora_run"
 """What that knows of the run, during it."""
 
+STEP_GAINS: Final = "coherence_step_gains"
+"""How much of a change of the prediction each step takes (:mod:`..samplers.pix2video`), during a run."""
 WRITTEN_BY_CLIP: Final = "coherence_written_by_clip"
 """What other packs' patches wrote into the options, by clip (:mod:`..samplers.by_clip`)."""
 FURTHER_ROWS: Final = "coherence_further_rows"

@@ -12,10 +12,12 @@ one that the network sees; a sampler's here is s(σ) times that (s = √(1 + σ�
 Every sampler gets the update as a part of its prediction D. In a step from σ to σ′, Euler's method, which is DDIM, adds
 (x − D)/σ · (σ′ − σ); so
 
-    D ← D − (2w/N) · s(σ′) · c/(σ − σ′) · (Dᵏ − Dᵏ⁻¹)
+    D ← D − (2w/N) · s(σ′) · c/(σ − σ′) / g · (Dᵏ − Dᵏ⁻¹)
 
-where c is the noise level of the call: a constant velocity along the step. At c = σ Euler's step has just the update.
-Samplers that call the model within a step (Heun, DPM++ SDE) or look at earlier steps (DPM++ 2M) integrate the same
+where c is the noise level of the call: a constant velocity along the step. At c = σ Euler's step has just the update,
+and g is 1. A step of other samplers may take more of the velocity, or less: ``lcm`` and those of CFG++ put D itself
+into x, an ancestral one goes further than σ′ before it adds noise. g says how much more than Euler's, and is measured
+before the run (:func:`.rehearsal.moved_by`). Samplers that look at earlier steps (DPM++ 2M) integrate the same
 velocity.
 """
 
@@ -27,11 +29,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy.samplers import KSAMPLER, sampler_object
 from torch import Tensor
 
+from ..attention.keys import STEP_GAINS
 from ..attention.steps import Steps, is_between
 from ..noise.streams import frames_axis
 from .latents import model_scale
+from .rehearsal import moved_by
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -48,11 +53,26 @@ def from_previous(denoised: Tensor, axis: int) -> Tensor:
     return change
 
 
-def step_of(sigma: float, sigmas: Sequence[float]) -> tuple[float, float]:
-    """From where to where the step goes in which the model is called at ``sigma``; ``sigmas`` fall."""
+def step_of(sigma: float, sigmas: Sequence[float]) -> int:
+    """The step in which the model is called at ``sigma``: its place in ``sigmas``, which fall."""
     begun = [n for n, level in enumerate(sigmas[:-1]) if level >= sigma * (1 - 1e-5)]
-    first = begun[-1] if begun else 0
-    return sigmas[first], sigmas[first + 1]
+    return begun[-1] if begun else 0
+
+
+def gains(sampler: Any, guider: Any, sigmas: Tensor, like: Tensor) -> list[float]:
+    """g of every step; 1 where the sampler is none of ComfyUI's kind, or calls no model in the step."""
+    if not isinstance(sampler, KSAMPLER):
+        return [1.0] * (len(sigmas) - 1)
+    found = []
+    for span in sigmas.unfold(0, 2, 1):
+        rise = float(span[0] - span[1])
+
+        def change(args: dict[str, Any], rise: float = rise) -> Tensor:
+            return args["denoised"] - float(args["sigma"].flatten()[0]) / rise
+
+        ours, eulers = (moved_by(change, each, guider, span, like) for each in (sampler, sampler_object("euler")))
+        found.append(ours / eulers or 1.0)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,16 +90,27 @@ class LatentUpdate:
             Steps(sigmas.tolist(), (self,), executor.class_obj.model_patcher.get_model_object("model_sampling"))
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
+    def around_sampler(
+        self, executor: Any, guider: Any, sigmas: Tensor, extra_args: dict, callback: Any, noise: Tensor, *args
+    ):
+        """SAMPLER_SAMPLE: measures the sampler's steps."""
+        if len(sigmas) > 1 and sigmas[0] > sigmas[-1]:
+            options = extra_args["model_options"]["transformer_options"]
+            options.setdefault(STEP_GAINS, gains(executor.class_obj, guider, sigmas, noise))
+        return executor(guider, sigmas, extra_args, callback, noise, *args)
+
     def after_cfg(self, args: dict[str, Any]) -> Tensor:
         """ComfyUI's function after guidance: the prediction with the update in it."""
         denoised, sampling = args["denoised"], args["model"].model_sampling
         sigma = float(args["sigma"].flatten()[0])
         if not is_between(sigma, self.start_percent, self.end_percent, sampling):
             return denoised
-        sigmas = args["model_options"]["transformer_options"]["sample_sigmas"].tolist()
+        options = args["model_options"]["transformer_options"]
+        sigmas = options["sample_sigmas"].tolist()
         axis, weight = self._for(denoised, sigmas)
-        begin, end = step_of(sigma, sigmas)
-        velocity = weight * _sampler_over_network(sampling, end) / (begin - end)
+        step = step_of(sigma, sigmas)
+        begin, end = sigmas[step : step + 2]
+        velocity = weight * _sampler_over_network(sampling, end) / (begin - end) / options[STEP_GAINS][step]
         return denoised - sigma * velocity * from_previous(denoised, axis)
 
     def _for(self, denoised: Tensor, sigmas: Sequence[float]) -> tuple[int, float]:
@@ -123,4 +154,5 @@ def updated(model: ModelPatcher, scale: float, end_percent: float, asked_by: str
         update = LatentUpdate(scale, end_percent, asked_by)
         clone.set_model_sampler_post_cfg_function(update.after_cfg)
         clone.add_wrapper(WrappersMP.OUTER_SAMPLE, update.around_run)
+        clone.add_wrapper(WrappersMP.SAMPLER_SAMPLE, update.around_sampler)
     return clone

@@ -1,33 +1,34 @@
 """A sampler tried out before a run, on a few values and with a denoiser that costs nothing.
 
 The denoiser treats every value by itself. So two equal halves of a batch stay equal unless the sampler draws noise, and
-different ones do not meet unless its steps depend on all of the batch.
+different ones do not meet unless its steps depend on all of the batch. Where it predicts 0 whatever it sees, what a
+change of its predictions does to a step is seen alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from comfy.samplers import Sampler, cfg_function
+from comfy.samplers import KSAMPLER, Sampler, cfg_function
 from torch import Tensor
 
 from ..noise.streams import generator
 
 
 class _Rehearsed:
-    """``guider`` as samplers see it, without its model."""
+    """``guider`` as samplers see it, without its model; ``share``: of the usual prediction."""
 
-    def __init__(self, guider: Any) -> None:
-        self._guider = guider
+    def __init__(self, guider: Any, share: float = 1.0) -> None:
+        self._guider, self._share = guider, share
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._guider, name)
 
     def __call__(self, x: Tensor, timestep: Tensor, model_options: Any = None, seed: int | None = None) -> Tensor:
-        denoised = x / (1 + timestep.reshape(-1, *[1] * (x.ndim - 1)))
+        denoised = self._share * x / (1 + timestep.reshape(-1, *[1] * (x.ndim - 1)))
         # for samplers that look at the unguided result
         return cfg_function(self.inner_model, denoised, denoised, 1.0, x, timestep, model_options=model_options or {})
 
@@ -68,3 +69,21 @@ def rehearsed(
         )
     first, second = made.chunk(2)
     return first, second
+
+
+def moved_by(
+    change: Callable[[dict[str, Any]], Tensor], sampler: KSAMPLER, guider: Any, sigmas: Tensor, like: Tensor
+) -> float:
+    """How far, on average, ``change`` moves what ``sampler`` makes of noise, of the form of ``like``. ``change`` is a
+    function that ComfyUI calls after guidance. Noise drawn on the way is the same with it and without."""
+    options = {name: value for name, value in sampler.extra_options.items() if name != "noise_sampler"}
+    plain, noise = KSAMPLER(sampler.sampler_function, options, sampler.inpaint_options), two_of(like)[0].float()
+    ends = []
+    for hooks in ([], [change]):
+        args = rehearsal_args(sigmas)
+        args["model_options"]["sampler_post_cfg_function"] = hooks
+        with random_state_kept(noise):
+            torch.manual_seed(0)
+            still = torch.zeros_like(noise)
+            ends.append(plain.sample(_Rehearsed(guider, 0.0), sigmas, args, None, noise.clone(), still, None, True))
+    return (ends[1] - ends[0]).mean().item()

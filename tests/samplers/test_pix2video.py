@@ -90,6 +90,21 @@ def test_samplers_of_more_calls_a_step_take_the_same_update(sampler):
     assert 0.5 < theirs.norm() / euler.norm() < 2
 
 
+@pytest.mark.parametrize("name", ["demo", "flux"])
+@pytest.mark.parametrize("sampler", ["lcm", "euler_ancestral", "euler_cfg_pp", "dpmpp_2m_cfg_pp", "ddim", "er_sde"])
+def test_a_step_of_any_sampler_takes_the_whole_update_and_no_more(sampler, name, tiny_models):
+    model, family = subject(name, tiny_models)
+    noise = torch.randn(family.latent_shape, generator=torch.Generator().manual_seed(0))
+    step = calculate_sigmas(model.get_model_object("model_sampling"), "simple", 8)[3:5]
+
+    def change(name):
+        given = Pix2VideoGuidance.execute(model, SCALE)[0]
+        both = (guided_run(each, family.conditioning(), 3.0, noise, step, name) for each in (given, model))
+        return torch.sub(*both)
+
+    assert difference(change(sampler), change("euler")) <= 1e-3
+
+
 def test_a_frame_reaches_those_after_it_alone():
     model = Pix2VideoGuidance.execute(load_model(), SCALE)[0]
     noise = torch.randn(4, *DEMO.latent_shape[1:], generator=torch.Generator().manual_seed(0))
@@ -139,4 +154,4 @@ def test_where_it_makes_no_sense_it_is_refused():
 
 
 def test_a_call_belongs_to_the_step_it_lies_in():
-    assert [step_of(level, [8, 4, 2, 0]) for level in (9, 8, 5, 4.00001, 1)] == [(8, 4), (8, 4), (8, 4), (4, 2), (2, 0)]
+    assert [step_of(level, [8, 4, 2, 0]) for level in (9, 8, 5, 4.00001, 1)] == [0, 0, 0, 1, 2]
