@@ -5,7 +5,7 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,13 +56,14 @@ def make_runs(prompt: Json, rows: Sequence[Row], object_info: Json) -> list[Run]
     """A run for every row; those that would ask for the same twice are made once.
 
     Raises:
-        ComfyError: a column names no input, or a value is none that it takes.
+        ComfyError: a column names no input, a row has two columns for one, or a value is none that it takes.
     """
     targets = {column: find_input(column, prompt) for row in rows for column in row}
     runs: dict[str, Run] = {}
     for number, row in enumerate(rows, start=1):
         varied = copy.deepcopy(prompt)
         values = {}
+        _require_apart(row, targets, number)
         # An input that a choice brings along, "mode.size", comes after the choice, "mode".
         for column in sorted(row, key=lambda column: targets[column][1].count(".")):
             node_id, name = targets[column]
@@ -73,6 +74,18 @@ def make_runs(prompt: Json, rows: Sequence[Row], object_info: Json) -> list[Run]
         run = Run(len(runs) + 1, {column: values[column] for column in row}, varied, run_key(varied))
         runs.setdefault(run.key, run)
     return _labelled(list(runs.values()))
+
+
+def _require_apart(row: Row, targets: Mapping[str, tuple[str, str]], number: int) -> None:
+    """ComfyError where two columns of a row mean the same input."""
+    columns: dict[tuple[str, str], str] = {}
+    for column in row:
+        other = columns.setdefault(targets[column], column)
+        if other != column:
+            raise ComfyError(
+                f"Row {number} of the table sets one input twice: {other!r} and {column!r} both mean input "
+                f"{targets[column][1]!r} of node {targets[column][0]}. Expected one column for each input: remove one."
+            )
 
 
 def _labelled(runs: list[Run]) -> list[Run]:

@@ -69,6 +69,14 @@ def test_what_does_not_fit_is_refused_with_what_would(zs2, object_info, column, 
         make_runs(zs2, [{column: value}], object_info)
 
 
+def test_two_columns_for_one_input_are_refused(zs2, object_info):
+    row = {"BasicScheduler.steps": 5, "6.kl": 0.1, "10.steps": 9}
+    with pytest.raises(
+        ComfyError, match=r"Row 2 .*'BasicScheduler.steps' and '10.steps' both mean .*'steps' of node 10"
+    ):
+        make_runs(zs2, [{"10.steps": 3}, row], object_info)
+
+
 def test_a_title_that_two_nodes_have_is_refused_with_their_ids(object_info):
     encode = {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["1", 1]}, "_meta": {"title": "Text"}}
     prompt = {"1": {"class_type": "CoherenceDemoModel", "inputs": {"kind": "image"}}, "2": encode, "3": encode}
