@@ -70,7 +70,9 @@ def temporal_consistency(
         ValueError: for what is no clip of two frames or more.
     """
     if images.ndim != 4 or images.shape[-1] != 3 or len(images) < 2:
-        raise ValueError(f"images has shape {tuple(images.shape)}, expected (F, H, W, 3) of two frames or more")
+        raise ValueError(
+            f"images has shape {tuple(images.shape)}, expected (F, H, W, 3) of two frames or more. Connect a clip."
+        )
     rows = []
     for first, second in pairwise(_frames(images, device)):
         flow, seen = _motion(first, second, flow_of)

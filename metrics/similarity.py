@@ -22,7 +22,9 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
 
     _require_alike(first, second)
     if min(first.shape[1:3]) < 11:
-        raise ValueError(f"pictures have {first.shape[1]}×{first.shape[2]} pixels, SSIM needs 11×11 or more")
+        raise ValueError(
+            f"pictures have {first.shape[1]}×{first.shape[2]} pixels, SSIM needs 11×11 or more. Scale them up."
+        )
     first, second = ((pictures @ pictures.new_tensor(LUMA)).unsqueeze(1) for pictures in (first, second))
     return ssim_map(first, second, window_size=11, eps=0, padding="valid").mean((1, 2, 3))
 

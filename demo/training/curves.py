@@ -22,12 +22,13 @@ PANELS = {
         {"fine": "noise below 0.5", "coarse": "above"},
         "velocity's error, smoothed",
     ),
+    "flux": ("thousand pictures seen", {"fine": "noise below 0.5", "coarse": "above"}, "velocity's error, smoothed"),
 }
 """Of each part: the x-axis, its figures and their names, and the y-axis."""
 
 
 def main() -> None:
-    figure = Figure(figsize=(15, 3.4), layout="constrained")
+    figure = Figure(figsize=(18, 3.4), layout="constrained")
     for axes, (part, (seen, figures, title)) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         curve = json.loads((DEMO / "world" / "weights" / f"world_{part}.json").read_text())
         for name, label in figures.items():
