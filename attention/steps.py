@@ -8,7 +8,10 @@ steps and stop before the last, so model calls count too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+
+_ROUNDING: Final = 1e-6
+"""Relative: several roundings to fp32, and far less than there is between the levels of a model."""
 
 
 class NoStepError(ValueError):
@@ -101,6 +104,6 @@ def percent_of(sigma: float, model_sampling: Any) -> float:
 
 
 def _levels(start_percent: float, end_percent: float, model_sampling: Any) -> tuple[float, float]:
-    """The lowest and the highest noise level between two percentages."""
+    """The lowest and the highest noise level between two percentages; a step's level is one of them rounded to fp32."""
     high, low = (float(model_sampling.percent_to_sigma(percent)) for percent in (start_percent, end_percent))
-    return low, high
+    return low * (1 - _ROUNDING), high * (1 + _ROUNDING)
