@@ -45,14 +45,21 @@ def is_between(sigma: float, start_percent: float, end_percent: float, model_sam
 
 
 class Steps:
-    """``sigmas``: a run's, whichever way they go; ``acting``: who waits for a step. NoStepError if none can come."""
+    """``sigmas``: a run's, whichever way they go; ``acting``: who waits for a step. NoStepError if none can come.
 
-    def __init__(self, sigmas: Sequence[float], acting: Iterable[Acting], model_sampling: Any) -> None:
+    ``any_order``: the run does not walk its levels one after the other, so that it never has passed a range.
+    """
+
+    def __init__(
+        self, sigmas: Sequence[float], acting: Iterable[Acting], model_sampling: Any, any_order: bool = False
+    ) -> None:
         self._sigmas = [float(sigma) for sigma in sigmas]
         self._sampling = model_sampling
         self._waiting = list(acting) if len(self._sigmas) > 1 else []
         self._reached = -1
         self._require_some_after(0)
+        if any_order:
+            self._waiting = []
 
     def call(self, sigma: float) -> None:
         """The model is called at ``sigma``."""

@@ -19,7 +19,7 @@ from comfy.samplers import CFGGuider, Sampler
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..attention.keys import HOLD, OVERRIDE
+from ..attention.keys import ANY_ORDER, HOLD, OVERRIDE
 from ..attention.wrappers import put_wrappers
 from ..samplers.latents import samples_for
 from ..samplers.unfit import explain_unfit_inputs
@@ -49,6 +49,7 @@ def trainable(model: ModelPatcher, dtype: torch.dtype) -> ModelPatcher:
     copied.set_model_compute_dtype(dtype)
     copied.model.requires_grad_(False)
     options = copied.model_options["transformer_options"]
+    options[ANY_ORDER] = True
     options[OVERRIDE] = _differentiable(options.get(OVERRIDE))
     put_wrappers(copied, "coherence.training", {WrappersMP.APPLY_MODEL: _once_a_loss})
     return copied
