@@ -8,13 +8,17 @@ import torch
 from adapter_runs import FRAMES, QUICK, WIDTH, clips, weights
 from coherence.demo.model import load_clip, load_model
 from coherence.nodes.ge_adapter_train import GEAdapterTrain, _steering
+from coherence.samplers.lora_steps import with_lora
 from coherence.training import ge_adapter_training as training
 from coherence.training import memory
 from coherence.training.ge_adapter_training import Settings, Steering, train_adapter
 from coherence.training.loop import TrainingError
 from comfy.model_management import InterruptProcessingException
 from guided_runs import guided_run
+from inflation_runs import put, random_weights
 from random_controlnet import controlnet
+from random_lora import lora_for
+from tuning_runs import EI2, tuned
 
 from nodes import ControlNetApplyAdvanced
 
@@ -219,6 +223,16 @@ def test_training_goes_on_from_an_adapter_in_inference_mode_too(unet, trained):
     step = (ups(longer.adapter) - ups(trained.adapter)).abs().max()
     assert 0 < step < 2e-3, "one step from where it was"
     assert not ups(longer.adapter).is_inference()
+
+
+def test_weights_that_nodes_made_are_trained_through(unet):
+    """In inference mode, as all that they load."""
+    with torch.inference_mode():
+        inflated = put(unet, EI2, random_weights(unet, EI2))
+        adapted = with_lora(unet, lora_for(unet, "up"), 0.1, 0.0, 1.0, "test")
+    assert ups(train_adapter(inflated, clips(1, vision=False), QUICK).adapter).any()
+    assert ups(train_adapter(adapted, clips(1, vision=False), QUICK).adapter).any()
+    assert tuned(put(adapted, EI2)).weights.steps == 2
 
 
 def test_blocks_are_computed_twice_where_memory_is_short(unet, trained, monkeypatch):
