@@ -7,7 +7,7 @@ import pytest
 import torch
 from adapter_runs import FRAMES, QUICK, WIDTH, clips, weights
 from coherence.demo.model import load_clip, load_model
-from coherence.nodes.ge_adapter_train import GEAdapterTrain, _steering
+from coherence.nodes.ge_adapter_train import GEAdapterTrain, _lines, _steering
 from coherence.samplers.lora_steps import with_lora
 from coherence.training import ge_adapter_training as training
 from coherence.training import memory
@@ -280,6 +280,22 @@ def test_a_model_without_a_unet_is_refused(tiny_models):
 # The node -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("captions", "lines"),
+    [
+        ("a\n b \r\nc", ["a", "b", "c"]),
+        ("\na\nb", ["", "a", "b"]),
+        ("a\n\nb\n\n \n", ["a", "", "b"]),
+        ("a\nb\n", ["a", "b", ""]),
+        ("\n\n", ["", "", ""]),
+        ("\na\nb\nc\n", ["", "a", "b", "c"]),
+        ("", [""]),
+    ],
+)
+def test_any_line_of_the_captions_may_be_empty(captions, lines):
+    assert _lines(captions, 3) == lines
+
+
 def test_the_node_trains_charts_and_reports(unet):
     node = GEAdapterTrain.PREPARE_CLASS_CLONE({"hidden_inputs": {}})
     pictures = comfy.clip_vision.Output()
@@ -290,7 +306,7 @@ def test_the_node_trains_charts_and_reports(unet):
             load_clip(),
             clips().latent,
             FRAMES,
-            "a red circle\na blue square\n",
+            "\na blue square\n",
             clip_vision_output=pictures,
             rank=4,
             layers="down",
