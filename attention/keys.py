@@ -23,6 +23,8 @@ INPUT: Final = "coherence_input"
 """In an attention module's copy: the tokens that it projects, where they are its first argument."""
 PAIRS: Final = "coherence_pairs"
 """In an edit: the :class:`..techniques.pairs.Pairs` of its branches."""
+ANY_ORDER: Final = "coherence_any_order"
+"""True in runs that call the model at their noise levels in any order, as training does."""
 HOLD: Final = "coherence_hold"
 """An ExitStack that takes over what a model call would undo at its end."""
 

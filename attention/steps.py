@@ -8,7 +8,10 @@ steps and stop before the last, so model calls count too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+
+_ROUNDING: Final = 1e-6
+"""Relative: several roundings to fp32, and far less than there is between the levels of a model."""
 
 
 class NoStepError(ValueError):
@@ -42,14 +45,21 @@ def is_between(sigma: float, start_percent: float, end_percent: float, model_sam
 
 
 class Steps:
-    """``sigmas``: a run's, whichever way they go; ``acting``: who waits for a step. NoStepError if none can come."""
+    """``sigmas``: a run's, whichever way they go; ``acting``: who waits for a step. NoStepError if none can come.
 
-    def __init__(self, sigmas: Sequence[float], acting: Iterable[Acting], model_sampling: Any) -> None:
+    ``any_order``: the run does not walk its levels one after the other, so that it never has passed a range.
+    """
+
+    def __init__(
+        self, sigmas: Sequence[float], acting: Iterable[Acting], model_sampling: Any, any_order: bool = False
+    ) -> None:
         self._sigmas = [float(sigma) for sigma in sigmas]
         self._sampling = model_sampling
         self._waiting = list(acting) if len(self._sigmas) > 1 else []
         self._reached = -1
         self._require_some_after(0)
+        if any_order:
+            self._waiting = []
 
     def call(self, sigma: float) -> None:
         """The model is called at ``sigma``."""
@@ -101,6 +111,6 @@ def percent_of(sigma: float, model_sampling: Any) -> float:
 
 
 def _levels(start_percent: float, end_percent: float, model_sampling: Any) -> tuple[float, float]:
-    """The lowest and the highest noise level between two percentages."""
+    """The lowest and the highest noise level between two percentages; a step's level is one of them rounded to fp32."""
     high, low = (float(model_sampling.percent_to_sigma(percent)) for percent in (start_percent, end_percent))
-    return low, high
+    return low * (1 - _ROUNDING), high * (1 + _ROUNDING)

@@ -27,7 +27,7 @@ from .carrying import carry_on, keep, require_whole_clip
 from .chunk_guard import ChunkGuard, sizes_explained
 from .chunks import Chunk, ChunkError, in_chunks
 from .frames import frame_indices
-from .keys import RUN, TECHNIQUES
+from .keys import ANY_ORDER, RUN, TECHNIQUES
 from .open_tap import OpenTap
 from .references import of_a_chunk, require_taken
 from .rows import in_groups, rows_told
@@ -104,7 +104,7 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
     guider = executor.class_obj
     options = guider.model_options["transformer_options"]
     sampling = guider.model_patcher.get_model_object("model_sampling")
-    run = Run(Steps(sigmas, options.get(TECHNIQUES, ()), sampling))
+    run = Run(Steps(sigmas, options.get(TECHNIQUES, ()), sampling, ANY_ORDER in options))
     carry_on(run, options.get(TECHNIQUES, ()), guider, noise, sigmas)
     options[RUN] = run
     for each in options.get(TECHNIQUES, ()):

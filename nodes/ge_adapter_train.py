@@ -78,11 +78,11 @@ class GEAdapterTrain(Node):
             gradient_accumulation,
             seed,
         )
-        lines = captions.strip("\r\n").splitlines() or [""]
+        lines = _lines(captions, clips["samples"].shape[0] // frames_per_clip)
         given = Clips(
             clips,
             frames_per_clip,
-            [clip.encode_from_tokens_scheduled(clip.tokenize(line.strip())) for line in lines],
+            [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in lines],
             None if clip_vision_output is None else clip_vision_output.last_hidden_state,
             _steering(control_net, control_images, control_strength),
         )
@@ -248,6 +248,14 @@ def _inputs() -> list[io.Input]:
             "will sample with.",
         ),
     ]
+
+
+def _lines(captions: str, number: int) -> list[str]:
+    """One for each of so many clips; empty ones after the last do not count."""
+    lines = [line.strip() for line in f"{captions}\n".splitlines()]
+    while len(lines) > number and not lines[-1]:
+        lines.pop()
+    return lines
 
 
 def _steering(control_net: Any, images: Tensor | None, strength: float) -> Steering | None:

@@ -21,7 +21,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
-from ..attention.keys import LORA_RUN, LORAS
+from ..attention.keys import ANY_ORDER, LORA_RUN, LORAS
 from ..attention.run import undone_after
 from ..attention.steps import Steps, is_between, require_percents
 from ..attention.uncompiled import uncompiled, uncompiled_if_unguarded
@@ -155,7 +155,8 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
     options = guider.model_options["transformer_options"]
     loras = options.get(LORAS, ())
     sampling = guider.model_patcher.get_model_object("model_sampling")
-    options[LORA_RUN] = steps = Steps(sigmas, [each for each in loras if each.strength], sampling)
+    acting = [each for each in loras if each.strength]
+    options[LORA_RUN] = steps = Steps(sigmas, acting, sampling, ANY_ORDER in options)
     try:
         with uncompiled_if_unguarded(guider.model_options):
             result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)

@@ -83,6 +83,12 @@ class Grid:
         self, executor: Any, model: Any, conds: list[Conds | None], x: Tensor, timestep: Tensor, options: dict[str, Any]
     ) -> list[Tensor]:
         """CALC_COND_BATCH: the predictions of ``conds``, made of grids."""
+        if len(x) % self.side**2:
+            raise GridError(
+                f"{self.asked_by}: expected the whole clip at each model call, got {len(x)} of its frames, which do "
+                f"not fill grids of {self.side} × {self.side}: training takes parts of a clip. Train the model from "
+                "before this node."
+            )
         sigmas = options["transformer_options"].get("sample_sigmas")
         order = order_of(len(x), self.seed, float(timestep[0]), sigmas)
         controls = _TiledControls(order, self.side, x)

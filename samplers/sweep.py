@@ -1,7 +1,9 @@
 """What each attention layer is for: a run for each of them, with its map replaced (IE-Adapt §3.1, Figs. 2, 16 to 21).
 
 All runs have the same noise. Before the perturbation begins they are one run: what the model predicted there is kept
-and given again, as long as the sampler asks for it at the very same latent, so any sampler takes the same steps.
+and given again, as long as the sampler asks for it at the very same latent, so any sampler takes the same steps. Where
+more than the model takes part in a prediction, such as guidance, a cache or a technique, it may count calls or keep
+something of them, and every run calls the model at every step.
 """
 
 from __future__ import annotations
@@ -29,6 +31,10 @@ from .unfit import explain_unfit_inputs
 
 MOST = 4
 """Sweeps of a model whose findings are kept."""
+_OF_EVERY_RUN = ("transformer_options", "to_load_options", "sample_sigmas")
+"""What ComfyUI writes into the options of a run whose model has nothing else in them but empty dictionaries."""
+_OF_CONDITIONING = {"control", "hooks"}
+"""What a conditioning may bring that sees calls."""
 Seen = tuple[Tensor, ...]
 Found = dict[str, dict[str, float]]
 """Layer → figure by name."""
@@ -157,6 +163,17 @@ def _kept(model: ModelPatcher, key: str) -> Found:
     return sweeps[key]
 
 
+def _is_alone(guider: CFGGuider, options: Mapping[str, Any]) -> bool:
+    """Whether the model and the prompts are all that a prediction is made of: no node, no ControlNet and no hook of the
+    sampler's sees the call."""
+    told = {**options, **options.get("transformer_options", {})}
+    beside = [value for name, value in told.items() if name not in _OF_EVERY_RUN]
+    conds = [cond for each in guider.conds.values() for cond in each]
+    return all(type(value) is dict and not value for value in beside) and not any(
+        cond.keys() & _OF_CONDITIONING for cond in conds
+    )
+
+
 class _Keeping(CFGGuider):
     """Keeps what it is asked and what it predicts, until the perturbation would begin."""
 
@@ -167,9 +184,10 @@ class _Keeping(CFGGuider):
     def predict_noise(
         self, x: Tensor, timestep: Tensor, model_options: dict[str, Any] | None = None, seed: int | None = None
     ) -> Tensor:
-        predicted = super().predict_noise(x, timestep, {} if model_options is None else model_options, seed)
+        options = {} if model_options is None else model_options
+        predicted = super().predict_noise(x, timestep, options, seed)
         acts = is_between(float(timestep.flatten()[0]), *self._span, self.inner_model.model_sampling)
-        self._keeps = self._keeps and not acts
+        self._keeps = self._keeps and not acts and _is_alone(self, options)
         if self._keeps:
             self._kept.append((x.clone(), predicted.clone()))
         return predicted

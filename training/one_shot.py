@@ -6,9 +6,8 @@ Tuned: the inserted modules, and W_q of the frames' and the text's attention, as
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..attention.forms import InflationWeights, Record, find_inflation, modules_for
-from ..attention.inflation import Inflation, Inserted, base_of, beside
+from ..attention.inflation import Inflation, Inserted, base_of
 from ..attention.keys import INSERTED, OVERRIDE
 from ..techniques.stam import STAM, keep_unit, tensors_of
 from .loop import Group, History, Schedule, TrainingError, count, fit
@@ -146,11 +145,7 @@ def _put_in(copied: ModelPatcher, modules: Inserted, record: Record) -> None:
     """``modules`` in the place of those that the copied model came with."""
     options = copied.model_options["transformer_options"]
     *others, last = options[INSERTED]
-    # the others' modules were made in inference mode, as nodes are; copies are not
-    others = [replace(each, modules=copy.deepcopy(each.modules).to(copied.load_device)) for each in others]
     options[INSERTED] = (*others, Inflation(last.name, last.position, modules, 1.0, record))
-    for each in options[INSERTED]:
-        copied.set_additional_models(beside(each), [])
 
 
 def _require_memory(loss_of: _Loss, modules: nn.Module, settings: Settings) -> int:

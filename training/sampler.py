@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 
@@ -19,7 +20,8 @@ from comfy.samplers import CFGGuider, Sampler
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..attention.keys import HOLD, OVERRIDE
+from ..attention.inflation import beside, inflations_of
+from ..attention.keys import ANY_ORDER, HOLD, INSERTED, LORAS, OVERRIDE
 from ..attention.wrappers import put_wrappers
 from ..samplers.latents import samples_for
 from ..samplers.unfit import explain_unfit_inputs
@@ -48,7 +50,9 @@ def trainable(model: ModelPatcher, dtype: torch.dtype) -> ModelPatcher:
     copied = _with_own_weights(model)
     copied.set_model_compute_dtype(dtype)
     copied.model.requires_grad_(False)
+    _own_additions(copied)
     options = copied.model_options["transformer_options"]
+    options[ANY_ORDER] = True
     options[OVERRIDE] = _differentiable(options.get(OVERRIDE))
     put_wrappers(copied, "coherence.training", {WrappersMP.APPLY_MODEL: _once_a_loss})
     return copied
@@ -102,6 +106,18 @@ def _with_own_weights(model: ModelPatcher) -> ModelPatcher:
     copied = copy.deepcopy(model.model, {id(config): config} | known)
     fresh = type(model)(copied, model.load_device, model.offload_device)
     return model.clone(model_override=fresh.get_clone_model_override())
+
+
+def _own_additions(copied: ModelPatcher) -> None:
+    """What nodes of this pack put on a model was made in inference mode, as nodes are; copies of it are not."""
+    options = copied.model_options["transformer_options"]
+    if inserted := inflations_of(options):
+        own = [replace(each, modules=copy.deepcopy(each.modules).to(copied.load_device)) for each in inserted]
+        options[INSERTED] = tuple(own)
+    for each in inserted:
+        copied.set_additional_models(beside(each), [])
+    if LORAS in options:
+        options[LORAS] = copy.deepcopy(options[LORAS])
 
 
 def _differentiable(override: Callable | None) -> Callable:

@@ -1,6 +1,7 @@
 """The tap beside other packs that do unusual things: the same result, or an error that says what is in the way."""
 
 import types
+from itertools import pairwise
 
 import comfy.ldm.modules.attention
 import pytest
@@ -9,7 +10,7 @@ from clear_errors import unclear
 from coherence.attention.chunks import ChunkError
 from coherence.attention.rows import RowsError
 from coherence.attention.sites import NoSuchSiteError, UnknownModelError
-from coherence.attention.steps import NoStepError
+from coherence.attention.steps import NoStepError, is_between
 from coherence.attention.tap import tap
 from coherence.demo.model import load_model
 from coherence.nodes.cross_frame import CrossFrameAttention
@@ -18,6 +19,8 @@ from coherence.samplers.lora_steps import with_lora
 from coherence.techniques.cross_frame import CrossFrame
 from coherence.techniques.momentum import TemporalMomentum
 from coherence.techniques.technique import FurtherKeysError
+from comfy.model_sampling import CONST, ModelSamplingDiscreteFlow
+from comfy.samplers import calculate_sigmas
 from comfy_extras.nodes_freelunch import FreeU_V2
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_sag import SelfAttentionGuidance
@@ -310,6 +313,19 @@ def test_a_window_that_holds_no_step_is_refused_and_says_which_there_are(unet, n
         rf"no step .* start_percent {start} and end_percent {end}.* lie at 0\.001, 1\.",
         sampler=sampler,
     )
+
+
+@pytest.mark.parametrize("shift", [1, 1.15, 2, 3, 5, 8, 9, 12])
+def test_steps_on_the_borders_of_a_window_lie_in_it_at_any_shift(shift):
+    class Flow(ModelSamplingDiscreteFlow, CONST):
+        pass
+
+    sampling = Flow()
+    sampling.set_parameters(shift)
+    steps = calculate_sigmas(sampling, "simple", 20)[:-1].tolist()
+    for begin, end in pairwise(range(0, 20, 5)):
+        inside = [n for n, sigma in enumerate(steps) if is_between(sigma, begin / 20, end / 20, sampling)]
+        assert inside == [*range(begin, end + 1)]
 
 
 def test_a_window_between_two_steps_is_enough_for_a_sampler_that_calls_there(unet):

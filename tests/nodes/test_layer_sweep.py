@@ -12,12 +12,20 @@ from coherence.files.registry_file import from_json, to_json
 from coherence.metrics.damage import DAMAGES
 from coherence.nodes.checks import InputError
 from coherence.nodes.entropy_register import SelectAttentionLayers
+from coherence.nodes.guidance import IEGuidanceCFG
 from coherence.nodes.layer_sweep import LayerSweep
+from coherence.nodes.momentum import TemporalMomentumAttention
 from coherence.nodes.perturbation import PerturbAttention
+from coherence.samplers.lora_steps import with_lora
 from comfy.model_management import InterruptProcessingException
+from comfy_extras.nodes_easycache import EasyCacheNode
 from guided_runs import guided_run
+from random_controlnet import controlnet
+from random_lora import lora_for
 from register_runs import demo_conditioning, demo_start
 from support.tiny_clip import tiny_clip_vision
+
+from nodes import ControlNetApplyAdvanced
 
 LAYERS = "middle, output.3"
 NAMES = ["middle.0.attn1", "output.3.attn1"]
@@ -49,7 +57,7 @@ class Counting:
         return self.vae.decode(samples)
 
 
-def inputs_for(model, seed: int = 3, frames: int = 2, steps: int = 3) -> dict:
+def inputs_for(model, seed: int = 3, frames: int = 2, steps: int = 3, sampler: str = "dpmpp_2m") -> dict:
     start = demo_start(model, steps)
     start.noise.seed = seed
     return {
@@ -57,7 +65,7 @@ def inputs_for(model, seed: int = 3, frames: int = 2, steps: int = 3) -> dict:
         "positive": start.conditioning,
         "negative": demo_conditioning(2)[1:],
         "noise": start.noise,
-        "sampler": comfy.samplers.sampler_object("dpmpp_2m"),
+        "sampler": comfy.samplers.sampler_object(sampler),
         "sigmas": start.sigmas,
         "latent_image": {"samples": torch.zeros(frames, 4, 8, 8)},
     }
@@ -65,14 +73,14 @@ def inputs_for(model, seed: int = 3, frames: int = 2, steps: int = 3) -> dict:
 
 def swept(model, vae, **options):
     options = {"perturbation": "identity", "score": "change", "kind": "all", "cfg": 3.0, "layers": LAYERS, **options}
-    inputs = {name: options.pop(name) for name in ("seed", "frames", "steps") if name in options}
+    inputs = {name: options.pop(name) for name in ("seed", "frames", "steps", "sampler") if name in options}
     with torch.inference_mode():
-        return LayerSweep.execute(**inputs_for(model, **inputs), vae=vae, **options).args
+        return LayerSweep.execute(**inputs_for(model, **inputs) | {"vae": vae} | options).args
 
 
-def by_hand(model, vae, matrix: str, layer: str | None, span=(0.0, 1.0)):
+def by_hand(model, vae, matrix: str, layer: str | None, span=(0.0, 1.0), **inputs):
     """The clip that ComfyUI's own guider samples under PerturbAttention."""
-    given = inputs_for(model)
+    given = inputs_for(model, **inputs)
     with torch.inference_mode():
         if layer is not None:
             (registry,) = SelectAttentionLayers.execute(model, layer).args
@@ -99,20 +107,48 @@ def test_damage_is_that_of_the_same_runs_by_hand(unet, vae, matrix, span):
     assert chart.shape[0] == 1
 
 
-def test_steps_before_the_perturbation_run_once(unet, vae):
-    calls = []
+def guided(model):
+    (registry,) = SelectAttentionLayers.execute(model, "output.3").args
+    return IEGuidanceCFG.execute(model, registry, "U-I", 2.0)[0]
 
-    def counted(function, given):
-        calls.append(len(given["input"]))
-        return function(given["input"], given["timestep"], **given["c"])
 
-    model = unet.clone()
-    model.set_model_unet_function_wrapper(counted)
-    swept(model, vae, layers="middle", steps=6, seed=11, start_percent=0.0)
-    whole = len(calls)
-    calls.clear()
-    swept(model, vae, layers="middle", steps=6, seed=11, start_percent=0.6)
-    assert len(calls) < whole
+COMPANY = {
+    "guidance": guided,
+    "a cache": lambda model: EasyCacheNode.execute(model, 0.5, 0.0, 1.0, False)[0],
+    "a technique at the first steps": lambda model: TemporalMomentumAttention.execute(model, 0.9, end_percent=0.2)[0],
+    "a LoRA at the first steps": lambda model: with_lora(model, lora_for(model), 0.5, 0.0, 0.2, "GEAdapterApply"),
+    "a sampler that hooks into guidance": lambda model: model,
+}
+
+
+@pytest.mark.parametrize("company", COMPANY)
+def test_what_counts_the_models_calls_meets_all_of_them(unet, vae, company):
+    with torch.inference_mode():
+        model = COMPANY[company](unet)
+    inputs = {"steps": 6, "sampler": "euler_cfg_pp" if "sampler" in company else "euler"}
+    plain, clip = (by_hand(model, vae, "identity", layer, (0.5, 1.0), **inputs) for layer in (None, NAMES[1]))
+    report = json.loads(swept(model, vae, layers=NAMES[1], start_percent=0.5, **inputs)[2])
+    assert DAMAGES["change"](clip, plain) > 1e-5
+    assert report["layers"][0]["damage"]["change"] == pytest.approx(DAMAGES["change"](clip, plain), abs=1e-6)
+
+
+@pytest.mark.parametrize("steered", [False, True])
+def test_steps_before_the_perturbation_run_once_unless_a_controlnet_sees_them(unet, vae, steered):
+    prompts = [[each] for each in demo_conditioning(2)]
+    if steered:
+        with torch.inference_mode():
+            steering = controlnet(), torch.rand(2, 64, 64, 3), 0.5, 0.0, 1.0
+            prompts = ControlNetApplyAdvanced().apply_controlnet(*prompts, *steering)
+
+    def calls(start: float) -> int:
+        seen = []
+        handle = unet.model.diffusion_model.register_forward_hook(lambda *_: seen.append(1))
+        told = dict(zip(("positive", "negative"), prompts, strict=True))
+        swept(unet, vae, layers="middle", steps=6, seed=11, start_percent=start, **told)
+        handle.remove()
+        return len(seen)
+
+    assert (calls(0.6) == calls(0.0)) == steered
 
 
 @pytest.mark.slow

@@ -6,11 +6,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from adapter_runs import QUICK, clips
 from coherence.demo.model import load_model
 from coherence.nodes.cross_frame import CrossFrameAttention
 from coherence.nodes.rave import RAVEGrid
 from coherence.nodes.vidtome import VidToMe
 from coherence.samplers.rave import GridError, cut, order_of, tiled
+from coherence.training.ge_adapter_training import train_adapter
 from comfy.samplers import calculate_sigmas
 from guided_runs import guided_run
 from random_controlnet import controlnet
@@ -155,6 +157,8 @@ def test_what_cannot_be_drawn_in_grids_is_refused_with_the_reason(tiny_models):
     frames = torch.randn(FRAMES, 32, 128, generator=torch.Generator().manual_seed(2))
     refused("8 different rows of c_crossattn", conds=([[frames, {}]], conds[1]))
     grids = RAVEGrid.execute(load_model(), SIDE)[0]
+    with pytest.raises(GridError, match=r"got 3 of its frames, .* Train the model from before this node"):
+        train_adapter(grids, clips(1, frames=4, vision=False), QUICK)
     refused("CrossFrameAttention lets frames attend", CrossFrameAttention.execute(grids, "first")[0])
     refused("VidToMe lets frames attend", VidToMe.execute(grids)[0])
     with pytest.raises(GridError, match="draws grids of frames already"):

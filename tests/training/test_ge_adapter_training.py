@@ -7,14 +7,18 @@ import pytest
 import torch
 from adapter_runs import FRAMES, QUICK, WIDTH, clips, weights
 from coherence.demo.model import load_clip, load_model
-from coherence.nodes.ge_adapter_train import GEAdapterTrain, _steering
+from coherence.nodes.ge_adapter_train import GEAdapterTrain, _lines, _steering
+from coherence.samplers.lora_steps import with_lora
 from coherence.training import ge_adapter_training as training
 from coherence.training import memory
 from coherence.training.ge_adapter_training import Settings, Steering, train_adapter
 from coherence.training.loop import TrainingError
 from comfy.model_management import InterruptProcessingException
 from guided_runs import guided_run
+from inflation_runs import put, random_weights
 from random_controlnet import controlnet
+from random_lora import lora_for
+from tuning_runs import EI2, tuned
 
 from nodes import ControlNetApplyAdvanced
 
@@ -221,6 +225,16 @@ def test_training_goes_on_from_an_adapter_in_inference_mode_too(unet, trained):
     assert not ups(longer.adapter).is_inference()
 
 
+def test_weights_that_nodes_made_are_trained_through(unet):
+    """In inference mode, as all that they load."""
+    with torch.inference_mode():
+        inflated = put(unet, EI2, random_weights(unet, EI2))
+        adapted = with_lora(unet, lora_for(unet, "up"), 0.1, 0.0, 1.0, "test")
+    assert ups(train_adapter(inflated, clips(1, vision=False), QUICK).adapter).any()
+    assert ups(train_adapter(adapted, clips(1, vision=False), QUICK).adapter).any()
+    assert tuned(put(adapted, EI2)).weights.steps == 2
+
+
 def test_blocks_are_computed_twice_where_memory_is_short(unet, trained, monkeypatch):
     asked = []
     monkeypatch.setattr(training, "is_free", lambda needed: asked.append(needed) or False)
@@ -266,6 +280,22 @@ def test_a_model_without_a_unet_is_refused(tiny_models):
 # The node -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("captions", "lines"),
+    [
+        ("a\n b \r\nc", ["a", "b", "c"]),
+        ("\na\nb", ["", "a", "b"]),
+        ("a\n\nb\n\n \n", ["a", "", "b"]),
+        ("a\nb\n", ["a", "b", ""]),
+        ("\n\n", ["", "", ""]),
+        ("\na\nb\nc\n", ["", "a", "b", "c"]),
+        ("", [""]),
+    ],
+)
+def test_any_line_of_the_captions_may_be_empty(captions, lines):
+    assert _lines(captions, 3) == lines
+
+
 def test_the_node_trains_charts_and_reports(unet):
     node = GEAdapterTrain.PREPARE_CLASS_CLONE({"hidden_inputs": {}})
     pictures = comfy.clip_vision.Output()
@@ -276,7 +306,7 @@ def test_the_node_trains_charts_and_reports(unet):
             load_clip(),
             clips().latent,
             FRAMES,
-            "a red circle\na blue square\n",
+            "\na blue square\n",
             clip_vision_output=pictures,
             rank=4,
             layers="down",

@@ -7,13 +7,16 @@ import comfy.patcher_extension
 import comfy.supported_models
 import pytest
 import torch
+from adapter_runs import QUICK, clips
 from coherence.attention.forms import TUNE_A_VIDEO
 from coherence.attention.steps import NoStepError
 from coherence.demo.model import load_model
+from coherence.nodes.cross_frame import CrossFrameAttention
 from coherence.nodes.ge_adapter import GEAdapterApply
 from coherence.samplers.inversion import Inversion, invert_latent
 from coherence.samplers.lora_steps import with_lora
 from coherence.training.ge_adapter import GEAdapter, Training
+from coherence.training.ge_adapter_training import train_adapter
 from coherence.training.low_rank import attention_projections, initial_lora, pairs_of
 from comfy.samplers import calculate_sigmas
 from comfy_api.torch_helpers import set_torch_compile_wrapper
@@ -206,7 +209,17 @@ def test_in_an_inversion_it_is_told_whether_it_acted(unet):
         inverted(idle)
 
 
-def test_a_pass_that_measures_or_trains_says_nothing_of_steps(unet):
-    late = with_lora(unet, lora_for(unet), 1.0, 0.6, 0.8, "Apply")
-    figures_of(late, demo_start(unet), [0])
-    tuned(put(late, TUNE_A_VIDEO))
+ACTING = {
+    "LoRA": lambda model, *span: with_lora(model, lora_for(model), 1.0, *span, "Apply"),
+    "tap": lambda model, *span: CrossFrameAttention.execute(model, "first", "*", *span)[0],
+}
+
+
+@pytest.mark.parametrize("span", [(0.0, 0.1), (0.6, 0.8)], ids=["early", "late"])
+@pytest.mark.parametrize("acts", ACTING)
+def test_a_pass_that_measures_or_trains_says_nothing_of_steps(unet, acts, span):
+    acting = ACTING[acts](unet, *span)
+    figures_of(acting, demo_start(unet), [0])
+    tuned(put(acting, TUNE_A_VIDEO))
+    with torch.inference_mode():
+        train_adapter(acting, clips(1, vision=False), QUICK)

@@ -6,11 +6,14 @@ from itertools import pairwise
 
 import pytest
 import torch
+from coherence.attention.steps import NoStepError
 from coherence.demo.clips import render_clip
 from coherence.demo.model import load_clip, load_model, load_vae
+from coherence.nodes.cross_frame import CrossFrameAttention
 from coherence.nodes.editing import EntropyGuidedEdit
 from coherence.nodes.entropy_register import SelectAttentionLayers
 from coherence.nodes.null_text import NullTextInvert
+from coherence.samplers.lora_steps import with_lora
 from coherence.training import null_text
 from coherence.training.loop import TrainingError
 from coherence.training.null_text import time_ranges
@@ -19,8 +22,11 @@ from comfy.patcher_extension import WrappersMP
 from comfy.samplers import calculate_sigmas, sampler_object
 from comfy_extras.nodes_custom_sampler import DisableNoise
 from guided_runs import guided_run
+from inflation_runs import put, random_weights
 from inversion_runs import difference, schedule
+from random_lora import lora_for
 from tiny_models import FAMILIES
+from tuning_runs import EI2
 
 FACE = (
     "model positive negative cfg latent_image sigmas inner_steps learning_rate early_stop refine_iterations precision"
@@ -163,6 +169,37 @@ def test_it_follows_the_inversion_in_every_family(tiny_models, family):
     assert max(told["before"]) > 0
     assert all(after <= before for before, after in zip(told["before"], told["after"], strict=True))
     assert max(told["changes"]) > 0
+
+
+EARLY = {
+    "GEAdapterApply": lambda model: with_lora(model, lora_for(model), 1.0, 0.0, 0.5, "GEAdapterApply"),
+    "CrossFrameAttention": lambda model: CrossFrameAttention.execute(model, "first", end_percent=0.5)[0],
+}
+
+
+@pytest.mark.parametrize("node", EARLY)
+def test_a_node_that_acts_early_alone_is_inverted_and_followed(demo, prompts, clip, node):
+    model, sigmas = EARLY[node](demo), schedule(demo, 3)
+    negative, latent, reconstruction, _ = invert(model, prompts, clip, sigmas)
+    assert difference(guided(model, prompts[0], negative, latent, sigmas), reconstruction["samples"]) < 1e-4
+    assert difference(guided(demo, prompts[0], negative, latent, sigmas), reconstruction["samples"]) > 1e-3
+    with pytest.raises(NoStepError, match=f"{node}: no step"):
+        invert(model, prompts, clip, schedule(demo, 3)[2:])
+
+
+MADE = {
+    "LoRA": lambda model: with_lora(model, lora_for(model), 1.0, 0.0, 1.0, "test"),
+    "STAM": lambda model: put(model, EI2, random_weights(model, EI2)),
+}
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_weights_that_nodes_made_are_followed_through(demo, prompts, clip, made):
+    """In inference mode, as all that they load."""
+    with torch.inference_mode():
+        model = MADE[made](demo)
+    told = json.loads(invert(model, prompts, clip, schedule(demo, 2))[-1])
+    assert all(after < before for before, after in zip(told["before"], told["after"], strict=True))
 
 
 def test_each_step_has_a_time_range_of_its_own(demo, tiny_models):
