@@ -73,6 +73,8 @@ class OpenTap:
         self._told: dict[str, Any] = {
             "frame_indices": self._clip.frame_indices,
             "clip_numbers": self._run.numbers_of(self._clip.frame_indices),
+            "clip_length": self._run.frames or None,
+            "whole_frames": self._run.size in (None, tuple(shape[-2:])),
             "sigma": sigma,
             "pairs": options.get(PAIRS),
             "runs_ahead": chunk is not None and bool(chunk.ahead_for),

@@ -89,6 +89,8 @@ class Run:
     """Of the clip, in its rows."""
     numbers: tuple[int, ...] | None = None
     """Of these frames in the whole clip; None where they are 0, 1, 2 ..."""
+    size: tuple[int, ...] | None = None
+    """Height and width of its latents; None where several modalities are packed."""
     _anatomies: dict[nn.Module, Anatomy] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -104,7 +104,8 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
     guider = executor.class_obj
     options = guider.model_options["transformer_options"]
     sampling = guider.model_patcher.get_model_object("model_sampling")
-    run = Run(Steps(sigmas, options.get(TECHNIQUES, ()), sampling, ANY_ORDER in options))
+    size = tuple(noise.shape[-2:]) if noise.ndim > 3 else None
+    run = Run(Steps(sigmas, options.get(TECHNIQUES, ()), sampling, ANY_ORDER in options), size=size)
     carry_on(run, options.get(TECHNIQUES, ()), guider, noise, sigmas)
     options[RUN] = run
     for each in options.get(TECHNIQUES, ()):

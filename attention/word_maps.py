@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..techniques.entropy import CHUNK_BYTES, four_dimensional
 from ..techniques.site import last
-from ..techniques.technique import AttentionCall
+from ..techniques.technique import AttentionCall, require_whole_frames
 from .recorder import Recorder
 from .sites import NoSuchSiteError
 
@@ -56,6 +56,7 @@ class WordRecorder(Recorder):
         first, grid = first_of_text(call, self.text_tokens), call.grid
         if first is None or grid is None:
             return
+        require_whole_frames(call)
         q, k, _ = call.per_head()
         in_rows = call.site.frames_in == "rows"
         leading, tokens = call.leading_tokens or 0, grid[0] * grid[1] * (1 if in_rows else call.frames)

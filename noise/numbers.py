@@ -1,6 +1,7 @@
 """Which frames of the whole clip a noise is for: told by whoever made it, as samplers pass on nothing but the tensor.
 
-A noise that is moved to a device, or to another precision that keeps its bits, is found by its content.
+A noise that is moved to a device, or to another precision that keeps its bits, is found by its content. As frames may
+be equal, such as all of a clip that stands still, what begins a clip is told, too, and the newest counts.
 """
 
 from __future__ import annotations
@@ -32,8 +33,6 @@ _lock = Lock()
 
 def tell(noise: Tensor, start: int, indices: Sequence[int] | None) -> Tensor:
     """``noise``, whose frames are those that ``start`` and ``indices`` say, as long as it exists."""
-    if start == 0 and indices is None:
-        return noise
     key = id(noise)
 
     def forget(_gone: ref[Tensor]) -> None:
@@ -45,16 +44,16 @@ def tell(noise: Tensor, start: int, indices: Sequence[int] | None) -> Tensor:
 
 
 def told_of(noise: Tensor) -> Told | None:
-    """What was told of ``noise``, or of what it is a copy of."""
+    """What was told of ``noise``, or of what it is a copy of. None where that is just that it begins a clip."""
     with _lock:
-        entries = [*_told.values()]  # a copy: entries go whenever a noise does
-    known = [(there(), told) for there, told in entries]
+        entries = [*_told.values()][::-1]  # a copy: entries go whenever a noise does
+    known = [(made, told) for there, told in entries if (made := there()) is not None]
     if noise.is_nested or not known:
         return None
-    here = noise.detach().to("cpu")
-    for made, told in reversed(known):
-        if made is noise:
-            return told
-        if made is not None and made.shape == here.shape and torch.equal(made.to(here.dtype), here):
-            return told
-    return None
+    told = next((told for made, told in known if made is noise), None) or _of_copy(noise.detach().to("cpu"), known)
+    return None if told == Told(0, None) else told
+
+
+def _of_copy(noise: Tensor, known: Sequence[tuple[Tensor, Told]]) -> Told | None:
+    alike = (told for made, told in known if made.shape == noise.shape and torch.equal(made.to(noise.dtype), noise))
+    return next(alike, None)

@@ -46,6 +46,7 @@ from .finite import require_finite_prediction, step_at
 from .latents import input_scale, noise_for, require_clip_alone, require_falling, require_levels, samples_for
 from .lockstep import Lockstep, NothingToTakeError
 from .pairing import PairSampler
+from .partners import acting, in_order, partners
 from .replacing import Replace, Replacing, require_words
 from .stages import acts_in_stage, require_no_noise_mask, target_samples
 from .told import Conds, in_told_order, meanwhile, told
@@ -270,7 +271,7 @@ class EditGuider(CFGGuider):
         splits these, too, two calls in step."""
         for pair in (pair for pair in groups if len(pair) == 2):
             if self._replacing.active:
-                self._replacing.pair(*pair, self._paired(*pair))
+                self._replacing.pair(*pair, self._paired(*pair, timestep[0]))
         call = partial(self._call, x=x, timestep=timestep, options=options)
         call_model = partial(self._call_model, told(options.get("model_function_wrapper")))
         on_one_gpu = {"multigpu_clones": None}  # on several the branches would part
@@ -301,15 +302,10 @@ class EditGuider(CFGGuider):
             raise UnpairedBranchError(UNPAIRED) from None
         return {**of_source, **of_target}
 
-    def _paired(self, source: str, target: str) -> list[tuple[OfClip, OfClip]]:
-        sources, targets = self._branches[source], self._branches[target]
-        if len(sources) not in (1, len(targets)):
-            raise ValueError(
-                f"{source} combines {len(sources)} conditionings and {target} {len(targets)}: it is not clear which "
-                "belong together. Combine the same number in each, or give the source one alone."
-            )
-        sources = sources * len(targets) if len(sources) == 1 else sources
-        return [(t["uuid"], s["uuid"]) for t, s in zip(targets, sources, strict=True)]
+    def _paired(self, source: str, target: str, sigma: Tensor) -> list[tuple[OfClip, OfClip | None]]:
+        sources, targets = (acting(self._branches[name], sigma) for name in (source, target))
+        found = partners(sources, targets, (source, target))
+        return [(taker["uuid"], None if donor is None else donor["uuid"]) for taker, donor in found]
 
     def _call(self, names: tuple[str, ...], x: Tensor, timestep: Tensor, options: dict[str, Any]) -> dict[str, Tensor]:
         """The branches ``names``, positives first: ComfyUI has the rows in reverse."""
@@ -343,7 +339,8 @@ class EditGuider(CFGGuider):
 
 def _branch(clip: int, index: int, conds: Conds, controls: SeenControls) -> Conds:
     """A copy of ``conds`` whose uuids tell whose branches they are, and whose ControlNets see that clip."""
-    return with_controls([{**entry, "uuid": OfClip(uuid4(), index, clip)} for entry in conds], controls) or []
+    own = [{**entry, "uuid": OfClip(uuid4(), index, clip)} for entry in in_order(conds)]
+    return with_controls(own, controls) or []
 
 
 def _shown_own_clip(inputs: tuple[Tensor, Tensor, dict], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -30,7 +30,8 @@ from ..attention.bilateral import TemporalBilateral, last_decoder_level
 from ..attention.sites import sites_of
 from ..attention.tap import tap
 from ..frames.bilateral import bilateral_spatial, restandardised
-from ..noise.streams import generator, plain_noise
+from ..frames.streams import of_level
+from ..noise.streams import Indices, plain_noise
 from .finite import require_finite_prediction
 from .latents import input_scale, model_scale, require_levels, samples_for
 from .trajectory import Trajectory, size_of
@@ -107,11 +108,11 @@ def walk_eq_12(
     x: Tensor,
     sigmas: Tensor,
     slope: Slope,
-    draw: Callable[[], Tensor],
+    draw: Callable[[int], Tensor],
     smooth: Smooth = lambda x, level: x,
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> Tensor:
-    """GE-Adapter's Eq. 12 as printed, along rising ``sigmas``; ``draw`` gives z ~ N(0, I) shaped as ``x``.
+    """GE-Adapter's Eq. 12 as printed, along rising ``sigmas``; ``draw`` gives z ~ N(0, I) of a level, shaped as ``x``.
 
     y ← (y′ − (1 − α_t) / √(1 − ᾱ_t) · ε(y′, t)) / √α_t + √(1 − α_{t−1}) z, with y = √ᾱ x, t the step's noisier end,
     t − 1 its cleaner end, and α_t = ᾱ_t / ᾱ_{t−1}.
@@ -123,7 +124,7 @@ def walk_eq_12(
         y = smooth(x, level - 1) * sqrt(signal[level - 1])
         noise = slope(y / sqrt(signal[level]), level)
         y = (y - (1 - alpha) / sqrt(1 - signal[level]) * noise) / sqrt(alpha)
-        x = (y + sqrt(1 - alphas[level - 1]) * draw()) / sqrt(signal[level])
+        x = (y + sqrt(1 - alphas[level - 1]) * draw(level)) / sqrt(signal[level])
         rate = slope(x, level)
         on_step(Step(level, x, rate, _miss(x - rate * width, start)))
     return x
@@ -166,16 +167,17 @@ class InversionSampler(Sampler):
     """A SAMPLER for rising sigmas: walks a clean ``latent_image`` to the noise it could have come from.
 
     It is no KSAMPLER, which scales what it returns, for flow models by 1/0 at σ = 1. Of the noise it is given only the
-    seed counts, in ``literal``. The result restarts sampling as ``latent_image`` without noise, that of a flow model at
-    its highest σ as NOISE. ``features``: the technique of ``feature_temporal``, which is on the model. ``keep`` is
-    called with the clip, and with the latent after every step. Levels that begin above 0 go on from the result of an
-    inversion that ended there.
+    seed counts, in ``literal``, whose noise is of the frames ``indices``, the latent's ``batch_index``. The result
+    restarts sampling as ``latent_image`` without noise, that of a flow model at its highest σ as NOISE. ``features``:
+    the technique of ``feature_temporal``, which is on the model. ``keep`` is called with the clip, and with the latent
+    after every step. Levels that begin above 0 go on from the result of an inversion that ended there.
     """
 
     inversion: Inversion
     features: TemporalBilateral | None = None
     report: Report | None = None
     keep: Callable[[Tensor], None] = lambda latent: None
+    indices: Indices = None
 
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
@@ -186,6 +188,7 @@ class InversionSampler(Sampler):
         clip = sampling.noise_scaling(sigmas[0], torch.zeros_like(latent_image), latent_image)
         self.keep(clip)
         filtered_levels = self.inversion.filter_until * steps
+        indices = range(len(clip)) if self.indices is None else self.indices
 
         def slope(x: Tensor, level: int) -> Tensor:
             if self.features is not None:
@@ -212,9 +215,12 @@ class InversionSampler(Sampler):
             if callback is not None:
                 callback(step.level - 1, step.x - step.slope * sigma, step.x, steps)
 
+        def draw(level: int) -> Tensor:
+            stream = of_level(extra_args["seed"], float(sigmas[level]))
+            return plain_noise(clip.shape, stream, indices).to(clip)
+
         if self.inversion.mode == "literal":
-            source = generator(extra_args["seed"])
-            x = walk_eq_12(clip, sigmas, slope, lambda: plain_noise(noise.shape, source).to(noise), smooth, on_step)
+            x = walk_eq_12(clip, sigmas, slope, draw, smooth, on_step)
         else:
             x = invert(clip, sigmas, slope, smooth, self.inversion.refine_iterations, on_step)
         if isinstance(sampling, CONST) and self.max_denoise(model_wrap, sigmas.flip(0)):
@@ -280,7 +286,7 @@ def invert_latent(
         if kept_in is not None:
             latents.append(latent.to("cpu", kept_in, copy=True))
 
-    sampler = InversionSampler(inversion, features, report := Report(), keep)
+    sampler = InversionSampler(inversion, features, report := Report(), keep, latent.get("batch_index"))
     require_levels(model, sigmas)
     samples = samples_for(model, latent)
     if samples.is_nested:

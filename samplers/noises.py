@@ -35,6 +35,9 @@ AnyChain = TypeVar("AnyChain", bound="ChainNoise")
 
 LAST_FRAME = "noise_frame"
 """Entry of a LATENT: the number of the last frame of noise whose frames are on axis 2; else batch_index tells it."""
+CLIP_END = "noise_clip_end"
+"""Entry of a LATENT of a whole clip of noise with a batch_index: the number after its last frame. Nodes that take a
+part out of it change batch_index alone."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class ClipNoise:
         """
         samples = input_latent["samples"]
         indices = input_latent.get("batch_index")
+        if indices is not None and list(indices) == [*range(first_frame(self), input_latent.get(CLIP_END, 0))]:
+            indices = None
         source = generator(self.seed)
         if not samples.is_nested:
             made = self._clips(samples, source, indices, frames_axis(samples.shape, self.carried))
@@ -99,14 +104,14 @@ class ChainNoise(ClipNoise):
         frames = new_frames(shape[axis], self.carried)
         if axis == 2:
             indices = None  # it names clips
-        part = indices is not None and sorted(indices) != list(frames)
+        part = indices is not None  # frames 0 to k, too, may be the first of a longer clip
         if part and self.chain.loop:
             raise ValueError(_of_a_part("loop makes the last frame a neighbour of the first", indices))
         if self.keys is None:
             return self.model
         if part and self.keys.count_from_the_end:
             raise ValueError(_of_a_part("frames counts from the end of the clip", indices))
-        keys = self.keys.of((shape[1], *shape[-2:]), frames, whole=indices is None)
+        keys = self.keys.of((shape[1], *shape[-2:]), frames, whole=not part)
         if self.carried is None:
             return self.chain.model(keys=keys)
         return self.chain.model(self.carried.number, keys, goes_on=True)
@@ -115,7 +120,7 @@ class ChainNoise(ClipNoise):
 def _of_a_part(asked: str, indices: Indices) -> str:
     return (
         f"{asked}, but latent_image holds only frames {', '.join(map(str, indices or ()))} (its batch_index). Give the "
-        "sampler the whole clip's latent."
+        "sampler the whole clip's latent, not one from LatentFromBatch, which does not tell where the clip ends."
     )
 
 
@@ -187,7 +192,8 @@ def noise_latent(noise: Any, latent: dict) -> dict:
     result: dict = {"samples": frames}
     indices = latent.get("batch_index")
     if frames_axis_of(noise, made) == 0:
-        return result | {"batch_index": list(range(start, start + len(frames)) if indices is None else indices)}
+        whole = {"batch_index": list(range(start, start + len(frames))), CLIP_END: start + len(frames)}
+        return result | (whole if indices is None else {"batch_index": list(indices)})
     result[LAST_FRAME] = start + frames.shape[2] - 1
     return result if indices is None else result | {"batch_index": indices}
 

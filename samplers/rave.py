@@ -112,6 +112,7 @@ class Grid:
                     self._common(name, each)
         if "mask" in cond:
             shown["mask"] = tiled(_by_frame(cond["mask"], len(x)), order, self.side)
+            shown.pop("area", None)  # the mask's bounds in the frame, which are no place in a grid
         if cond.get("control") is not None:
             shown["control"] = controls.of(cond["control"])
         return shown

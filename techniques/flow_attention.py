@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..frames.trajectories import paths
 from .cross_frame import AnyFrames
-from .technique import AttentionCall, Proceed, Stage, Technique
+from .technique import AttentionCall, Proceed, Stage, Technique, require_whole_frames
 
 
 class FlowError(ValueError):
@@ -50,8 +50,8 @@ def along(q: Tensor, k: Tensor, v: Tensor, table: Tensor, scale: float | None) -
 
 @dataclass(eq=False)
 class FlowAttention(Technique):
-    """The technique. ``flow``: as :func:`..frames.trajectories.paths` takes it, of the whole clip; ``heights``: of
-    frames in tokens where paths are followed, empty for all."""
+    """The technique. ``flow``: as :func:`..frames.trajectories.paths` takes it, of the run's clip, or of a whole clip
+    of which the run holds a part; ``heights``: of frames in tokens where paths are followed, empty for all."""
 
     flow: Tensor
     heights: tuple[int, ...] = ()
@@ -73,6 +73,7 @@ class FlowAttention(Technique):
                 f"Flow attention needs the height and width of a frame at {call.site.name}, but the model does not "
                 "provide them: another node may have replaced the layer. Leave it out of 'layers'."
             )
+        require_whole_frames(call)
         if not self._follows(call.grid[0], call.sigma):
             return dense
         q, k, _ = (call.of_frame(x).unflatten(0, (-1, call.frames)) for x in call.per_head())
@@ -95,12 +96,14 @@ class FlowAttention(Technique):
         return not self.heights or height in self.heights
 
     def _table(self, call: AttentionCall) -> Tensor:
-        indices = call.frame_indices
-        if indices != tuple(range(indices[0], indices[0] + len(indices))) or indices[-1] > len(self.flow):
+        images = len(self.flow) + 1
+        indices = call.frame_indices if call.clip_length in (None, images) else call.clip_numbers
+        if indices is None or indices != tuple(range(indices[0], indices[-1] + 1)) or indices[-1] >= images:
+            drawn = indices or call.frame_indices
             raise FlowError(
-                f"images holds {len(self.flow) + 1} frames, but the model draws frames "
-                f"{indices[0]} to {indices[-1]} ({len(indices)} of them), expected frames of the same clip that follow "
-                "one another. Give it as many images as the latent has frames."
+                f"images holds {images} frames, but the model draws frames {drawn[0]} to {drawn[-1]} "
+                f"({len(drawn)} of them), expected frames of the same clip that follow one another. Give it as many "
+                "images as the latent has frames."
             )
         assert call.grid is not None
         key = call.grid, indices, call.q.device

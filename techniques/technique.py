@@ -27,6 +27,10 @@ class MergedError(ValueError):
     """Frames have been merged, and what comes next needs them whole; or they cannot be merged here."""
 
 
+class PartOfFrameError(ValueError):
+    """Frames are needed whole, but a call holds parts of them, or several in one picture."""
+
+
 class NoInputError(ValueError):
     """A layer's input cannot be seen."""
 
@@ -58,7 +62,9 @@ class AttentionCall:
     ``heads_joined``: the output is rows × tokens × channels of all heads, whichever layout q has.
     ``grid``: height and width of a frame in tokens, where the host tells them.
     ``clip_numbers``: of these frames in the whole clip, where the run holds a part of it; None where ``frame_indices``
-    tell them.
+    tell them. ``clip_length``: of the run's clip; None where it is not told.
+    ``whole_frames``: its pictures are the run's frames; no parts of them, as of a prompt for an area or of a tile, and
+    no grids of several.
     ``memory``: where the clip comes in chunks (:mod:`..attention.chunks`) or in runs (:mod:`..attention.carrying`),
     what the technique kept here in those before, and keeps for those that follow; None where all frames of the clip,
     or of a context window, are in the call.
@@ -86,6 +92,8 @@ class AttentionCall:
     grid: tuple[int, int] | None = None
     memory: dict[str, Tensor] | None = None
     clip_numbers: tuple[int, ...] | None = None
+    clip_length: int | None = None
+    whole_frames: bool = True
     input: Tensor | None = None
     pairs: Pairs | None = None
     runs_ahead: bool = False
@@ -158,6 +166,8 @@ class FeaturesCall:
     sigma: float
     memory: dict[str, Tensor] | None = None
     clip_numbers: tuple[int, ...] | None = None
+    clip_length: int | None = None
+    whole_frames: bool = True
     pairs: Pairs | None = None
     runs_ahead: bool = False
 
@@ -175,6 +185,17 @@ def seen_input(call: AttentionCall) -> Tensor:
             "its block, or its tokens. Remove that node, or leave the layer out of 'layers'."
         )
     return call.input
+
+
+def require_whole_frames(call: AttentionCall) -> None:
+    """PartOfFrameError where a place in the call's pictures is not that place in the frame."""
+    if not call.whole_frames:
+        raise PartOfFrameError(
+            f"Attention layer {call.site.name} was given a part of the frame or a grid of frames, expected whole "
+            "frames: a prompt is for an area (ConditioningSetArea, or ConditioningSetMask with 'mask bounds'), or "
+            "another node draws tiles or grids. Use a prompt for the whole frame, or a mask with 'default', or remove "
+            "that node."
+        )
 
 
 def require_own_keys(call: AttentionCall) -> None:

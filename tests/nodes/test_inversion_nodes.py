@@ -21,6 +21,8 @@ from comfy_extras.nodes_void import VOIDSampler
 from inversion_runs import FILTER, difference, inverted, sampled, schedule
 from tiny_models import FAMILIES
 
+from nodes import LatentFromBatch
+
 FACES = {
     BilateralDDIMInvert: (
         {"model", "positive", "negative", "cfg", "latent_image", "sigmas", "seed", "keep_trajectory", *FILTER},
@@ -191,6 +193,14 @@ def test_literal_draws_noise_of_its_seed_only(demo, prompt, clip):
     assert torch.equal(first, again)
     assert difference(first, other) > 0.01
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_literal_adds_the_same_noise_however_a_batch_is_split(demo, prompt, clip):
+    def made(latent):
+        return inverted(demo, prompt, latent, schedule(demo, 3), mode="literal", seed=1)[0]["samples"]
+
+    parts = [made(LatentFromBatch().frombatch(clip, start, count)[0]) for start, count in ((0, 1), (1, 2))]
+    assert difference(torch.cat(parts), made(clip)) < 1e-4
 
 
 def test_features_are_filtered_in_the_last_decoder_level(demo):

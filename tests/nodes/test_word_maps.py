@@ -14,11 +14,13 @@ from coherence.samplers.measure import Start
 from coherence.samplers.word_maps import measure_words, parse_phrases, texts_before, tokens_of_prompt
 from coherence.samplers.words import WordsError, WordTokens
 from coherence.techniques.site import Site, alone, last, last_padded
-from coherence.techniques.technique import AttentionCall
+from coherence.techniques.technique import AttentionCall, PartOfFrameError
 from comfy_extras.nodes_custom_sampler import DisableNoise, Noise_RandomNoise
 from inversion_runs import inverted, schedule
 from tiny_models import FAMILIES
 from watching import watched
+
+from nodes import ConditioningSetArea, ConditioningSetMask
 
 FACE = "model conditioning clip words latent_image noise sigmas measure_steps layers threshold prompt"
 PROMPT = "a small red circle in the centre, white background"
@@ -169,6 +171,17 @@ def test_a_text_that_conditioning_is_not_of_is_refused(text, prompt):
     ):
         with pytest.raises(WordsError, match=said):
             tokens_of_prompt(text, conditioning, texts)
+
+
+def test_a_prompt_for_a_part_of_the_frame_is_refused(demo, text, prompt):
+    latent, corner = {"samples": torch.zeros(2, 4, 16, 16)}, torch.zeros(1, 16, 16)
+    corner[:, :8, :8] = 1
+    area = ConditioningSetArea().append(prompt, 64, 64, 0, 0, 1.0)[0]
+    bounds, default = (ConditioningSetMask().append(prompt, corner, how, 1.0)[0] for how in ("mask bounds", "default"))
+    for partial in (area, bounds):
+        with pytest.raises(PartOfFrameError, match="given a part of the frame"):
+            run(demo, partial, text, latent, schedule(demo, 1), "circle")
+    run(demo, default, text, latent, schedule(demo, 1), "circle")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from coherence.nodes.noise import DependencyNoise, NoiseFrames
 from coherence.noise.dependency import SOLVERS
 from coherence.noise.divergence import DIVERGENCES
 from coherence.noise.measure import neighbour_kl
+from coherence.noise.numbers import told_of
 from comfy.nested_tensor import NestedTensor
 
 SETTINGS = {
@@ -115,6 +116,20 @@ def test_batch_index_of_videos_picks_the_clip_to_go_on_with():
     again = dependency_noise(frames_of(dependency_noise(), video(4, **chosen)))
     assert torch.equal(again.generate_noise(video(2, **chosen)), whole[:, :, 4:])
     assert torch.equal(again.generate_noise(video(2, clips=1, batch_index=[1])), whole[1:, :, 4:])
+
+
+def test_frames_that_equal_others_are_told_as_their_own():
+    """A clip that stands still: all its frames are the same bits."""
+    still = dependency_noise(kl=0.0, kl_schedule="")
+    kept = frames_of(still, pictures(4, batch_index=[8, 9, 10, 11]))
+    begun, later = still.generate_noise(pictures(4)), still.generate_noise(pictures(4, batch_index=[4, 5, 6, 7]))
+    assert torch.equal(begun, kept["samples"])
+    assert told_of(begun) is None
+    assert told_of(later).numbers(4) == (4, 5, 6, 7)
+    assert told_of(later.double()).numbers(4) == (4, 5, 6, 7)
+    assert told_of(kept["samples"]).numbers(4) == (8, 9, 10, 11)
+    begun = still.generate_noise(pictures(4))
+    assert told_of(begun.double()) is None
 
 
 def test_half_precision_latents_carry_every_bit():

@@ -26,7 +26,7 @@ from editing_runs import demo_run, halves, tiny_run
 from gligen import gligen_for, with_boxes
 from watching import DEMO, difference, watched
 
-from nodes import ControlNetApplyAdvanced
+from nodes import ConditioningSetMask, ConditioningSetTimestepRange, ControlNetApplyAdvanced
 
 pytestmark = pytest.mark.slow
 
@@ -101,6 +101,42 @@ def test_areas_and_combined_prompts_are_paired_entry_by_entry(run):
     assert difference(source, run.plain(run.source)) < 1e-3
     assert difference(*replace(run, target=run.source).edit()) < 1e-4  # threads round the rows of small areas apart
     assert difference(run.edit()[0], target) > 0.01
+
+
+def masked_halves(prompt):
+    left = torch.zeros(1, 8, 8)
+    left[..., :4] = 1
+    return [
+        entry for mask in (left, 1 - left) for entry in ConditioningSetMask().append(prompt, mask, "default", 1.0)[0]
+    ]
+
+
+def timed_halves(prompt):
+    spans = ((0.0, 0.5), (0.5, 1.0))
+    return [entry for span in spans for entry in ConditioningSetTimestepRange().set_range(prompt, *span)[0]]
+
+
+@pytest.mark.parametrize("parts", [halves, masked_halves, timed_halves])
+def test_prompts_in_parts_are_edited_where_the_source_has_no_negative(run, parts):
+    run = replace(run, source=parts(run.source), target=parts(run.target))
+    target, source = run.edit(source_cfg=1.0)
+    free, plain = run.edit(layers="", source_cfg=1.0)
+    assert difference(source, plain) < 1e-3
+    assert difference(plain, run.plain(run.source, cfg=1.0)) < 1e-3
+    assert difference(target, free) > 0.01
+
+
+@pytest.mark.parametrize("source_cfg", [4.0, 1.0])
+def test_an_edit_is_the_same_in_whichever_order_areas_are_combined(run, source_cfg):
+    sources, targets = ([*halves(prompt)[:1], *prompt] for prompt in (run.source, run.target))
+    edits = [
+        replace(run, source=source, target=target).edit(source_cfg=source_cfg)[0]
+        for source in (sources, sources[::-1])
+        for target in (targets, targets[::-1])
+    ]
+    assert all(difference(each, edits[0]) < 1e-4 for each in edits)
+    free = replace(run, source=sources, target=targets).edit(layers="", source_cfg=source_cfg)[0]
+    assert difference(edits[0], free) > 0.01
 
 
 def test_the_entries_of_a_combined_target_may_share_a_single_source(run):

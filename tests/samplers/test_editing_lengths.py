@@ -103,8 +103,20 @@ def test_a_cross_map_of_other_lengths_is_refused_with_the_numbers(run_of):
 def test_areas_of_one_clip_alone_are_refused(run_of):
     """ComfyUI gives the other clip each of these areas, too."""
     run = run_of("eps")
-    with pytest.raises(ValueError, match="source combines 3 conditionings and target 2"):
+    with pytest.raises(UnpairedBranchError, match="the same areas"):
         replace(run, target=halves(run.target)).edit()
+
+
+@pytest.mark.parametrize("source_cfg", [4.0, 1.0])
+def test_areas_go_in_step_in_whichever_order_they_are_combined(run_of, source_cfg):
+    run = run_of("eps")
+    sources, targets = ([*prompt, *halves(prompt)[:1]] for prompt in (run.source, run.target))
+    edit = replace(run, source=sources, target=targets).edit(source_cfg=source_cfg)[0]
+    other = replace(run, source=sources, target=targets[::-1]).edit(source_cfg=source_cfg)[0]
+    assert difference(other, edit) < 1e-4
+    assert (
+        difference(replace(run, source=sources, target=targets).edit(layers="", source_cfg=source_cfg)[0], edit) > 0.01
+    )
 
 
 def test_context_windows_cut_both_clips_alike(run_of):

@@ -137,7 +137,7 @@ def test_literal_takes_the_noise_away_that_eq_12_takes_and_adds_what_it_adds():
     x, z = normal(2, 3), [normal(2, 3, seed=1), normal(2, 3, seed=2)]
     drawn = iter(z)
     steps: list[Step] = []
-    walk_eq_12(x, sigmas, lambda x, level: x * level, lambda: next(drawn), on_step=steps.append)
+    walk_eq_12(x, sigmas, lambda x, level: x * level, lambda _: next(drawn), on_step=steps.append)
 
     bar = 1 / (sigmas**2 + 1)
     alpha = bar[1:] / bar[:-1]
@@ -152,5 +152,5 @@ def test_literal_cannot_be_walked_back():
     sigmas, x = rising(50), clips()
     slope = mixture(sigmas)
     source = torch.Generator().manual_seed(0)
-    noise = walk_eq_12(x, sigmas, slope, lambda: torch.randn(x.shape, generator=source, dtype=x.dtype))
+    noise = walk_eq_12(x, sigmas, slope, lambda _: torch.randn(x.shape, generator=source, dtype=x.dtype))
     assert difference(sample(noise, sigmas, slope), x) > 10 * error(50)

@@ -40,9 +40,9 @@ def controlled(conds, pictures):
     return ControlNetApplyAdvanced().apply_controlnet(*conds, controlnet(), pictures, 1.0, 0.0, 1.0)[:2]
 
 
-def masked(conds, mask):
-    positive = ConditioningSetMask().append(conds[0], mask, "default", 1.0)[0]
-    return [*positive, *ConditioningSetMask().append(conds[1], 1 - mask, "default", 1.0)[0]], conds[1]
+def masked(conds, mask, area="default"):
+    positive = ConditioningSetMask().append(conds[0], mask, area, 1.0)[0]
+    return [*positive, *ConditioningSetMask().append(conds[1], 1 - mask, area, 1.0)[0]], conds[1]
 
 
 def rows_first(pictures):
@@ -82,6 +82,18 @@ def test_euler_in_grids_is_the_authors_loop(along):
     assert difference(ours, plain) > 0.02
     if along != "alone":
         assert difference(ours, run(RAVEGrid.execute(model, SIDE, SEED)[0], conds, noise, sigmas_of(model))) > 0.01
+
+
+def test_a_prompt_for_the_bounds_of_a_mask_reaches_every_cell():
+    model, noise = load_model(), noise_of(DEMO, 4)
+    grids, mask = RAVEGrid.execute(model, SIDE, SEED)[0], torch.zeros(1, 8, 8)
+    mask[:, :4, :4] = 1
+    default, bounds = (
+        run(grids, masked(DEMO.conditioning(), mask, area), noise, sigmas_of(model))
+        for area in ("default", "mask bounds")
+    )
+    assert difference(bounds, default) <= 1e-5
+    assert difference(default, run(grids, DEMO.conditioning(), noise, sigmas_of(model))) > 0.01
 
 
 @pytest.mark.parametrize("name", ["flux", "qwen_image"])

@@ -10,12 +10,16 @@ from coherence.attention.chunks import ChunkError
 from coherence.demo.model import load_model
 from coherence.frames.trajectories import paths
 from coherence.nodes.flow_attention import FlowAttention
+from coherence.nodes.noise import DependencyNoise
 from coherence.techniques.flow_attention import FlowAttention as Technique
 from coherence.techniques.flow_attention import FlowError
+from coherence.techniques.technique import PartOfFrameError
 from coherence.techniques.technique import Technique as AnyTechnique
 from picture_runs import momentum, patched
 from tiny_models import FAMILIES, sample
 from watching import DEMO, demo_of, difference
+
+from nodes import ConditioningSetArea, ConditioningSetMask
 
 FRAMES = 4
 
@@ -152,8 +156,40 @@ def test_chunks_other_clips_and_unknown_resolutions_are_refused_with_a_cure(subj
         sample(patched(momentum(model, frames_per_batch=2), Technique(a_flow())), family, steps=1)
     with pytest.raises(FlowError, match=r"images holds 2 frames, but the model draws frames 0 to 3"):
         sample(patched(model, Technique(a_flow(2))), family, steps=1)
+    with pytest.raises(FlowError, match=r"images holds 9 frames, but the model draws frames 0 to 3"):
+        sample(patched(model, Technique(a_flow(9))), family, steps=1)
     with pytest.raises(FlowError, match=r"resolutions is 999, but frames are .* tokens high"):
         sample(patched(model, Technique(a_flow(), (999,))), family, steps=2)
+
+
+def test_a_part_of_a_clip_follows_its_part_of_the_flow():
+    model, flow, part = load_model(), a_flow(2 * FRAMES), {"batch_index": [4, 5, 6, 7]}
+    noise = (
+        DependencyNoise.execute(3, 0.1, "", "generalised", "bisection", 1, 15)
+        .args[0]
+        .generate_noise({"samples": torch.zeros(4, 4, 8, 8), **part})
+    )
+
+    def drawn(flow):
+        return sample(patched(model, Technique(flow)), demo_of(FRAMES), steps=1, noise=noise)
+
+    assert torch.equal(drawn(flow), drawn(flow[FRAMES:]))
+    assert difference(drawn(flow), drawn(flow[: FRAMES - 1])) > 0.003
+
+
+@pytest.mark.parametrize("how", ["area", "mask bounds"])
+def test_a_prompt_for_a_part_of_the_frame_is_refused(how):
+    wide, (positive, negative) = SimpleNamespace(latent_shape=(FRAMES, 4, 8, 16)), DEMO.conditioning()
+    mask = torch.zeros(1, 8, 16)
+    mask[..., :8] = 1
+    bounds = ConditioningSetMask().append(positive, mask, "mask bounds", 1.0)[0]
+    left = ConditioningSetArea().append(positive, 64, 64, 0, 0, 1.0)[0] if how == "area" else bounds
+    model = patched(load_model(), Technique(a_flow()))
+    with pytest.raises(PartOfFrameError, match="given a part of the frame"):
+        sample(model, wide, steps=1, conditioning=(left, negative))
+    sample(
+        model, wide, steps=1, conditioning=(ConditioningSetMask().append(positive, mask, "default", 1.0)[0], negative)
+    )
 
 
 def test_resolutions_are_of_the_run_and_not_of_one_before_at_another_size():

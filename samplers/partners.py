@@ -1,0 +1,68 @@
+"""Which conditionings of an edit's source and target belong together: those for the same area of the frame.
+
+Where one side has an area, ComfyUI adds a conditioning for it at the end of the other side, if none there has that
+area. So the place in a list tells nothing of the place in the frame.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from torch import Tensor
+
+from ..techniques.pairs import UNPAIRED, UnpairedBranchError
+from .told import Conds
+
+Cond = dict[str, Any]
+
+
+def in_order(conds: Conds) -> Conds:
+    """``conds`` by area, in the order in which calls that go in step meet; those of one area in their own."""
+    return sorted(conds, key=_area)
+
+
+def acting(conds: Conds, sigma: Tensor) -> Conds:
+    """Of ``conds`` those whose step range holds ``sigma``, compared as ComfyUI does, in its precision."""
+    return [each for each in conds if each.get("timestep_end", sigma) <= sigma <= each.get("timestep_start", sigma)]
+
+
+def partners(sources: Conds, targets: Conds, names: tuple[str, str]) -> list[tuple[Cond, Cond | None]]:
+    """Each of ``targets``, and the one of ``sources`` for the same area that it takes from; of several, entry by entry.
+
+    ``names``: of both. A negative that takes from a positive has the first there, rather one without a mask; None where
+    that area is the negative's alone.
+
+    Raises:
+        UnpairedBranchError: there is none for that area.
+        ValueError: there are several, and not as many.
+    """
+    source, target = names
+    crossed = target.endswith("negative") and not source.endswith("negative")
+    there = _by_area(sources)
+    pairs: list[tuple[Cond, Cond | None]] = []
+    for area, some in _by_area(targets).items():
+        donors: list[Cond | None] = [*there[area]]
+        if len(donors) != len(some) and crossed:
+            donors = [min(there[area], key=lambda each: "mask" in each, default=None)]
+        if not donors:
+            raise UnpairedBranchError(UNPAIRED)
+        if len(donors) not in (1, len(some)):
+            raise ValueError(
+                f"{source} combines {len(donors)} conditionings and {target} {len(some)} for the same part of the "
+                "frame: it is not clear which belong together. Combine the same number in each, or give the source one "
+                "alone."
+            )
+        pairs += zip(some, donors if len(donors) == len(some) else donors * len(some), strict=True)
+    return pairs
+
+
+def _by_area(conds: Conds) -> defaultdict[tuple, Conds]:
+    found: defaultdict[tuple, Conds] = defaultdict(list)
+    for each in conds:
+        found[_area(each)].append(each)
+    return found
+
+
+def _area(cond: Cond) -> tuple:
+    return tuple(cond.get("area") or ())
