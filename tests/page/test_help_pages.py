@@ -23,6 +23,7 @@ SHEETS = {
     "hard_prompts.jpg",
     "methods_study.jpg",
     "methods_study_adapters.jpg",
+    "transformer_study.jpg",
     "zs2_study.jpg",
 }
 """Contact sheets that pages link to and do not show."""
