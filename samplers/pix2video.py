@@ -71,7 +71,7 @@ def gains(sampler: Any, guider: Any, sigmas: Tensor, like: Tensor) -> list[float
             return args["denoised"] - float(args["sigma"].flatten()[0]) / rise
 
         ours, eulers = (moved_by(change, each, guider, span, like) for each in (sampler, sampler_object("euler")))
-        found.append(ours / eulers or 1.0)
+        found.append(round(ours / eulers, 4) or 1.0)  # whatever noise was drawn, and rounded off
     return found
 
 

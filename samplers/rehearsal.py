@@ -82,8 +82,7 @@ def moved_by(
     for hooks in ([], [change]):
         args = rehearsal_args(sigmas)
         args["model_options"]["sampler_post_cfg_function"] = hooks
-        with random_state_kept(noise):
-            torch.manual_seed(0)
+        with random_state_kept(noise):  # so it begins alike
             still = torch.zeros_like(noise)
             ends.append(plain.sample(_Rehearsed(guider, 0.0), sigmas, args, None, noise.clone(), still, None, True))
     return (ends[1] - ends[0]).mean().item()
