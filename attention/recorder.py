@@ -105,16 +105,20 @@ class EntropyRecorder(Recorder):
             a, u, i = sums.energy
             sums.energy = (a + weight * energy.attention, u + weight * energy.uniform, i + weight * energy.identity)
 
-    def figures(self, sites: Iterable[Site]) -> dict[str, Figures]:
+    def figures(self, sites: Iterable[Site], all_of_them: bool = True) -> dict[str, Figures]:
         """What was measured of ``sites``, by name, without those that lacked the input that they need. RegistryError
-        names others that did not run while recording."""
+        names others that had no map while recording, or says that none had; ``all_of_them``: each must have one."""
         missed = [site.name for site in sites if site.name not in self._sums and not site.needs]
-        if missed:
-            raise RegistryError(
-                f"At the measured steps these attention layers did not run: {', '.join(missed)}. Measure other steps, "
-                "or remove the node that skips them."
-            )
+        if missed and (all_of_them or not self._sums):
+            raise without_map(missed)
         return {name: _mean(sums) for name, sums in self._sums.items()}
+
+
+def without_map(names: Iterable[str]) -> RegistryError:
+    return RegistryError(
+        f"At the measured steps these attention layers had no map: {', '.join(names)}. Another node replaces it, as "
+        "Perturb Attention does, or skips the layer. Measure other steps, or the model from before that node."
+    )
 
 
 def _mean(sums: _Sums) -> Figures:

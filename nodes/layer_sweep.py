@@ -13,6 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..attention.recorder import without_map
 from ..attention.registry import (
     ORDERS,
     SELECTABLE,
@@ -174,9 +175,11 @@ class LayerSweep(Node):
         asked = [site.name for site in select_sites(sites_of(model), layers, kinds)]
         steps = _steps_between(model, sigmas, start_percent, end_percent)
         sites, figures = measure_layers(
-            model, Start(positive, noise, sigmas, latent_image), steps, "exact", cls.node_name
+            model, Start(positive, noise, sigmas, latent_image), steps, "exact", cls.node_name, all_of_them=False
         )
-        names = [name for name in asked if name in figures]  # others lack an input that they need
+        names = [name for name in asked if name in figures]  # others lack an input, or another node replaces their map
+        if not names:
+            raise without_map(asked)
         run = Run(positive, negative, cfg, noise, sampler, sigmas, latent_image)
         sweep = Sweep(model, MATRICES[perturbation], run, 1 + len(names), cls.node_name, start_percent, end_percent)
         damage = sweep.compared(names, partial(_seen, vae=vae, clip_vision=clip_vision), _damage)

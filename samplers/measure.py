@@ -74,16 +74,21 @@ class Start:
 
 
 def measure_layers(
-    model: ModelPatcher, start: Start, steps: Sequence[int], precision: Precision, asked_by: str
+    model: ModelPatcher,
+    start: Start,
+    steps: Sequence[int],
+    precision: Precision,
+    asked_by: str,
+    all_of_them: bool = True,
 ) -> tuple[list[Site], dict[str, Figures]]:
     """All attention sites of ``model``, and what was measured of those that run with such a start, by name, as the mean
-    over ``steps``.
+    over ``steps``. ``all_of_them``: as in :meth:`..attention.recorder.EntropyRecorder.figures`.
 
     UnknownModelError, NoSuchSiteError and RegistryError as in :mod:`..attention`.
     """
     recorder = EntropyRecorder(precision)
     sites = look_on(model, start, recorder, steps, layers="*", kinds=get_args(Kind), asked_by=asked_by)
-    return sites, recorder.figures(sites)
+    return sites, recorder.figures(sites, all_of_them)
 
 
 def record_maps(

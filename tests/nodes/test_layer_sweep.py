@@ -217,6 +217,16 @@ def test_consistency_of_one_frame_is_refused(unet, vae):
         swept(unet, vae, score="consistency", frames=1)
 
 
+def test_layers_whose_map_another_node_replaces_are_left_out(unet, vae):
+    (registry,) = SelectAttentionLayers.execute(unet, "middle").args
+    (model,) = PerturbAttention.execute(unet, registry, "uniform").args
+    report = swept(model, vae, layers=LAYERS)[2]
+    assert "output.3.attn1" in report
+    assert "middle.0.attn1" not in report
+    with pytest.raises(RegistryError, match=r"had no map: middle\.0\.attn1\. Another node .*Perturb Attention"):
+        swept(model, vae, layers="middle")
+
+
 def test_layers_that_are_not_there_are_refused(unet, vae):
     with pytest.raises(NoSuchSiteError):
         swept(unet, vae, layers="nowhere")
