@@ -112,7 +112,8 @@ def _around_run(executor, noise, latent_image, sampler, sigmas, *args, **kwargs)
         each.technique.begin()
     try:
         with rows_told(options, noise), uncompiled_if_unguarded(guider.model_options):
-            result = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            # a copy: ComfyUI's uni_pc writes into it, and other nodes have the same
+            result = executor(noise, latent_image, sampler, sigmas.clone(), *args, **kwargs)
     finally:
         del options[RUN]
     run.require_all_reached()

@@ -102,6 +102,15 @@ def test_two_runs_of_the_demo_model_are_one(unet, whole, frames_per_batch):
     assert difference(alone, whole[8:]) > 1e-2, "without the momentum it is another clip"
 
 
+def test_a_sampler_that_writes_into_its_levels_writes_into_a_copy(unet):
+    levels, guider = torch.tensor(LEVELS), CFGGuider(patched(unet))
+    guider.set_conds(*demo())
+    guider.set_cfg(4.0)
+    latent = latent_of(DEMO, 2)
+    SamplerCustomAdvanced.execute(noise_of(), guider, sampler_object("uni_pc"), levels, latent)
+    assert levels.tolist() == LEVELS
+
+
 def test_a_third_run_goes_on_from_the_second(unet, whole):
     made, latent, previous, carried = noise_of(), latent_of(DEMO, 4), None, None
     for start in (0, 4, 8):
