@@ -70,7 +70,7 @@ class _Server:
 @contextmanager
 def _servers(arguments: argparse.Namespace) -> Iterator[list[_Server]]:
     """All workers with what their servers offer; ComfyError names one that does not answer."""
-    urls = [RunningServer(url).url for url in dict.fromkeys(arguments.server or [DEFAULT_SERVER])]
+    urls = list(dict.fromkeys(RunningServer(url).url for url in arguments.server or [DEFAULT_SERVER]))
     if arguments.ray:
         ray = connect(arguments.ray)
         count, more = arguments.workers or 2, shlex.split(arguments.comfyui_arguments)
@@ -107,7 +107,7 @@ def to_api(workflow: Any, object_info: Json) -> Json:
     elif isinstance(workflow, dict) and all(
         isinstance(node, dict) and "class_type" in node for node in workflow.values()
     ):
-        prompt = {node_id: {"inputs": {}} | node for node_id, node in copy.deepcopy(workflow).items()}
+        prompt = {key: node | {"inputs": node.get("inputs") or {}} for key, node in copy.deepcopy(workflow).items()}
     else:
         raise ComfyError(
             "This JSON is not a workflow: expected what ComfyUI's canvas saves (nodes and links), or what it exports "

@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import re
 from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,16 @@ def read_table(path: Path) -> list[Row]:
 
 def read_csv(text: str) -> list[Row]:
     """Rows of ``node.input`` columns; an empty cell leaves the workflow's value. Separated by , ; or tabs."""
-    head = text.lstrip().partition("\n")[0]
+    head = re.sub(r'"[^"]*"', "", text.lstrip()).partition("\n")[0]
     delimiter = max(",;\t", key=head.count)
-    lines = [line for line in csv.reader(io.StringIO(text), delimiter=delimiter, strict=True) if any(line)]
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+    try:
+        lines = [line for line in reader if any(line)]
+    except csv.Error as error:
+        raise ComfyError(
+            f"line {reader.line_num} is not valid CSV: {error}. Put quotes around a whole cell, and double a quote "
+            "inside it."
+        ) from error
     if not lines:
         return []
     columns = [column.strip() for column in lines[0]]
@@ -77,7 +85,7 @@ def read_json(text: str) -> list[Row]:
     """As ``read_yaml``, in JSON: that needs no package."""
     try:
         return expand(json.loads(text, object_pairs_hook=_without_doubles))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ComfyError(f"it is not valid JSON: {error}.") from error
 
 
@@ -95,18 +103,20 @@ def read_yaml(text: str) -> list[Row]:
         """Refuses what PyYAML would lose: a key that is there twice."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            _without_doubles([(key, None) for key in keys])
+            keys = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+            _without_doubles([(self.construct_object(key, deep=True), None) for key in keys])
             return super().construct_mapping(node, deep)
 
     try:
         return expand(yaml.load(text, Loader))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ComfyError(f"it is not valid YAML: {error}.") from error
 
 
 def _without_doubles(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     keys = [str(key) for key, _ in pairs]
+    if odd := [key for key, _ in pairs if not isinstance(key, Hashable)]:
+        raise ComfyError(f"{odd[0]!r} is no name: expected node.input.")
     if doubles := sorted({key for key in keys if keys.count(key) > 1}):
         raise ComfyError(f"{doubles[0]!r} is there twice.")
     return dict(pairs)
@@ -149,7 +159,7 @@ def _rows_side_by_side(listed: Any) -> list[Row]:
 def _columns(columns: Any, part: str) -> Row:
     if not isinstance(columns, Mapping):
         raise ComfyError(f'expected "{part}" to hold lines like  node.input: …, got {columns!r}.')
-    return {str(column).strip(): value for column, value in columns.items()}
+    return _without_doubles([(str(column).strip(), value) for column, value in columns.items()])
 
 
 def _values(values: Any, column: str) -> list[Any]:

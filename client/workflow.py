@@ -143,10 +143,10 @@ class _Converter:
     def _node(self, scope: _Scope, node: Json) -> Json:
         info = self._object_info[node["type"]]
         inputs = dict(self._widget_values(node, info))
-        for slot, entry in enumerate(node.get("inputs", ())):
+        for slot, entry in enumerate(node.get("inputs") or ()):
             source = self._resolve_input(scope, node, slot, entry.get("type", "*"))
             if isinstance(source, _Value):
-                inputs[entry["name"]] = source.value
+                inputs[entry["name"]] = _wrap(entry.get("type", "*"), source.value)
             elif source is not None:
                 inputs[entry["name"]] = list(source)
         title = node.get("title") or info.get("display_name") or node["type"]
@@ -186,19 +186,22 @@ class _Converter:
             return None
         if link.origin == _SUBGRAPH_INPUT and scope.parent is not None:
             return self._resolve_boundary(scope, scope.parent, link.origin_slot, kind)
-        return self._resolve_output(scope, scope.nodes[link.origin], link.origin_slot, kind)
+        origin = scope.nodes.get(link.origin)  # damaged workflows keep links of nodes that are gone
+        return None if origin is None else self._resolve_output(scope, origin, link.origin_slot, kind)
 
     def _resolve_boundary(self, scope: _Scope, parent: _Scope, slot: int, kind: str) -> _Value | tuple[str, int] | None:
         """What feeds an input of a subgraph from outside; None leaves a widget inside its own value."""
         names = [entry["name"] for entry in self._subgraphs[scope.node["type"]]["inputs"]]
-        outside = [entry["name"] for entry in scope.node.get("inputs", ())]
+        outside = [entry["name"] for entry in scope.node.get("inputs") or ()]
         if names[slot] in outside:
             source = self._resolve_input(parent, scope.node, outside.index(names[slot]), kind)
             if source is not None:
                 return source
         # The node's values are those of the inputs that lead to a widget, in order. Old workflows, which list
         # "proxyWidgets", keep them inside.
-        values = [] if "proxyWidgets" in scope.node["properties"] else scope.node.get("widgets_values") or []
+        values = (
+            [] if "proxyWidgets" in (scope.node.get("properties") or {}) else scope.node.get("widgets_values") or []
+        )
         shown = sorted({link.origin_slot for link in scope.links.values() if _leads_to_widget(scope, link)})
         return _Value(values[shown.index(slot)]) if slot in shown[: len(values)] else None
 
@@ -209,7 +212,7 @@ class _Converter:
             passing = _bypass_slot(node, slot, kind)
             return None if passing is None else self._resolve_input(scope, node, passing, kind)
         if node["type"] == PRIMITIVE:
-            return _Value(node["widgets_values"][0])
+            return next((_Value(value) for value in node.get("widgets_values") or ()), None)
         if node["type"] in PASSING:
             return self._resolve_input(scope, node, 0, kind)
         if node["type"] in GETTERS:
@@ -227,14 +230,19 @@ class _Converter:
 
     def _resolve_getter(self, scope: _Scope, node: Json, kind: str) -> _Value | tuple[str, int] | None:
         """What feeds the set node of the same name, in the same graph or in one around it."""
-        setter, name = GETTERS[node["type"]], node["widgets_values"][0]
+        setter, name = GETTERS[node["type"]], _name_in(node)
         around: _Scope | None = scope
         while around is not None:
             for other in around.nodes.values():
-                if other["type"] == setter and other["widgets_values"][0] == name:
+                if other["type"] == setter and _name_in(other) == name:
                     return self._resolve_input(around, other, 0, kind)
             around = around.parent
         raise ComfyError(f"Node {_id(scope, node)} ({node['type']}) asks for {name!r}, and no {setter} has that name.")
+
+
+def _name_in(node: Json) -> Any:
+    """Of a set or get node; None where it has none."""
+    return next(iter(node.get("widgets_values") or ()), None)
 
 
 def _id(scope: _Scope, node: Json) -> str:
@@ -298,7 +306,7 @@ def _fits(one: str, other: str) -> bool:
 
 def _bypass_slot(node: Json, slot: int, kind: str) -> int | None:
     """The input that a bypassed node passes on as its output ``slot``: the same place first, then by type."""
-    inputs = [entry.get("type", "*") for entry in node.get("inputs", ())]
+    inputs = [entry.get("type", "*") for entry in node.get("inputs") or ()]
     if kind in ("*", ""):
         return (slot if slot < len(inputs) else 0) if inputs else None
     output = node["outputs"][slot]["type"]

@@ -27,7 +27,7 @@ def collected(server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("collected")
     shutil.copy(PACK / "workflows" / "assets" / "red_circle.mp4", server.base / "input")
     arguments = write(folder, every_output("red_circle.mp4"), GRID)
-    assert main([*arguments, "--server", server.url]) == 0
+    assert main([*arguments, "--server", server.url, f"{server.url}/"]) == 0  # which is one server
     return folder, arguments
 
 

@@ -67,7 +67,12 @@ def test_a_list_may_be_written_run_by_run_and_tables_one_after_the_other():
         ("a.yaml", "grid: {a.x: [1], a.x: [2]}", "'a.x' is there twice"),
         ("a.yaml", "grid: [", "is not valid YAML"),
         ("a.json", '{"grid": {"a.x": [1], "a.x": [2]}}', "'a.x' is there twice"),
+        ("a.yaml", "grid: {[a, b]: [1]}", "['a', 'b'] is no name"),
+        ("a.yaml", "grid: {a.x: [1], ' a.x': [2]}", "'a.x' is there twice"),
         ("a.json", "{", "is not valid JSON"),
+        ("a.json", "[" * 100_000, "is not valid JSON"),
+        ("a.csv", 'a.x\n1\n"cir"cle\n', "line 3 is not valid CSV"),
+        ("a.csv", 'a.x\n"open\n', "is not valid CSV"),
         ("a.txt", "", "ends in '.txt'"),
     ],
 )
@@ -77,6 +82,17 @@ def test_a_table_that_is_not_clear_is_refused_with_its_reason(tmp_path, name, te
         read_table(tmp_path / name)
     assert complaint in str(refused.value)
     assert str(tmp_path / name) in str(refused.value)
+
+
+def test_separators_in_quotes_separate_nothing():
+    assert read_csv('"KSampler, the first, of all.steps";B.y;C.z\n1;2;3\n') == [
+        {"KSampler, the first, of all.steps": "1", "B.y": "2", "C.z": "3"}
+    ]
+
+
+def test_yaml_may_take_over_what_is_written_elsewhere(tmp_path):
+    (tmp_path / "a.yaml").write_text("- set: &all {a.x: 1}\n- set: {<<: *all, b.y: 2}\n")
+    assert read_table(tmp_path / "a.yaml") == [{"a.x": 1}, {"a.x": 1, "b.y": 2}]
 
 
 def test_a_table_that_is_not_there_is_named(tmp_path):

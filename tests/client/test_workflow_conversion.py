@@ -235,6 +235,24 @@ def test_a_primitive_gives_its_value(object_info):
     assert to_prompt(workflow, object_info)["4"]["inputs"] == {"width": 256, "height": 64, "batch_size": 8}
 
 
+def test_a_list_from_a_primitive_is_a_value_and_no_link(object_info):
+    workflow = changed(4, inputs=[{"name": "width", "type": "CURVE", "link": 50, "widget": {"name": "width"}}])
+    workflow["nodes"].append(node(50, "PrimitiveNode", [], ["CURVE"], [[[0, 0], [1, 1]]]))
+    workflow["links"].append([50, 50, 0, 4, 0, "CURVE"])
+    given = to_prompt(workflow, object_info)["4"]["inputs"]["width"]
+    assert given == {"__type__": "CURVE", "__value__": [[0, 0], [1, 1]]}
+
+
+@pytest.mark.parametrize("change", [{"inputs": None}, {"widgets_values": None}], ids=["no inputs", "no values"])
+def test_what_damaged_workflows_lack_is_taken_for_empty(object_info, change):
+    workflow = changed(4, **change)
+    workflow["nodes"] = [each for each in workflow["nodes"] if each["id"] != 2]  # its links stay
+    workflow["nodes"].append(node(50, "PrimitiveNode", [], ["INT"], []))
+    prompt = to_prompt(workflow, object_info)
+    assert "positive" not in prompt["5"]["inputs"]
+    assert prompt["5"]["inputs"]["negative"] == ["3", 0]
+
+
 PAIRS = [("SetNode", "GetNode"), ("easy setNode", "easy getNode")]
 
 
