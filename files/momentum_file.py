@@ -15,7 +15,7 @@ from .tensor_file import TensorFormat
 
 SUFFIX = ".momentum.safetensors"
 MAX_BYTES, MAX_COUNT = 64 * 2**30, 2**31  # Flux at 1024 × 1024 and 20 steps: 57 GiB
-FORMAT = TensorFormat("coherence momentum", "1", MAX_BYTES)
+FORMAT = TensorFormat("coherence momentum", "1", MAX_BYTES, header=16 * 2**20)  # an entry for each layer of each call
 _Level = Annotated[FiniteFloat, Field(ge=0)]
 _Levels = Annotated[list[_Level], Field(max_length=10_000)]
 

@@ -37,11 +37,13 @@ _METADATA, _ENTRIES = TypeAdapter(dict[str, str]), TypeAdapter(dict[str, _Entry]
 
 @dataclass(frozen=True)
 class TensorFormat:
-    """A kind of safetensors file, told by ``name`` and ``version`` in its metadata; ``limit``: its most bytes."""
+    """A kind of safetensors file, told by ``name`` and ``version`` in its metadata; ``limit``: its most bytes,
+    ``header``: of its header."""
 
     name: str
     version: str
     limit: int
+    header: int = MAX_HEADER
 
     def write(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
         """Write a file as :func:`.whole.write_whole` does; ValueError if :meth:`read` would refuse it."""
@@ -58,7 +60,7 @@ class TensorFormat:
         text = json.dumps(header, ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
         require_size(8 + len(text) + end, self.limit)
-        _require_length(len(text), MAX_HEADER)
+        _require_length(len(text), self.header)
         _require_header(text)
         write_whole(chain([len(text).to_bytes(8, "little"), text], _bytes_of(tensors[name] for name in names)), path)
 
@@ -72,7 +74,7 @@ class TensorFormat:
             size = size_of(file)
             require_size(size, self.limit)
             length = int.from_bytes(file.read(8), "little")
-            _require_length(length, min(size - 8, MAX_HEADER))
+            _require_length(length, min(size - 8, self.header))
             metadata, names = _require_header(file.read(length))
         if (metadata.get("format"), metadata.get("version")) != (self.name, self.version):
             raise ValueError(

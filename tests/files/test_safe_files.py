@@ -13,6 +13,7 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
+from coherence.files import momentum_file
 from coherence.nodes.entropy_register import REGISTRIES, LoadAttentionRegistry, SaveAttentionRegistry
 from coherence.nodes.ge_adapter import LoadGEAdapter, SaveGEAdapter
 from coherence.nodes.momentum_of_run import LoadMomentum, SaveMomentum
@@ -239,9 +240,12 @@ def test_a_header_that_is_none_is_refused(name, content, reason):
 
 @every_loader
 def test_a_big_file_costs_neither_time_nor_memory(name, output):
-    """5 MB of names, more than any model has; and a file of 1 TB, of which nothing is on the disk."""
+    """5 MB of names, more than any model has, 20 MB for a run; and a file of 1 TB, of which nothing is on the disk."""
     path = save(name)
-    entries = b",".join(b'"%x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(100_000))
+    entries = b",".join(
+        b'"%x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i
+        for i in range(400_000 if name == "LoadMomentum" else 100_000)
+    )
     text = b"{" + entries + b"}"
     path.write_bytes(text if name == "LoadAttentionRegistry" else safetensors(text))
     sparse = path.with_name(f"sparse{path.name}")
@@ -338,3 +342,9 @@ def test_links_that_lead_nowhere_hide_no_other_file(output):
     for i, target in enumerate(["x" * 300, "/nowhere/at/all", f"{output}/loras/link2{path.name}"]):
         (output / "loras" / f"link{i}{path.name}").symlink_to(target)
     assert REGISTRIES.names() == [f"loras/{path.name}"]
+
+
+def test_the_momentum_of_a_long_run_has_room_for_its_many_tensors(tmp_path):
+    tensors = {f"level {n}/a layer with a name as long as they are/key": torch.zeros(0) for n in range(40_000)}
+    momentum_file.FORMAT.write(tensors, {}, tmp_path / "long.safetensors")
+    assert len(momentum_file.FORMAT.read(tmp_path / "long.safetensors")[1]) == 40_000
