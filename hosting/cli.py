@@ -34,6 +34,12 @@ _FIND = (
 )
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to 65535, got {text!r}")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """The arguments of host.py."""
     top = argparse.ArgumentParser("host.py", description=f"Run {PACK_NAME} in a real ComfyUI. {_FIND}")
@@ -44,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     version_help = f"prepare and use this ComfyUI, whatever others there are: {', '.join(RECIPES)} (default: {NEWEST})"
     common.add_argument("--comfyui-version", metavar="V", choices=RECIPES, help=version_help)
     server = argparse.ArgumentParser(add_help=False)
-    server.add_argument("--port", type=int, help="port to listen on (default: a free one)")
+    server.add_argument("--port", type=_port, help="port to listen on, 1 to 65535 (default: a free one)")
     commands = top.add_subparsers(dest="command", required=True, metavar="demo|test|report|serve")
 
     demo = commands.add_parser("demo", parents=[common, server], help="turn a prompt into a coherent clip")

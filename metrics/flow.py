@@ -25,10 +25,15 @@ FlowOf = Callable[[Tensor, Tensor], Tensor]
 
 
 def optical_flow(first: Tensor, second: Tensor) -> Tensor:
-    """The flow for which ``first`` is ``warp(second, flow)``, (B, H, W, 2) in pixels."""
+    """The flow for which ``first`` is ``warp(second, flow)``, (B, H, W, 2) in pixels. ValueError for pictures that are
+    less than two pixels high or wide."""
     from kornia.geometry.transform import pyrdown
 
     a, b = first.movedim(-1, 1), second.movedim(-1, 1)
+    if min(a.shape[2:]) < 2:
+        raise ValueError(
+            f"pictures have {a.shape[2]}×{a.shape[3]} pixels, optical flow needs 2×2 or more. Use larger ones."
+        )
     pyramid = [(a, b)]
     while min(a.shape[2:]) >= 2 * SMALLEST:
         a, b = pyrdown(a), pyrdown(b)

@@ -63,8 +63,8 @@ def new_figure(title: str, subtitle: str, width: int = WIDTH, height: int = HEIG
 
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     left = 28 / width
-    figure.text(left, 1 - 26 / height, title, fontsize=17, fontweight="bold", color=INK, va="top")
     # A user's text is no formula, whatever dollars it holds.
+    figure.text(left, 1 - 26 / height, title, fontsize=17, fontweight="bold", color=INK, va="top", parse_math=False)
     figure.text(left, 1 - 68 / height, subtitle, fontsize=11, color=MUTED, va="top", parse_math=False)
     return figure
 

@@ -1,12 +1,13 @@
 """Without matplotlib nothing that was computed is lost: only the chart is empty."""
 
+import io
 import json
 import sys
 
 import pytest
 import torch
 from coherence.demo.model import load_model
-from coherence.nodes.charts import ChartError
+from coherence.nodes.charts import ChartError, new_figure
 from coherence.nodes.consistency import TemporalConsistency
 from coherence.nodes.entropy_register import EntropyRegister, ReselectAttentionLayers
 from coherence.nodes.ge_adapter_train import GEAdapterTrain
@@ -21,6 +22,10 @@ from tuning_runs import clip, prompt
 
 TUNING = (1, 1e-3, 0, False, "fp32", 0)
 TRAINING = (3, "", 1, "down", 1, 0.01, 1.0, 0.0, 1, 1e-2, 0, 1, 0)
+
+
+def test_a_users_text_is_no_formula():
+    new_figure("costs $5 or $\\frac $", "so $\\frac $").savefig(io.BytesIO())
 
 
 def started(model):
