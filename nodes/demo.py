@@ -24,20 +24,21 @@ class CoherenceDemoModel(Node):
             inputs=[
                 io.Combo.Input(
                     "kind",
-                    options=["image", "video", "wan", "shapes", "shapes_video"],
+                    options=["image", "video", "wan", "flux", "shapes", "shapes_video"],
                     default="image",
                     optional=True,
                     tooltip="image: an image model, which draws each frame independently. video: the same with "
                     "temporal layers; the latent's batch is a clip of 16 frames, and the prompt says how the thing "
-                    "moves. wan: a video transformer of Wan's class, for 9, 13 or 17 frames in a video latent. shapes, "
-                    "shapes_video: the pack's first models, which draw five shapes. Use shapes to edit a rendered "
-                    "clip, which it follows more closely, and either to repeat a published measurement.",
+                    "moves. wan: a video transformer of Wan's class, for 9, 13 or 17 frames in a video latent. flux: "
+                    "a picture transformer of Flux's class, which draws what image draws. shapes, shapes_video: the "
+                    "pack's first models, which draw five shapes. Use shapes to edit a rendered clip, which it follows "
+                    "more closely, and either to repeat a published measurement.",
                 )
             ],
             outputs=[
                 io.Model.Output(
                     tooltip="A UNet of the Stable Diffusion 1.5 class with 5 M parameters; the video model has 1 M "
-                    "more. With wan, a Wan model with 6 M."
+                    "more. With wan, a Wan model with 6 M; with flux, a Flux model with 5 M."
                 ),
                 io.Clip.Output(
                     tooltip="Reads prompts such as 'a small red cat at the top left on a green background'; for "
@@ -59,6 +60,8 @@ class CoherenceDemoModel(Node):
             return io.NodeOutput(world.load_video_model(), world.load_clip("video_text"), world.load_vae())
         if kind == "wan":
             return io.NodeOutput(world.load_transformer(), world.load_clip(), world.load_clip_vae())
+        if kind == "flux":
+            return io.NodeOutput(world.load_picture_transformer(), world.load_clip(), world.load_vae())
         if kind == "shapes":
             return io.NodeOutput(shapes.load_model(), shapes.load_clip(), shapes.load_vae())
         if kind == "shapes_video":

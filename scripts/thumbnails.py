@@ -64,7 +64,7 @@ STAND_INS = {
     ),
     "rave_controlnet": StandIn("a large orange circle on a white background", 0.6, "shapes"),
     "zs2_instruct_pix2pix": StandIn("a large orange circle on a white background", 0.6, "shapes"),
-    "zs2_flux": StandIn("a large yellow house in the centre on a blue background"),
+    "zs2_flux": StandIn("a large yellow house in the centre on a blue background", kind="flux"),
     "edit_video_with_image_editor": StandIn("a large orange circle on a white background", 0.6, "shapes"),
     "edit_two_experts": StandIn(
         "a small blue fish on a red background, moving right",
@@ -102,7 +102,8 @@ def with_demo_model(prompt: Prompt, stand_in: StandIn) -> Prompt:
             frames = 16 if "length" in node["inputs"] else node["inputs"]["batch_size"]
             node |= {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": frames}}
         if node["class_type"] == "Flux2Scheduler":
-            how = {"model": ["demo", 0], "scheduler": "karras", "steps": 20, "denoise": 1.0}
+            scheduler = "simple" if stand_in.kind == "flux" else "karras"
+            how = {"model": ["demo", 0], "scheduler": scheduler, "steps": 20, "denoise": 1.0}
             node |= {"class_type": "BasicScheduler", "inputs": how}
             named["BasicScheduler"] = key
         cfg = 5.0 if stand_in.kind.startswith("shapes") else 3.0

@@ -22,7 +22,7 @@ from .text import trained_encoder
 
 PART = "world_flux"
 TAUGHT = ("single_blocks.0", "single_blocks.2")
-SCHEDULE = Schedule(peak=5e-3, warm_up=20, plan=(3_000_000, 4_000_000))  # pictures
+SCHEDULE = Schedule(peak=5e-3, warm_up=20, plan=(47_000, 209_056))  # pictures
 BATCH = 32
 ENDS = r"^(img_in|txt_in|time_in|vector_in|final_layer)\.|(mod|modulation)\.lin\."  # no matrices of equal steps
 

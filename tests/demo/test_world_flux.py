@@ -1,4 +1,4 @@
-"""The world's picture transformer: what is loaded is what was trained."""
+"""The world's picture transformer: what is loaded is what was trained, and it draws what its captions say."""
 
 import comfy.ops
 import pytest
@@ -6,6 +6,7 @@ import torch
 from coherence.demo.evaluation import conditioning
 from coherence.demo.training import flux
 from coherence.demo.world import model
+from coherence.demo.world.evaluation import evaluate, table
 from coherence.demo.world.picture_transformer import picture_transformer_module
 from coherence.demo.world.transformer import places
 from comfy.sample import sample_custom
@@ -71,3 +72,11 @@ def test_heads_begin_by_looking_at_a_neighbour(transformer):
             beside = attended[2:5, 2:5]
             assert 0.08 < attended.max() == beside.max() > 1.2 * beside[1, 1]
         assert free.max() < 0.1
+
+
+@pytest.mark.slow
+def test_it_draws_what_its_captions_say():
+    loaded = model.load_picture_transformer(), model.load_clip(), model.load_vae()
+    seen = evaluate(*loaded, 16, seed=1, steps=12, cfg=3.0, sampler="euler", scheduler="simple")
+    for name in ("thing", "colour", "background", "position"):
+        assert sum(each.correct[name] for each in seen) >= 13, table(seen)

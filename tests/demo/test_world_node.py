@@ -19,15 +19,15 @@ from nodes import VAEDecode, VAEDecodeTiled
 MEGABYTES = 40
 
 
-@pytest.fixture(scope="module", params=["image", "video", "wan", "shapes", "shapes_video"])
+@pytest.fixture(scope="module", params=["image", "video", "wan", "flux", "shapes", "shapes_video"])
 def loaded(request):
     return request.param, CoherenceDemoModel.execute(request.param).result
 
 
-def test_the_video_kinds_attend_over_time_and_the_transformer_to_whole_clips(loaded):
+def test_the_video_kinds_attend_over_time_and_the_transformers_to_all_tokens(loaded):
     kind, (loaded_model, _, _) = loaded
     over_time = {site.kind for site in sites_of(loaded_model)} & {"temporal", "joint"}
-    assert over_time == ({"temporal"} if kind.endswith("video") else {"joint"} if kind == "wan" else set())
+    assert over_time == ({"temporal"} if kind.endswith("video") else {"joint"} if kind in ("wan", "flux") else set())
 
 
 @torch.inference_mode()

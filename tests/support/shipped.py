@@ -34,6 +34,7 @@ SMALL |= {"length": 2, "skip_steps": 0, "refine_iterations": 0, "step": 1}
 _SHORTER = {
     "bilateral_inversion": {"frames": 8, "batch_size": 8, "steps": 8},
     "clip_consistency": {"steps": 5, "frames": 8},
+    "demo_picture_transformer": {"steps": 4},
     "demo_video": {"steps": 6, "batch_size": 8},
     "demo_video_transformer": {"steps": 4, "length": 9},
     "edit_generated_clip": {"steps": 5},
