@@ -116,7 +116,7 @@ def read_yaml(text: str) -> list[Row]:
 def _without_doubles(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     keys = [str(key) for key, _ in pairs]
     if odd := [key for key, _ in pairs if not isinstance(key, Hashable)]:
-        raise ComfyError(f"{odd[0]!r} is no name: expected node.input.")
+        raise ComfyError(f"expected names such as KSampler.steps, got {odd[0]!r}.")
     if doubles := sorted({key for key in keys if keys.count(key) > 1}):
         raise ComfyError(f"{doubles[0]!r} is there twice.")
     return dict(pairs)

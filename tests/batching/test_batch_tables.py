@@ -67,7 +67,7 @@ def test_a_list_may_be_written_run_by_run_and_tables_one_after_the_other():
         ("a.yaml", "grid: {a.x: [1], a.x: [2]}", "'a.x' is there twice"),
         ("a.yaml", "grid: [", "is not valid YAML"),
         ("a.json", '{"grid": {"a.x": [1], "a.x": [2]}}', "'a.x' is there twice"),
-        ("a.yaml", "grid: {[a, b]: [1]}", "['a', 'b'] is no name"),
+        ("a.yaml", "grid: {[a, b]: [1]}", "expected names such as KSampler.steps, got ['a', 'b']"),
         ("a.yaml", "grid: {a.x: [1], ' a.x': [2]}", "'a.x' is there twice"),
         ("a.json", "{", "is not valid JSON"),
         ("a.json", "[" * 100_000, "is not valid JSON"),
