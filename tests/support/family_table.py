@@ -248,6 +248,11 @@ def ge_apply(s: Subject) -> Any:
     return GEAdapterApply.execute(s.model, adapter, 1.0, 0.0, 1.0)
 
 
+def as_many_pictures(subject: Subject) -> torch.Tensor:
+    """As its latent has frames in the batch; of a video model's two, which it refuses."""
+    return torch.rand(max(2, subject.family.latent_shape[0]), 32, 32, 3)
+
+
 TRIALS: dict[str, Trial] = {
     "DependencyNoise": noise(dependency),
     "VideoNoisePrior": noise(lambda: VideoNoisePrior.execute(3, "mixed", 0.5)),
@@ -259,7 +264,7 @@ TRIALS: dict[str, Trial] = {
     "TemporalMomentumAttention": patched(lambda s: TemporalMomentumAttention.execute(s.model, 0.9)),
     "MomentumOfRun": momentum_of_run,
     "CrossFrameAttention": patched(lambda s: CrossFrameAttention.execute(s.model, "first")),
-    "FlowAttention": patched(lambda s: FlowAttention.execute(s.model, torch.rand(8, 32, 32, 3))),
+    "FlowAttention": patched(lambda s: FlowAttention.execute(s.model, as_many_pictures(s))),
     "VidToMe": patched(lambda s: VidToMe.execute(s.model)),
     "EntropyRegister": entropy_register,
     "SelectAttentionLayers": select,
