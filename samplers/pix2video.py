@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,20 +60,19 @@ def step_of(sigma: float, sigmas: Sequence[float]) -> int:
     return begun[-1] if begun else 0
 
 
-def gains(sampler: Any, guider: Any, sigmas: Tensor, like: Tensor) -> list[float]:
-    """g of every step; 1 where the sampler is none of ComfyUI's kind, or calls no model in the step."""
-    if not isinstance(sampler, KSAMPLER):
-        return [1.0] * (len(sigmas) - 1)
-    found = []
-    for span in sigmas.unfold(0, 2, 1):
-        rise = float(span[0] - span[1])
+def gain_of(sampler: Any, guider: Any, step: Tensor, like: Tensor) -> float:
+    """g of a ``step`` from a noise level to another. 1 where nothing can be measured: the sampler is none of ComfyUI's
+    kind, or the step calls no model or goes nowhere."""
+    sampler, length = getattr(sampler, "sampler", sampler), float(step[0] - step[1])  # an edit's holds the user's
+    if not isinstance(sampler, KSAMPLER) or length <= 0:
+        return 1.0
 
-        def change(args: dict[str, Any], rise: float = rise) -> Tensor:
-            return args["denoised"] - float(args["sigma"].flatten()[0]) / rise
+    def change(args: dict[str, Any]) -> Tensor:
+        return args["denoised"] - float(args["sigma"].flatten()[0]) / length
 
-        ours, eulers = (moved_by(change, each, guider, span, like) for each in (sampler, sampler_object("euler")))
-        found.append(round(ours / eulers, 4) or 1.0)  # whatever noise was drawn, and rounded off
-    return found
+    ours, eulers = (moved_by(change, each, guider, step, like) for each in (sampler, sampler_object("euler")))
+    gain = round(ours / eulers, 4)  # whatever noise was drawn, and rounded off
+    return gain if isfinite(gain) and gain > 0 else 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,9 @@ class LatentUpdate:
         """SAMPLER_SAMPLE: measures the sampler's steps."""
         if len(sigmas) > 1 and sigmas[0] > sigmas[-1]:
             options = extra_args["model_options"]["transformer_options"]
-            options.setdefault(STEP_GAINS, gains(executor.class_obj, guider, sigmas, noise))
+            if STEP_GAINS not in options:
+                steps = sigmas.unfold(0, 2, 1)
+                options[STEP_GAINS] = [gain_of(executor.class_obj, guider, step, noise) for step in steps]
         return executor(guider, sigmas, extra_args, callback, noise, *args)
 
     def after_cfg(self, args: dict[str, Any]) -> Tensor:

@@ -1,8 +1,8 @@
 """A sampler tried out before a run, on a few values and with a denoiser that costs nothing.
 
 The denoiser treats every value by itself. So two equal halves of a batch stay equal unless the sampler draws noise, and
-different ones do not meet unless its steps depend on all of the batch. Where it predicts 0 whatever it sees, what a
-change of its predictions does to a step is seen alone.
+different ones do not meet unless its steps depend on all of the batch. Where it takes all that it sees for clean, what
+a change of its predictions does to a step is seen alone, however often the step calls it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from ..noise.streams import generator
 
 
 class _Rehearsed:
-    """``guider`` as samplers see it, without its model; ``share``: of the usual prediction."""
+    """``guider`` as samplers see it, without its model; ``all_clean``: it predicts what it is given."""
 
-    def __init__(self, guider: Any, share: float = 1.0) -> None:
-        self._guider, self._share = guider, share
+    def __init__(self, guider: Any, all_clean: bool = False) -> None:
+        self._guider, self._all_clean = guider, all_clean
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._guider, name)
 
     def __call__(self, x: Tensor, timestep: Tensor, model_options: Any = None, seed: int | None = None) -> Tensor:
-        denoised = self._share * x / (1 + timestep.reshape(-1, *[1] * (x.ndim - 1)))
+        denoised = x if self._all_clean else x / (1 + timestep.reshape(-1, *[1] * (x.ndim - 1)))
         # for samplers that look at the unguided result
         return cfg_function(self.inner_model, denoised, denoised, 1.0, x, timestep, model_options=model_options or {})
 
@@ -84,5 +84,5 @@ def moved_by(
         args["model_options"]["sampler_post_cfg_function"] = hooks
         with random_state_kept(noise):  # so it begins alike
             still = torch.zeros_like(noise)
-            ends.append(plain.sample(_Rehearsed(guider, 0.0), sigmas, args, None, noise.clone(), still, None, True))
+            ends.append(plain.sample(_Rehearsed(guider, True), sigmas, args, None, noise.clone(), still, None, True))
     return (ends[1] - ends[0]).mean().item()

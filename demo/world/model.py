@@ -94,21 +94,28 @@ def load_transformer(
     weights: dict[str, torch.Tensor] | None = None, disable_dynamic: bool = False
 ) -> comfy.model_patcher.ModelPatcher:
     """``weights``: the WanModel's. ``disable_dynamic``: as in :func:`..model.load_model`."""
-    own = weights or shipped("transformer")
-    dtype, device, computed_in = number_formats(own)
-    patcher = patcher_of(transformer_module(dtype, device, computed_in=computed_in), own)
-    patcher.cached_patcher_init = (load_transformer, (weights,))
-    return patcher
+    return _loaded(load_transformer, transformer_module, weights, "transformer")
 
 
 def load_picture_transformer(
     weights: dict[str, torch.Tensor] | None = None, disable_dynamic: bool = False
 ) -> comfy.model_patcher.ModelPatcher:
     """``weights``: the Flux's. ``disable_dynamic``: as in :func:`..model.load_model`."""
-    own = weights or shipped("flux")
+    return _loaded(load_picture_transformer, picture_transformer_module, weights, "flux")
+
+
+def _loaded(
+    loader: Callable[..., comfy.model_patcher.ModelPatcher],
+    module: Callable[..., comfy.model_base.BaseModel],
+    weights: dict[str, torch.Tensor] | None,
+    part: str,
+) -> comfy.model_patcher.ModelPatcher:
+    """``module`` with ``weights``, or the repository's of ``part``; ``loader``: the function that ComfyUI calls for
+    another copy."""
+    own = weights or shipped(part)
     dtype, device, computed_in = number_formats(own)
-    patcher = patcher_of(picture_transformer_module(dtype, device, computed_in=computed_in), own)
-    patcher.cached_patcher_init = (load_picture_transformer, (weights,))
+    patcher = patcher_of(module(dtype, device, computed_in=computed_in), own)
+    patcher.cached_patcher_init = (loader, (weights,))
     return patcher
 
 

@@ -10,8 +10,9 @@ import torch
 from coherence.attention.steps import NoStepError
 from coherence.demo.model import load_model
 from coherence.nodes.pix2video import Pix2VideoGuidance
-from coherence.samplers.pix2video import UpdateError, from_previous, step_of
-from comfy.samplers import KSAMPLER, calculate_sigmas, sampler_object
+from coherence.samplers.pairing import PairSampler
+from coherence.samplers.pix2video import UpdateError, from_previous, gain_of, step_of
+from comfy.samplers import KSAMPLER, SAMPLER_NAMES, CFGGuider, calculate_sigmas, sampler_object
 from guidance_runs import guided
 from guided_runs import guided_run
 from tiny_models import FAMILIES, sample
@@ -103,6 +104,36 @@ def test_a_step_of_any_sampler_takes_the_whole_update_and_no_more(sampler, name,
         return torch.sub(*both)
 
     assert difference(change(sampler), change("euler")) <= 1e-3
+
+
+@pytest.mark.parametrize("name", ["demo", "flux"])
+def test_the_gain_of_every_samplers_step_is_known(name, tiny_models):
+    """1 of those that draw nothing, however often they call the model; at least 1 of all."""
+    model, family = subject(name, tiny_models)
+    sigmas = calculate_sigmas(model.get_model_object("model_sampling"), "simple", 5)
+    guider = CFGGuider(model)
+    guider.inner_model, noise = model.model, torch.zeros(family.latent_shape)
+
+    def gains(sampler):
+        return [gain_of(sampler, guider, step, noise) for step in sigmas.unfold(0, 2, 1)]
+
+    for each in SAMPLER_NAMES:
+        found = gains(sampler_object(each))
+        assert all(0.999 <= gain < 20 for gain in found), (each, found)
+    for each in ("heun", "heunpp2", "exp_heun_2_x0", "dpm_2", "dpmpp_2m", "res_multistep"):
+        assert gains(sampler_object(each)) == pytest.approx([1.0] * 5, abs=1e-3)
+    assert gains(PairSampler(sampler_object("lcm"))) == gains(sampler_object("lcm")) != pytest.approx([1.0] * 5)
+
+
+def test_a_level_that_is_there_twice_changes_nothing():
+    model = Pix2VideoGuidance.execute(load_model(), SCALE)[0]
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    levels = [14.0, 6.0, 2.0, 0.0]
+    once, twice = (
+        guided_run(model, DEMO.conditioning(), 3.0, noise, torch.tensor(each), "euler")
+        for each in (levels, [14.0, *levels])
+    )
+    assert difference(once, twice) <= 1e-4
 
 
 def test_a_frame_reaches_those_after_it_alone():
