@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from ..techniques.branches import branches_of
 from .frames import frame_indices
+from .hooks import heard, undone_after
 from .keys import INFLATED_BLOCKS, INFLATED_FEATURES, INFLATED_PLACE, INSERTED
 from .rows import in_groups, rows_told
-from .run import undone_after
 from .sites import Site, list_sites, select_sites, sites_in_run, sites_of
 from .uncompiled import uncompiled, uncompiled_if_unguarded
 from .wrappers import put_wrappers
@@ -215,9 +215,10 @@ def _call_of_frames(executor, given: dict[str, Any], inputs: tuple, kwargs: dict
     frames = frame_indices(x.shape, len(branches_of(options)), options)
     with uncompiled(), undone_after(options) as stack:
         for place in {name.rsplit(".", 1)[0] for each in inflations_of(options) for name, _ in each.modules.items()}:
-            stack.callback(blocks[place].register_forward_pre_hook(partial(_note, place), with_kwargs=True).remove)
+            note = heard(partial(_note, place), options)
+            stack.callback(blocks[place].register_forward_pre_hook(note, with_kwargs=True).remove)
         for inflation in inflations_of(options):
-            for hook in _lead_through(inflation, blocks, frames, options["patches"]):
+            for hook in _lead_through(inflation, blocks, frames, options):
                 stack.callback(hook.remove)
         return executor(*inputs, options, **kwargs)
 
@@ -228,14 +229,15 @@ def _note(place: str, _block: nn.Module, args: tuple, kwargs: dict[str, Any]) ->
 
 
 def _lead_through(
-    inflation: Inflation, blocks: dict[str, Any], frames: Sequence[int], patches: dict[str, list]
+    inflation: Inflation, blocks: dict[str, Any], frames: Sequence[int], options: dict[str, Any]
 ) -> Iterator[Any]:
-    """Yields the hooks that it takes; adds to ``patches``, ComfyUI's own."""
-    temporal: dict[str, nn.Module] = {}
+    """Yields the hooks that it takes; adds to the patches in ``options``, ComfyUI's own."""
+    patches, temporal = options["patches"], dict[str, nn.Module]()
     for name, module in inflation.modules.items():
         place, what = name.rsplit(".", 1)
         if what in QUERIES:
-            yield getattr(blocks[place], what).to_q.register_forward_hook(partial(_plus, module, inflation.strength))
+            plus = heard(partial(_plus, module, inflation.strength), options)
+            yield getattr(blocks[place], what).to_q.register_forward_hook(plus)
         else:
             temporal[place] = module
 
@@ -259,7 +261,8 @@ def _lead_through(
 
     if inflation.position == "after_feed_forward":
         for place in temporal:
-            yield blocks[place].register_forward_hook(partial(after_feed_forward, place), with_kwargs=True)
+            after = heard(partial(after_feed_forward, place), options)
+            yield blocks[place].register_forward_hook(after, with_kwargs=True)
     elif inflation.position == "after_cross":
         patches["middle_patch"] = [*patches.get("middle_patch", ()), catch]
         patches["attn2_output_patch"] = [*patches.get("attn2_output_patch", ()), after_cross]

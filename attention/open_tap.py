@@ -9,7 +9,6 @@ they were when the call is over.
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from ..techniques.technique import AttentionCall, FeaturesCall, MergedError
 from .carrying import Carrying
 from .chunks import Chunk, require_frame_by_frame, require_may_run_ahead
 from .frames import Clip
+from .hooks import heard, of_this_call
 from .host_attention import HostAttention, outside_graphs
 from .keys import INPUT, INSERTED, OPEN_TAP, OVERRIDE, PAIRS, REPLACED, RUN, SITES, THEIRS
 from .prefix import is_patched, shared
@@ -68,7 +68,7 @@ class OpenTap:
         self._shares = not is_patched(options)
         self.options = self._leading_here(options)
         """Transformer options that lead the attention here."""
-        self._options_near, self._thread = self.options, threading.get_ident()
+        self._options_near, self._is_ours = self.options, of_this_call(options)
         self._entered: dict[str, str] = {}
         self._told: dict[str, Any] = {
             "frame_indices": self._clip.frame_indices,
@@ -106,7 +106,8 @@ class OpenTap:
         showing = {site.module for site in self._sites.values() if site.shows_input}
         for site in self._sites.values():
             if site.attends_by:
-                stack.enter_context(_replaced(site.module, site.attends_by, partial(self.attend_own, site)))
+                instead = partial(self.attend_own, site)
+                stack.enter_context(_replaced(site.module, site.attends_by, instead, self._is_ours))
             else:
                 notes.setdefault(site.module, {}).setdefault(SITES, []).append(site.name)
             if site.replaced_in:
@@ -121,15 +122,14 @@ class OpenTap:
             stack.enter_context(uncompiled())
         for name in wanted:
             block = self._anatomy.features[name]
-            stack.callback(block.module.register_forward_hook(partial(self._transformed, block)).remove)
+            hook = heard(partial(self._transformed, block), self.options)
+            stack.callback(block.module.register_forward_hook(hook).remove)
         parting = frozenset[str]().union(*(e.technique.parts_at(e.sites, self._sigma) for e in self._active))
         if parting and self._shares:
-            stack.enter_context(shared(self._anatomy.before(parting), self._branches, self._rows))
+            stack.enter_context(shared(self._anatomy.before(parting), self._branches, self._rows, self.options))
 
-    def _transformed(self, site: Site, _module: nn.Module, _args: tuple, features: Tensor) -> Tensor | None:
+    def _transformed(self, site: Site, _module: nn.Module, _args: tuple, features: Tensor) -> Tensor:
         """Forward hook: what the techniques make of a block's features."""
-        if self._thread != threading.get_ident():
-            return None
         branches = self._branches
         if len(features) != self._rows:  # copies that are still equal are computed once
             branches = tuple(branches[position] for position in originals(branches)[0])
@@ -152,7 +152,7 @@ class OpenTap:
 
         A block whose code another node replaced may give its attention none, or others: then those of the last block.
         """
-        if self._thread != threading.get_ident():  # threads may share a model, and its hooks
+        if not self._is_ours():
             return options or {}
         if options is None or OPEN_TAP not in options:
             options = {**self._options_near, **(options or {}), OVERRIDE: _override()}
@@ -355,10 +355,10 @@ def _writing(
 
 
 @contextmanager
-def _replaced(module: nn.Module, name: str, instead: Callable) -> Iterator[None]:
-    """``module.name`` calls ``instead(original, …)`` meanwhile, in this thread. Calls of several threads may end in any
-    order."""
-    mine = _Instead(instead, getattr(module, name))
+def _replaced(module: nn.Module, name: str, instead: Callable, is_ours: Callable[[], bool]) -> Iterator[None]:
+    """``module.name`` calls ``instead(original, …)`` meanwhile, in the model call that ``is_ours``. Calls of several
+    threads may end in any order."""
+    mine = _Instead(instead, getattr(module, name), is_ours)
     setattr(module, name, mine)
     try:
         yield
@@ -373,10 +373,10 @@ def _replaced(module: nn.Module, name: str, instead: Callable) -> Iterator[None]
 
 
 class _Instead:
-    def __init__(self, instead: Callable, original: Callable) -> None:
-        self._instead, self.original, self._thread = instead, original, threading.get_ident()
+    def __init__(self, instead: Callable, original: Callable, is_ours: Callable[[], bool]) -> None:
+        self._instead, self.original, self._is_ours = instead, original, is_ours
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._thread != threading.get_ident():
+        if not self._is_ours():
             return self.original(*args, **kwargs)
         return self._instead(self.original, *args, **kwargs)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..techniques.branches import Branch, branches_of, originals, rows_of, with_branches
+from .hooks import heard
 
 MODULE_HANDLERS = "forward_timestep_embed_patch"
 """Patches that are no function of features: how a UNet calls modules that are not ComfyUI's."""
@@ -45,12 +46,15 @@ def layers_before(layers: Iterable[nn.Module], parting: set[nn.Module]) -> list[
 
 
 @contextmanager
-def shared(layers: Sequence[nn.Module], branches: Sequence[Branch], rows: int) -> Iterator[None]:
-    """``layers`` run on the rows of the originals among ``branches``; a call's tensors have ``rows`` rows."""
+def shared(
+    layers: Sequence[nn.Module], branches: Sequence[Branch], rows: int, options: dict[str, Any]
+) -> Iterator[None]:
+    """``layers`` run on the rows of the originals among ``branches``; a call's tensors have ``rows`` rows, and
+    ``options`` are its transformer options."""
     kept, place = originals(branches)
     with ExitStack() as stack:
         if len(kept) < len(branches):
-            before, after = _hooks(len(branches), kept, place, rows)
+            before, after = (heard(hook, options) for hook in _hooks(len(branches), kept, place, rows))
             for layer in layers:
                 stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
                 stack.callback(layer.register_forward_hook(after).remove)
@@ -98,14 +102,11 @@ def _hooks(branches: int, kept: list[int], place: list[int], rows: int) -> tuple
             return rows_of(x, len(kept), place)
         return type(x)(map(widened, x)) if type(x) in (tuple, list) else x
 
-    # Compiled code keeps the hooks it was made with: these must not be among them.
-    def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        if torch.compiler.is_compiling():
-            return None
+    def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         twice = kwargs.get(AT_TIME_0) is not None
         return narrowed(args, twice), {name: narrowed(value, twice) for name, value in kwargs.items()}
 
     def after(_module: nn.Module, _args: tuple, out: Any) -> Any:
-        return None if torch.compiler.is_compiling() else widened(out)
+        return widened(out)
 
     return before, after

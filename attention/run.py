@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any
@@ -14,22 +13,9 @@ from torch import nn
 from ..techniques.technique import Technique
 from .carrying import Carrying
 from .host_attention import preferred_attention
-from .keys import HOLD
 from .prefix import layers_before
 from .sites import Inserts, NoSuchSiteError, Site, features_of, layers_of, sites_in_run
 from .steps import Steps, is_between
-
-
-@contextmanager
-def undone_after(options: dict[str, Any]) -> Iterator[ExitStack]:
-    """What is put on modules for a model call is undone after it; in training, after its backward pass, which may run
-    parts of the model once more."""
-    held = options.get(HOLD)
-    if held is not None:
-        yield held
-        return
-    with ExitStack() as stack:
-        yield stack
 
 
 @dataclass(frozen=True, eq=False)

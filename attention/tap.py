@@ -27,11 +27,12 @@ from .carrying import carry_on, keep, require_whole_clip
 from .chunk_guard import ChunkGuard, sizes_explained
 from .chunks import Chunk, ChunkError, in_chunks
 from .frames import frame_indices
+from .hooks import undone_after
 from .keys import ANY_ORDER, RUN, TECHNIQUES
 from .open_tap import OpenTap
 from .references import of_a_chunk, require_taken
 from .rows import in_groups, rows_told
-from .run import Run, Tapped, undone_after
+from .run import Run, Tapped
 from .sites import (
     Kind,
     Site,

@@ -21,8 +21,8 @@ from comfy.patcher_extension import WrappersMP
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
+from ..attention.hooks import heard, undone_after
 from ..attention.keys import ANY_ORDER, LORA_RUN, LORAS
-from ..attention.run import undone_after
 from ..attention.steps import Steps, is_between, require_percents
 from ..attention.uncompiled import uncompiled, uncompiled_if_unguarded
 from ..attention.wrappers import put_wrappers
@@ -184,5 +184,5 @@ def _around_model_call(
             stack.enter_context(uncompiled())
         for each in active:
             for layer, hook in each.hooks(base_model, x.device):
-                stack.callback(layer.register_forward_hook(hook).remove)
+                stack.callback(layer.register_forward_hook(heard(hook, options)).remove)
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)

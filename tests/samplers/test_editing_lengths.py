@@ -9,13 +9,17 @@ import pytest
 import torch
 from animatediff_layout import animate
 from coherence.attention import families
+from coherence.attention.forms import TUNE_A_VIDEO
 from coherence.attention.sites import family_of as family_of_model
 from coherence.demo.model import load_model
 from coherence.samplers.lockstep import Lockstep, NothingToTakeError
+from coherence.samplers.lora_steps import with_lora
 from coherence.techniques.pairs import Pairs, UnpairedBranchError
 from comfy.model_management import InterruptProcessingException
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from editing_runs import StoredMaps, demo_run, halves, longer, stepwise, tiny_run, told_in
+from inflation_runs import put, random_weights
+from random_lora import lora_for
 from tiny_models import FAMILIES, RELATIVES
 from watching import difference
 
@@ -93,6 +97,19 @@ def test_in_step_is_as_in_one_call(run_of, monkeypatch):
     monkeypatch.setattr(Pairs, "donors", never_in_one_call)
     for apart, one in zip(run.edit(), together, strict=True):
         assert difference(apart, one) < 1e-3
+
+
+@pytest.mark.parametrize("what", ["lora", "inflation"])
+def test_what_other_nodes_add_to_layers_is_added_once(unet, what):
+    """Both calls run through the same modules, with the hooks of both on them."""
+    if what == "lora":
+        changed = with_lora(unet, lora_for(unet, gain=0.05), 1.0, 0.0, 1.0, "test")
+    else:
+        changed = put(unet, TUNE_A_VIDEO, random_weights(unet, TUNE_A_VIDEO, scale=0.1))
+    run = demo_run(changed)
+    _, source = replace(run, target=longer(run.target, FURTHER)).edit()
+    assert difference(source, run.plain(run.source)) < 1e-3
+    assert difference(source, demo_run(unet).plain(run.source)) > 1e-2
 
 
 def test_a_cross_map_of_other_lengths_is_refused_with_the_numbers(run_of):

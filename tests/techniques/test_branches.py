@@ -84,7 +84,7 @@ def test_shared_layers_run_on_the_originals_alone():
     c, n = torch.rand(2, 3), torch.rand(2, 3)
     rows = torch.cat([n, c, c, c])
     options = with_branches({}, branches)
-    with shared([layer], branches, len(rows)):
+    with shared([layer], branches, len(rows), {}):
         doubled, added = layer(rows, (rows, None), options=options)
     assert layer.rows == [(4, 4, [1, 0])]
     assert torch.equal(doubled, rows * 2)
