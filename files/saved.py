@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,6 @@ EXAMPLE = "(example) "  # before the names of those
 _ODD = re.compile(r"[\0-\x1f\x7f]|%(2e|2f|5c|00)|^[/\\]|^[a-z]:|(^|[/\\])\.\.($|[/\\])", re.IGNORECASE)
 """What no system's path within a folder has: control characters, percent codes for path characters, a root, a drive,
 the folder above."""
-_CHUNK = 2**20
 
 
 class FileFormat(Protocol):
@@ -48,8 +47,9 @@ class SavedFiles:
             raise ValueError(why)
         output = folder_paths.get_output_directory()
         try:
-            folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output)
-            file = f"{name}_{counter:05}_{self.format.SUFFIX}"
+            folder, name, first, subfolder, _ = folder_paths.get_save_image_path(filename_prefix, output)
+            numbered = (f"{name}_{number:05}_{self.format.SUFFIX}" for number in count(first))
+            file = next(each for each in numbered if not os.path.lexists(Path(folder, each)))
             self.format.save(value, Path(folder, file))
         except OSError as error:
             raise OSError(
@@ -69,13 +69,19 @@ class SavedFiles:
 
         ComfyUI refuses some of these by itself, but only once all before it has run.
         """
-        if prefix is None or (not _ODD.search(prefix) and self._is_inside(Path(self._folder(), prefix).parent)):
+        if prefix is None:
             return True
-        return (
-            f"filename_prefix: expected a folder and the beginning of a name, such as 'folder/name', got {prefix!r}, "
-            "which leads outside the output folder. Remove '..', drives, leading slashes, control characters and "
-            "percent codes, and use no links to other folders."
-        )
+        if _ODD.search(prefix) or not self._is_inside(Path(self._folder(), prefix).parent):
+            why = (
+                "which leads outside the output folder. Remove '..', drives, leading slashes, control characters and "
+                "percent codes, and use no links to other folders."
+            )
+        elif os.path.basename(prefix) != Path(prefix).name:
+            why = "which is a folder. Write the beginning of the file's name after it."
+        else:
+            return True
+        what = f"expected a folder and the beginning of a name, such as 'folder/name', got {prefix!r}"
+        return f"filename_prefix: {what}, {why}"
 
     def names(self) -> list[str]:
         """Those in the output folder, relative to it, and the examples; links out of it are left out."""
@@ -104,12 +110,10 @@ class SavedFiles:
             return str(error)
 
     def fingerprint(self, name: str) -> str:
-        """Changes with the file's bytes, as far as they are read."""
-        digest = hashlib.sha256()
-        with self.path(name).open("rb") as file:
-            for _ in range(0, self.format.MAX_BYTES, _CHUNK):
-                digest.update(file.read(_CHUNK))
-        return digest.hexdigest()
+        """Changes when the file is written anew. ComfyUI asks before every run, and reading the momentum of a long
+        clip takes a minute."""
+        told = self.path(name).stat()
+        return f"{told.st_size} {told.st_mtime_ns} {told.st_ino}"
 
     @staticmethod
     def _folder() -> Path:
