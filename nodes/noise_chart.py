@@ -10,7 +10,7 @@ from ..noise.measure import correlation, neighbour_alpha, neighbour_kl
 from ..noise.solvers import closed_form
 from ..noise.streams import clip_frames
 from ..samplers.latents import noise_for
-from ..samplers.noises import DependencyClipNoise, clip_of, first_frame, frames_axis_of
+from ..samplers.noises import DependencyClipNoise, clip_of, first_frame, frame_numbers, frames_axis_of
 from .charts import COLOURS, RULE, draw_heat_map, drawn, new_figure, render, style_axes
 from .inputs import NOISE
 from .node import Node
@@ -72,7 +72,7 @@ class NoiseCorrelation(Node):
             "correlation": correlations.tolist(),
         }
         sought = None
-        shown = latent_image.get("batch_index") if axis == 0 else None
+        shown = frame_numbers(latent_image, axis) if axis == 0 else None
         if isinstance(noise, DependencyClipNoise) and (sought := _schedule(noise, shown, len(frames))):
             independent = INDEPENDENT[noise.divergence]
             report["schedule"] = {

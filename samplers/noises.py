@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -54,12 +54,13 @@ class ClipNoise:
         Of a latent of several modalities the 5-D parts are clips, of one frame, too; the others get plain noise.
         """
         samples = input_latent["samples"]
-        indices = input_latent.get("batch_index")
+        axis = None if samples.is_nested else frames_axis(samples.shape, self.carried)
+        indices = frame_numbers(input_latent, axis)
         if indices is not None and list(indices) == [*range(first_frame(self), input_latent.get(CLIP_END, 0))]:
             indices = None
         source = generator(self.seed)
         if not samples.is_nested:
-            made = self._clips(samples, source, indices, frames_axis(samples.shape, self.carried))
+            made = self._clips(samples, source, indices, axis)
             return tell(made, first_frame(self), indices)
         return NestedTensor(
             self._clips(part, source, indices, 2)
@@ -185,13 +186,24 @@ class GivenNoise:
         return self.noise
 
 
+def frame_numbers(latent: Mapping[str, Any], axis: int | None) -> Indices:
+    """A LATENT's ``batch_index``; ``axis``: that of its frames, None in several modalities.
+
+    Frames of one clip have no number in common. Where some, but not all, have, clips were joined (LatentBatch) or
+    frames set between others: a new clip, whose frames count from 0. All alike, as LatentBatchSeedBehavior makes them,
+    they ask for one noise.
+    """
+    indices = latent.get("batch_index")
+    return None if axis == 0 and indices is not None and 1 < len({*indices}) < len(indices) else indices
+
+
 def noise_latent(noise: Any, latent: dict) -> dict:
     """A LATENT of what a NOISE makes for ``latent``, which tells the frames' numbers; :func:`carried_by` reads it."""
     made = noise_for(noise, _in_float32(latent))
     frames, start = clip_of(made), first_frame(noise)
     result: dict = {"samples": frames}
-    indices = latent.get("batch_index")
-    if frames_axis_of(noise, made) == 0:
+    indices = frame_numbers(latent, axis := frames_axis_of(noise, made))
+    if axis == 0:
         whole = {"batch_index": list(range(start, start + len(frames))), CLIP_END: start + len(frames)}
         return result | (whole if indices is None else {"batch_index": list(indices)})
     result[LAST_FRAME] = start + frames.shape[2] - 1

@@ -118,6 +118,23 @@ def test_batch_index_of_the_latent_is_honoured() -> None:
     assert torch.equal(part, whole[[7, 4]])
 
 
+@pytest.mark.parametrize("numbers", [[0, 1, 2, 0, 1, 2], [0, 0, 1, 1, 2, 2]])
+def test_frames_that_share_a_number_are_a_clip_of_their_own(numbers: list[int]) -> None:
+    """As LatentBatch joins clips, and as LatentInterpolate and LatentBatch set frames between others."""
+    noise, joined = dependency_noise(), latent(6, 4, 16, 16, batch_index=numbers)
+    whole = noise.generate_noise(latent(6, 4, 16, 16))
+    assert torch.equal(noise.generate_noise(joined), whole)
+    frames = NoiseFrames.execute(noise, joined)[0]
+    assert torch.equal(frames["samples"], whole)
+    assert frames["batch_index"] == [*range(6)]
+
+
+def test_frames_that_all_have_one_number_have_one_noise() -> None:
+    """As LatentBatchSeedBehavior makes them, set to fixed."""
+    fixed = dependency_noise().generate_noise(latent(3, 4, 16, 16, batch_index=[4, 4, 4]))
+    assert torch.equal(fixed, dependency_noise().generate_noise(latent(5, 4, 16, 16))[[4, 4, 4]])
+
+
 def test_sound_beside_the_clip_gets_plain_noise_whatever_the_clips_length() -> None:
     from comfy.nested_tensor import NestedTensor
     from comfy_extras.nodes_custom_sampler import Noise_RandomNoise

@@ -66,7 +66,7 @@ def test_frame_does_not_depend_on_how_many_follow(model, frames: int) -> None:
 @models
 def test_batch_index_picks_frames_of_the_whole_clip(model) -> None:
     whole = clip(model, 2, (20, *SMALL))
-    for indices in ([5, 6, 7], [19], [3, 0, 3]):
+    for indices in ([5, 6, 7], [19], [3, 0], [3, 3]):
         assert torch.equal(clip(model, 2, (len(indices), *SMALL), indices), whole[indices])
 
 
