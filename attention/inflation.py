@@ -137,7 +137,9 @@ class Inflation:
             place, name = site.name.rsplit(".", 1)
             if name == after and place in inserted:
                 module: Any = inserted[place]
-                there.append(Site(f"{place}.{self.name}", next(number), "temporal", module.heads, module, "tokens"))
+                block = site.replaced_in[0] if site.replaced_in else None
+                ours = f"{place}.{self.name}", next(number), "temporal"
+                there.append(Site(*ours, module.heads, module, frames_in="tokens", within=block))
         return there
 
 

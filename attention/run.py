@@ -53,7 +53,8 @@ class Anatomy:
 
         @lru_cache(maxsize=8)
         def before(names: frozenset[str]) -> list[nn.Module]:
-            return layers_before(layers_of(diffusion_model), {sites[name].module for name in names if name in sites})
+            parting = {sites[name].within or sites[name].module for name in names if name in sites}
+            return layers_before(layers_of(diffusion_model), parting)
 
         @cache
         def preferred(name: str) -> Callable | None:

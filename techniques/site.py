@@ -57,7 +57,8 @@ class Site:
     transformer block, and the name there, by which other packs replace the attention. ``needs``: what a run must be
     given for the attention to happen at all, such as ``sound``; empty where it always does. ``shows_input``: the
     module's first argument is the layer's input, normed, as it is projected. ``reads_text``: of a ``cross`` site,
-    whether its keys are the prompt's tokens.
+    whether its keys are the prompt's tokens. ``within`` is the model's block that leads its features through
+    ``module``, where that is no part of the model.
     """
 
     name: str
@@ -72,3 +73,4 @@ class Site:
     needs: str = field(default="", repr=False)
     shows_input: bool = field(default=False, repr=False)
     reads_text: bool = field(default=True, repr=False)
+    within: nn.Module | None = field(default=None, repr=False, compare=False)

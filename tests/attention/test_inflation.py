@@ -154,12 +154,14 @@ def test_branches_are_computed_together_as_alone(model, form):
     assert difference(together, apart) < 1e-4
 
 
+@pytest.mark.parametrize("layers", ["output.0", "*.*.{name}", "*.*.{name}, output.0"])
 @FORMS
-def test_guidance_by_copies_of_a_branch_is_the_guidance_branch_by_branch(model, form):
-    form = replace(form, frame_attention="self")  # an identity map needs as many keys as queries
+def test_guidance_by_copies_of_a_branch_is_the_guidance_branch_by_branch(model, form, layers):
+    """At the model's own layers, at inserted ones, and at both."""
+    form, layers = replace(form, frame_attention="self"), layers.format(name=form.module)  # else no map is an identity
     inflation = put(model, form, random_weights(model, form))
-    reference = run(one_by_one(inflation, "U-I", 2.0, "output.0"), sigmas=MODERATE)
-    ours = run(guided(inflation, "U-I", 2.0), sigmas=MODERATE)
+    reference = run(one_by_one(inflation, "U-I", 2.0, layers), sigmas=MODERATE)
+    ours = run(guided(inflation, "U-I", 2.0, layers), sigmas=MODERATE)
     agree(ours, reference, run(inflation, sigmas=MODERATE))
 
 
