@@ -13,6 +13,7 @@ which clip it belongs to.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +25,7 @@ from comfy.model_management import intermediate_device
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy.sampler_helpers import prepare_mask
-from comfy.samplers import KSAMPLER, CFGGuider, Sampler, calc_cond_batch
+from comfy.samplers import KSAMPLER, CFGGuider, Sampler, apply_empty_x_to_equal_area, calc_cond_batch
 from comfy.utils import PROGRESS_BAR_ENABLED
 from latent_preview import prepare_callback
 from torch import Tensor
@@ -178,7 +179,10 @@ class EditGuider(CFGGuider):
         model = self._replacing.on(model, asked_by)
         put_wrappers(model, "coherence.editing", {WrappersMP.PREPARE_SAMPLING: _reserve_for_both})
         super().__init__(model)
-        self.inner_set_conds({"positive": prompts.target, "negative": prompts.negative, "source": prompts.source})
+        self.inner_set_conds({"source": prompts.source, "target": prompts.target})
+        self.inner_set_conds(dict.fromkeys(("source_negative", "target_negative"), prompts.negative))
+        for clip in ("source", "target"):
+            _tell_negative(self.original_conds[clip], self.original_conds[f"{clip}_negative"])
         self._edit, self._rows, self._pinned = edit, 2 * shape[0], pinned
         self._mask = None if edit.mask is None else _latent_mask(edit.mask, shape).to(model.load_device)
 
@@ -190,12 +194,12 @@ class EditGuider(CFGGuider):
         self._guide = ClipGuidance(self._by_clip.state, options)
         controls = SeenControls(_shown_own_clip, alike)
         self._branches = {
-            name: _branch(clip, index, self.conds[conds], controls)
-            for name, clip, index, conds in (
-                ("source", SOURCE, 0, "source"),
-                ("target", TARGET, 0, "positive"),
-                ("source_negative", SOURCE, 1, "negative"),
-                ("target_negative", TARGET, 1, "negative"),
+            name: _branch(clip, index, self.conds[name], controls)
+            for name, clip, index in (
+                ("source", SOURCE, 0),
+                ("target", TARGET, 0),
+                ("source_negative", SOURCE, 1),
+                ("target_negative", TARGET, 1),
             )
         }
 
@@ -235,17 +239,14 @@ class EditGuider(CFGGuider):
         outputs[TARGET] = positive, negative if guided[SOURCE] else outputs[TARGET][1]
         clips = [
             Clip(
-                (
-                    self.conds["source" if clip == SOURCE else "positive"],
-                    self.conds["negative"] if guided[clip] else None,
-                ),
+                (self.conds[name], self.conds[f"{name}_negative"] if guided[clip] else None),
                 outputs[clip],
                 animatediff.scaled(outputs[clip][0], self._edit.source_cfg if clip == SOURCE else self._edit.cfg),
                 x.chunk(2)[clip],
                 timestep.chunk(2)[clip],
                 animatediff.adapted,
             )
-            for clip in (SOURCE, TARGET)
+            for clip, name in ((SOURCE, "source"), (TARGET, "target"))
         ]
         with meanwhile(options, model_function_wrapper=_refuse_call):
             source, target = self._guide(self.inner_model, clips, options).chunk(2)
@@ -335,6 +336,18 @@ class EditGuider(CFGGuider):
     def with_kept(self, source: Tensor, target: Tensor) -> Tensor:
         """``target``, but the very ``source`` where the mask is 0."""
         return target if self._mask is None else torch.where(self._mask.to(source.device) == 0, source, target)
+
+
+def _tell_negative(positive: Conds, negative: Conds) -> None:
+    """ComfyUI tells negatives by the name of their list, and hands them GLIGEN's boxes and ControlNets of the list
+    "positive": those of the target, to the source as well. So the lists have other names, and each clip's negative gets
+    its own."""
+    for entry in negative:
+        entry.setdefault("prompt_type", "negative")
+    if any("area" not in entry for entry in negative):
+        asked = [entry for entry in positive if entry.get("control_apply_to_uncond")]
+        for name, given in (("control", asked), ("gligen", positive)):
+            apply_empty_x_to_equal_area(given, negative, name, operator.getitem)
 
 
 def _branch(clip: int, index: int, conds: Conds, controls: SeenControls) -> Conds:
