@@ -11,15 +11,17 @@ from comfy.model_patcher import ModelPatcher
 
 from ..attention.keys import TECHNIQUES
 from ..attention.registry import SELECTABLE
+from ..attention.run import Tapped
 from ..attention.sites import Kind, UnknownModelError, sites_of
 from ..attention.steps import is_between
 from ..attention.tap import tap
 from ..techniques.blend import Blend, WordMasks
 from ..techniques.branches import Branch
+from ..techniques.choice import ALL_HEADS
 from ..techniques.pairs import Pairs, Partner, UnpairedBranchError
 from ..techniques.prompt_to_prompt import AlignedMaps
 from ..techniques.replacement import Replacement, Taken
-from ..techniques.technique import Technique
+from ..techniques.technique import Stage, Technique
 
 if TYPE_CHECKING:
     from .editing import Edit, Prompts
@@ -122,9 +124,15 @@ class Replacing:
         return of_all if self._words is None else [*of_all, self._words.pairs]
 
     def on(self, model: ModelPatcher, asked_by: str) -> ModelPatcher:
-        """A clone of ``model`` with the techniques. UnknownModelError, NoSuchSiteError as in :mod:`..attention`."""
+        """A clone of ``model`` with the techniques.
+
+        Raises:
+            ValueError: TokenFlow is there, and a layer is divided.
+            UnknownModelError, NoSuchSiteError: as in :mod:`..attention`.
+        """
         edit, model = self._edit, model.clone()
         there = model.model_options["transformer_options"].get(TECHNIQUES, ())
+        _require_undivided(there, self._own)
         self._others_take = any(each.technique.takes_from_source for each in there)
         tapped: list[tuple[Technique | None, str, Sequence[Kind]]] = [
             (self._own, edit.layers, SELECTABLE),
@@ -173,3 +181,22 @@ class Replacing:
         assert self._masks is not None
         with self._masks.measures():
             yield
+
+
+def _require_undivided(there: Sequence[Tapped], own: Technique | None) -> None:
+    """ValueError where a technique behind the exchange of maps takes from the source, too, and would meet a layer in
+    parts, or twice."""
+    taking = (e.asked_by for e in there if e.technique.takes_from_source and e.technique.stage is Stage.MERGE)
+    if not (node := next(taking, "")):
+        return
+    if isinstance(own, Blend):
+        raise ValueError(
+            f"{node} takes whole layers from the source, but replace blend computes each twice, for the two sides of "
+            f"its mask. Choose another replace, such as map_and_cross, or remove {node}."
+        )
+    for technique in (own, *(each.technique for each in there)):
+        if getattr(technique, "choice", ALL_HEADS).per_head:
+            raise ValueError(
+                f"{node} takes whole layers from the source, but a register with per_head divides them by heads. "
+                f"Measure it without per_head, or remove {node}."
+            )

@@ -27,7 +27,9 @@ MEASURED_ROWS = 128
 
 
 class Choice(ABC):
-    """The heads at which a technique acts in a call."""
+    """The heads at which a technique acts in a call. ``per_head``: they may be some of a layer's."""
+
+    per_head: bool = False
 
     @abstractmethod
     def heads(self, call: AttentionCall, position: int) -> Heads:
@@ -60,6 +62,7 @@ class SomeHeads(Choice):
     """The heads of each site by name."""
 
     by_site: Mapping[str, Heads]
+    per_head = True
 
     def heads(self, call: AttentionCall, position: int) -> Heads:
         return self.by_site.get(call.site.name, NONE)

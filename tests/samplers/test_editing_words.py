@@ -7,7 +7,7 @@ import torch
 from coherence.attention.sites import UnknownModelError
 from coherence.demo.model import load_clip, load_model
 from coherence.nodes.align_prompts import AlignPrompts
-from coherence.nodes.token_flow import TokenFlow
+from coherence.nodes.momentum import TemporalMomentumAttention
 from coherence.samplers.replacing import AlignmentError
 from coherence.techniques.replacement import UnpairedBranchError
 from editing_runs import demo_run, longer, stepwise, tiny_run
@@ -87,10 +87,10 @@ def test_an_inserted_word_does_not_take_its_neighbours_map(unet):
     assert difference(by_token, reference) > 0.01
 
 
-def test_blend_goes_along_where_token_flow_lets_a_clip_run_in_chunks(unet):
+def test_blend_goes_along_where_a_clip_runs_in_chunks(unet):
     run, alignment = aligned(demo_run(unet, steps=1), *EDITS["all"], sharpness=5)
     whole, parts = (
-        replace(run, model=TokenFlow.execute(unet, 2, 1, frames_per_batch=frames)[0]).edit(
+        replace(run, model=TemporalMomentumAttention.execute(unet, 0.8, frames_per_batch=frames)[0]).edit(
             replace="blend", alignment=alignment
         )
         for frames in (0, 2)

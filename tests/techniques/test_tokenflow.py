@@ -11,12 +11,15 @@ from coherence.attention.tap import tap
 from coherence.demo.model import load_model
 from coherence.nodes.plug_and_play import PlugAndPlay
 from coherence.nodes.token_flow import TokenFlow as Node
+from coherence.techniques import plug_and_play
 from coherence.techniques.branches import OfClip
+from coherence.techniques.choice import SomeHeads
 from coherence.techniques.pairs import NoEditError
 from coherence.techniques.tokenflow import TokenFlow, neighbours
 from editing_runs import demo_run
 from tiny_models import sample
 from watching import DEMO, difference
+from word_edits import aligned
 
 FRAMES = 7
 
@@ -109,6 +112,21 @@ def test_prompts_of_other_lengths_flow_alike_and_the_source_is_untouched(unet, r
     free = run.edit("")
     assert difference(together[1], free[1]) <= 1e-5
     assert difference(together[0], free[0]) >= 1e-2
+
+
+def test_what_divides_a_layer_is_refused_beside_it(unet, run):
+    flowing = replace(run, model=Node.execute(unet, 3, 1)[0])
+    some = plug_and_play.PlugAndPlay(SomeHeads({}))
+    exchanging, _ = tap(flowing.model, some, layers="*", kinds=("spatial",), asked_by="PlugAndPlay")
+    words, alignment = aligned(flowing, "a red cat", "a blue cat")
+    for edit in (
+        lambda: flowing.edit(choice=SomeHeads({})),
+        lambda: replace(flowing, model=exchanging).edit(""),
+        lambda: words.edit(replace="blend", alignment=alignment),
+    ):
+        with pytest.raises(ValueError, match=r"TokenFlow takes whole layers.*or remove TokenFlow") as raised:
+            edit()
+        assert not unclear(raised.value)
 
 
 def test_outside_an_edit_it_is_refused(unet):
