@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..frames.bilateral import bilateral_temporal
-from ..techniques.technique import AttentionCall, Proceed, Stage, Technique
+from ..techniques.technique import AttentionCall, PartOfFrameError, Proceed, Stage, Technique
 from .sites import NoSuchSiteError, Site
 
 
@@ -34,6 +34,12 @@ class TemporalBilateral(Technique):
         out = proceed(call.q, call.k, call.v)
         if not self.active:
             return out
+        if call.rows_per_branch != call.frames:
+            raise PartOfFrameError(
+                f"mode feature_temporal: attention layer {call.site.name} is called with {call.rows_per_branch} rows "
+                f"for {call.frames} frames. Another node cuts frames into tiles, new ones in every call (HyperTile), "
+                "so no place can be followed through the clip. Remove that node, or choose latent_spatial."
+            )
         clips = out.unflatten(0, (len(call.branches), -1)).transpose(0, 1)
         smooth = bilateral_temporal(clips, self.kernel_size, self.sigma_spatial, self.sigma_intensity)
         return smooth.transpose(0, 1).reshape(out.shape)

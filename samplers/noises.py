@@ -183,7 +183,7 @@ class GivenNoise:
                 f"NoiseFromLatent holds noise of shape {tuple(self.noise.shape)}, but the sampler's latent_image has "
                 f"shape {tuple(wanted)}. Use the latent that was inverted, or an empty one of its size."
             )
-        return self.noise
+        return self.noise.to(copy=True)  # FreeNoise of context windows shuffles it in place
 
 
 def frame_numbers(latent: Mapping[str, Any], axis: int | None) -> Indices:

@@ -144,11 +144,11 @@ class Grid:
 
     def _require_alone(self, guider: Any) -> None:
         options = guider.model_options
-        across = (Stage.KEYS, Stage.FURTHER_KEYS, Stage.MERGE)
+        across = (Stage.OUTPUT, Stage.KEYS, Stage.FURTHER_KEYS, Stage.MERGE)
         techniques = options["transformer_options"].get(TECHNIQUES, ())
         if names := [each.asked_by for each in techniques if each.technique.stage in across]:
             raise GridError(
-                f"{self.asked_by}: {names[0]} lets frames attend to each other in their order, but a grid shuffles "
+                f"{self.asked_by}: {names[0]} lets frames act on each other in their order, but a grid shuffles "
                 "them and joins them itself. Remove one of the two nodes."
             )
         if "context_handler" in options:

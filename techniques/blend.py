@@ -27,7 +27,7 @@ from .branches import rows_of, with_rows
 from .pairs import Given, UnpairedBranchError
 from .prompt_to_prompt import copies_in
 from .replacement import Replacement
-from .technique import AttentionCall, Proceed, Stage, Technique
+from .technique import AttentionCall, Proceed, Stage, Technique, require_whole_frames
 
 LARGEST = 32 * 32
 THRESHOLD = 0.3
@@ -70,6 +70,7 @@ class WordMasks(Technique):
         places = _places_in(call) if self._measures and call.site.reads_text else None
         if places is None:
             return out
+        require_whole_frames(call)
         frames, tokens, (height, width) = places
         seen = self._seen.setdefault(call.frame_indices, [])
         fewest = min((prod(each.shape[-2:]) for each in seen), default=tokens)
@@ -80,6 +81,7 @@ class WordMasks(Technique):
         columns = torch.zeros_like(call.v)
         columns[..., self._columns(call), :] = 1
         weight = call.per_head_output(proceed(call.q, call.k, columns)).float().mean(dim=(1, 3))  # (rows, tokens of q)
+        weight = weight.unflatten(0, (len(call.branches), -1)).mean(dim=0)  # of combined prompts
         lead = call.leading_tokens or 0
         seen.append(weight[:, lead : lead + frames * tokens].reshape(-1, frames, height, width))
         return out
@@ -90,6 +92,7 @@ class WordMasks(Technique):
 
     def of(self, call: AttentionCall) -> Tensor:
         """M of the queries of one branch in ``call``, (rows, tokens)."""
+        require_whole_frames(call)
         mean = self._means.get(call.frame_indices)
         if mean is None:
             raise UnpairedBranchError(

@@ -12,10 +12,11 @@ from coherence.metrics.similarity import psnr
 from coherence.nodes.inversion import BilateralDDIMInvert, NoiseFromLatent, SamplerBilateralDDIMInvert
 from coherence.samplers.latents import input_scale
 from coherence.samplers.noises import GivenNoise
-from coherence.techniques.technique import AttentionCall
+from coherence.techniques.technique import AttentionCall, PartOfFrameError
 from comfy.model_management import InterruptProcessingException, interrupt_current_processing
 from comfy.nested_tensor import NestedTensor
 from comfy_extras.nodes_custom_sampler import FlipSigmas
+from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
 from comfy_extras.nodes_void import VOIDSampler
 from inversion_runs import FILTER, difference, inverted, sampled, schedule
@@ -302,6 +303,12 @@ def test_a_mode_that_the_model_cannot_have_is_refused(tiny_models, mode, error, 
     model, (positive, _) = tiny_models.load("wan21"), family.conditioning()
     with pytest.raises(error, match=complaint):
         inverted(model, positive, family.latent(), schedule(model, 2), mode=mode)
+
+
+def test_tiles_of_frames_are_not_taken_for_frames(demo, prompt, clip):
+    tiled = HyperTile.execute(demo, 32, 1, 0, False)[0]
+    with pytest.raises(PartOfFrameError, match=r"rows for 3 frames.*HyperTile"):
+        inverted(tiled, prompt, clip, schedule(demo, 2), mode="feature_temporal")
 
 
 def normal(*shape: int) -> torch.Tensor:

@@ -10,7 +10,8 @@ from coherence.nodes.align_prompts import AlignPrompts
 from coherence.nodes.momentum import TemporalMomentumAttention
 from coherence.samplers.replacing import AlignmentError
 from coherence.techniques.replacement import UnpairedBranchError
-from editing_runs import demo_run, longer, stepwise, tiny_run
+from coherence.techniques.technique import PartOfFrameError
+from editing_runs import demo_run, halves, longer, stepwise, tiny_run
 from tiny_text import tiny_umt5
 from watching import difference
 from word_edits import StoredWords, aligned
@@ -120,6 +121,20 @@ def test_blend_edits_only_where_the_words_are(unet):
             assert difference(run.edit(replace="blend", alignment=alignment)[0], expected) < 1e-4
     finally:
         blend.THRESHOLD = usual
+
+
+def test_blend_sees_combined_prompts_as_one_and_refuses_parts_of_the_frame(unet):
+    """A map of a part has other places than one of the whole."""
+    run, alignment = aligned(demo_run(unet), *EDITS["all"], sharpness=5)
+    how = {"replace": "blend", "alignment": alignment}
+    twice = replace(run, source=run.source * 2, target=run.target * 2)
+    for one, other in zip(twice.edit(**how), run.edit(**how), strict=True):
+        assert difference(one, other) < 1e-4
+    in_part = replace(
+        run, **{name: getattr(run, name) + halves(getattr(run, name))[:1] for name in ("source", "target")}
+    )
+    with pytest.raises(PartOfFrameError, match="a prompt is for an area"):
+        in_part.edit(**how)
 
 
 @pytest.mark.parametrize("source_cfg", [1.0, 4.0])

@@ -11,6 +11,7 @@ from coherence.demo.model import load_model
 from coherence.nodes.cross_frame import CrossFrameAttention
 from coherence.nodes.rave import RAVEGrid
 from coherence.nodes.vidtome import VidToMe
+from coherence.samplers.inversion import Inversion, invert_latent
 from coherence.samplers.rave import GridError, cut, order_of, tiled
 from coherence.training.ge_adapter_training import train_adapter
 from comfy.samplers import calculate_sigmas
@@ -171,8 +172,11 @@ def test_what_cannot_be_drawn_in_grids_is_refused_with_the_reason(tiny_models):
     grids = RAVEGrid.execute(load_model(), SIDE)[0]
     with pytest.raises(GridError, match=r"got 3 of its frames, .* Train the model from before this node"):
         train_adapter(grids, clips(1, frames=4, vision=False), QUICK)
-    refused("CrossFrameAttention lets frames attend", CrossFrameAttention.execute(grids, "first")[0])
-    refused("VidToMe lets frames attend", VidToMe.execute(grids)[0])
+    refused("CrossFrameAttention lets frames act", CrossFrameAttention.execute(grids, "first")[0])
+    refused("VidToMe lets frames act", VidToMe.execute(grids)[0])
+    latent = {"samples": torch.randn(FRAMES, *DEMO.latent_shape[1:], generator=torch.Generator().manual_seed(3))}
+    with pytest.raises(GridError, match="lets frames act"):
+        invert_latent(grids, conds[0], None, 1.0, latent, sigmas_of(grids, 1), Inversion("feature_temporal"), 0, "test")
     with pytest.raises(GridError, match="draws grids of frames already"):
         RAVEGrid.execute(RAVEGrid.execute(load_model(), 2)[0], 3)
     wan = FAMILIES["wan21"]
