@@ -57,6 +57,8 @@ def _require_sense(arguments: argparse.Namespace) -> None:
         raise ComfyError("--comfyui is for workers of Ray: add --ray, or start ComfyUI and name it with --server.")
     if arguments.comfyui and arguments.server:
         raise ComfyError("Workers start a ComfyUI of --comfyui or use those of --server: give one of the two.")
+    if not arguments.comfyui and (arguments.python or arguments.comfyui_arguments):
+        raise ComfyError("--python and --comfyui-arguments are for the ComfyUI that --comfyui starts: give that too.")
     if arguments.workers is not None and (not arguments.comfyui or not arguments.workers):
         raise ComfyError("--workers says how many start a ComfyUI of --comfyui, at least 1: give that too.")
 
@@ -94,7 +96,7 @@ def _servers(arguments: argparse.Namespace) -> Iterator[list[_Server]]:
         if not server.is_there():
             raise ComfyError(f"No ComfyUI answers at {url}. Start it, or name another with --server URL.")
         try:
-            found.append(_Server(ServerWorker(server), server.object_info()))
+            found.append(_Server(ServerWorker(server, len(urls) > 1), server.object_info()))
         except AWAY as error:
             raise ComfyError(f"{url} went away when it was asked for its nodes: {error}.") from error
     yield found

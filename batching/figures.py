@@ -35,7 +35,7 @@ def numbers_in(text: str) -> Iterator[tuple[str, float]]:
 def _numbers(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, float]]:
     if isinstance(value, Mapping):
         if isinstance(value.get("mean"), Mapping):  # it sums up the lists beside it
-            value = value["mean"]
+            value = value["mean"] | {n: x for n, x in value.items() if n != "mean" and isinstance(x, Mapping)}
         for name, each in value.items():
             yield from _numbers(each, (*path, str(name)))
     elif isinstance(value, list):

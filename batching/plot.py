@@ -2,10 +2,11 @@
 
 import warnings
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .manifest import DONE
+from .manifest import DONE, write_whole
 from .sheet import INK, MUTED, RULE
 from .variations import one_line, short_names, varied
 
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 Axis = tuple[str, list[Any]]
 """A varied input and its values."""
+NAME = "comparison.png"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's, told apart by colour-blind readers too."""
 MARKS = ("o", "s", "^", "D", "v", "P")
-_MOST_FIGURES, _MOST_INPUTS = 6, 4
+_MOST_FIGURES, _MOST_INPUTS = 24, 6
+_MOST_TICKS = 6
 _LOG_FROM = 50.0  # largest over smallest value
 _LETTERS = 24  # of a label
 
@@ -40,7 +43,9 @@ def _draw_plot(records: Sequence[Json], folder: Path) -> Path | None:
         ("run", [record["run"] for record in done])
     ]
     names = _figure_names(done)[:_MOST_FIGURES]
+    path = folder / NAME
     if len(done) < 2 or not names:
+        path.unlink(missing_ok=True)  # an earlier table's
         return None
     figure: Any = Figure(
         (5.2 * len(inputs) + 0.4, 2.9 * len(names) + 0.5), dpi=110, facecolor="white", layout="constrained"
@@ -53,10 +58,10 @@ def _draw_plot(records: Sequence[Json], folder: Path) -> Path | None:
             _panel(grid[row][place], done, name, column, values, others)
             grid[row][place].set_xlabel(short[column] if row == len(names) - 1 else "", fontsize=10, color=INK)
     figure.get_layout_engine().set(w_pad=0.14, h_pad=0.1)
-    path = folder / "comparison.png"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
-        figure.savefig(path)
+        figure.savefig(drawn := BytesIO())
+    write_whole(path, drawn.getvalue())
     return path
 
 
@@ -101,7 +106,7 @@ def _panel(
             axes.plot(*zip(*pairs, strict=True), linestyle="", alpha=0.35, **look)
     if is_numeric and min(values) > 0 and max(values) / min(values) >= _LOG_FROM:
         axes.set_xscale("log")
-    if not is_numeric or len(values) <= _MOST_FIGURES:
+    if not is_numeric or len(values) <= _MOST_TICKS:
         axes.set_xticks(list(at.values()), [_short(value) for value in values], minor=False)
         axes.minorticks_off()
         if not is_numeric:

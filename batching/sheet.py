@@ -1,11 +1,12 @@
 """The contact sheet: what every run made, under the values that it was made with. Needs Pillow."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .figures import SECONDS, STEADINESS
-from .manifest import DONE
+from .manifest import DONE, write_whole
 from .pictures import show
 from .variations import one_line, short_names, varied
 
@@ -33,7 +34,10 @@ def draw_sheets(records: Sequence[Json], folder: Path) -> list[Path]:
         pages = [sheet.flow(records[start : start + _MOST_ON_A_PAGE]) for start in starts]
     paths = [folder / f"contact_sheet{f'_{number}' if number > 1 else ''}.png" for number in range(1, len(pages) + 1)]
     for path, page in zip(paths, pages, strict=True):
-        page.save(path)
+        page.save(drawn := BytesIO(), format="png")
+        write_whole(path, drawn.getvalue())
+    for path in {*folder.glob("contact_sheet*.png")}.difference(paths):  # of an earlier, longer table
+        path.unlink()
     return paths
 
 

@@ -62,8 +62,8 @@ class Worker(Protocol):
 class ServerWorker:
     """A worker for a server at an address."""
 
-    def __init__(self, server: RunningServer) -> None:
-        self.server = server
+    def __init__(self, server: RunningServer, beside_others: bool = False) -> None:
+        self.server, self._beside_others = server, beside_others
         self.name = server.url
 
     def run(self, prompt: Json, prompt_id: str, on_fraction: OnFraction) -> Result:
@@ -87,6 +87,8 @@ class ServerWorker:
             shares[node] = value / maximum if maximum else 1.0
             on_fraction(min(sum(shares.values()) / len(prompt), 1.0))
 
+        if self._beside_others:
+            prompt = _under_own_names(prompt, prompt_id)
         entry = self.server.queue(prompt, on_progress, prompt_id)
         seconds = measured_seconds(entry) or time.monotonic() - started
         return Result(self._download(entry), shown_texts(entry), seconds)
@@ -117,6 +119,17 @@ class ServerWorker:
 
     def withdraw(self, prompt_id: str) -> None:
         self.server.withdraw(prompt_id)
+
+
+def _under_own_names(prompt: Json, prompt_id: str) -> Json:
+    """Servers may share an output folder. Each counts its files before it writes them, and would write over those that
+    another one numbers alike at that moment."""
+
+    def named(inputs: Json) -> Json:
+        prefix = inputs.get("filename_prefix")
+        return inputs | {"filename_prefix": f"{prefix}_{prompt_id[:8]}"} if isinstance(prefix, str) else inputs
+
+    return {key: node | {"inputs": named(node["inputs"])} for key, node in prompt.items()}
 
 
 def listed(results: Json) -> list[Any]:

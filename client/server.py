@@ -239,7 +239,8 @@ def _event(message: str | bytes | None, prompt_id: str) -> tuple[str, Json] | No
     if not isinstance(message, str):
         return None
     event = json.loads(message)
-    return (event["type"], event["data"]) if event["data"].get("prompt_id") == prompt_id else None
+    data = event.get("data") if isinstance(event, dict) else None  # packs send what they like
+    return (event["type"], data) if isinstance(data, dict) and data.get("prompt_id") == prompt_id else None
 
 
 def _require_success(entry: Json) -> None:

@@ -1,6 +1,9 @@
 """Sheet and plot are drawn whatever texts users write: dollars, lines, letters that no font has."""
 
+import json
+
 import pytest
+from coherence.batching.figures import numbers_in
 from coherence.batching.manifest import Manifest
 from coherence.batching.plot import draw_plot
 from coherence.batching.sheet import draw_sheets
@@ -38,6 +41,35 @@ def test_sheet_and_plot_are_drawn_whatever_the_texts(texts, node, tmp_path_facto
     for path in draw_sheets(records_of(texts, failed=1), folder):
         with Image.open(path) as sheet:
             assert sheet.width > 400
+
+
+def test_pages_of_an_earlier_table_do_not_stay(tmp_path):
+    many = [record | {"figures": {"seconds": float(record["run"])}} for record in records_of([*range(130)])]
+    assert len(draw_sheets(many, tmp_path)) == 3
+    assert draw_plot(many, tmp_path)
+    (tmp_path / "0001_a.png").touch()
+    draw_sheets(many[:1], tmp_path)
+    assert draw_plot(many[:1], tmp_path) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0001_a.png", "contact_sheet.png"]
+
+
+def test_a_comparison_has_a_row_for_every_figure(tmp_path):
+    def height(figures):
+        records = records_of([1, 2])
+        for record in records:
+            record["figures"] = {f"figure {n}": float(n * record["run"]) for n in range(1, figures + 1)}
+        with Image.open(draw_plot(records, tmp_path)) as plot:
+            return plot.height
+
+    assert height(12) > 1.8 * height(6)
+
+
+def test_every_mean_of_a_report_is_a_figure():
+    """Those of what lies beside the means, too, as the picture's content and the flow's agreement."""
+    clip = {"mean": {"ssim": 0.9}, "ssim": [0.8, 1.0], "content": {"mean": {"prompt": 0.3}, "prompt": [0.2, 0.4]}}
+    report = {"frames": 3, "clip": clip, "drift": {"hue": 0.5}}
+    expected = {"frames": 3, "clip ssim": 0.9, "clip content prompt": 0.3, "drift hue": 0.5}
+    assert dict(numbers_in(json.dumps(report))) == expected
 
 
 @given(text=st.text(max_size=20))

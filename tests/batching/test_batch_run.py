@@ -200,6 +200,20 @@ def test_a_spreadsheet_is_run(server, tmp_path):
     assert [record["status"] for record in lines(tmp_path)] == ["done", "done"]
 
 
+def test_servers_that_may_share_a_folder_name_their_files_apart(server, tmp_path):
+    """One server under two names: each file has its prompt's id in its name."""
+    other = server.url.replace("127.0.0.1", "localhost")
+    command = write(tmp_path, slow(64, 1), {"list": {"Colour.color": [0xABCDE1, 0xABCDE2, 0xABCDE3]}})
+    assert main([*command, "--server", server.url, other]) == 0
+    records = lines(tmp_path)
+    assert len(records) == 3
+    for record in records:
+        (file,) = record["files"]
+        assert Path(file["path"]).name.startswith(f"slow_{record['prompt_id'][:8]}_")
+    assert "filename_prefix" in (prompt := next((tmp_path / "out").glob("*/prompt.json"))).read_text()
+    assert json.loads(prompt.read_text())["5"]["inputs"]["filename_prefix"] == "slow"
+
+
 def test_a_dry_run_lists_what_would_be_run_and_queues_nothing(server, tmp_path, capsys):
     before = history(server)
     arguments = write(tmp_path, slow(64, 1), {"list": {"Colour.color": [1, 2, 3]}})

@@ -90,11 +90,14 @@ def event(kind: str, prompt_id: str, **data: object) -> str:
 
 
 async def finishes(socket, comfy, prompt_id) -> None:
-    """Progress of this prompt among that of others, and a preview's bytes."""
+    """Progress of this prompt among that of others, a preview's bytes, and what packs broadcast."""
     step = {"1": {"display_node_id": "1", "value": 1, "max": 2}}
     await socket.send_bytes(b"a preview" * 100_000)
     await socket.send_str(event("progress_state", "another", nodes={"1": {}}))
     await socket.send_str(event("progress_state", prompt_id, nodes=step))
+    for data in ("text", None, ["a", "list"], {}):
+        await socket.send_str(json.dumps({"type": "a.pack", "data": data}))
+    await socket.send_str('["no", "event"]')
     comfy.history[prompt_id] = ENTRY
     await socket.send_str(event("executing", prompt_id, node=None))
 
