@@ -126,19 +126,19 @@ class TemporalConsistency(Node):
             bar.update(1)
 
         images = images[..., :3]
+        reference = None if reference is None else reference[..., :3]
+        content = {}
+        if clip_vision is not None:  # first: it may be refused
+            content = content_of(clip_vision, clip, {"clip": images, "reference": reference}, texts, progress)
         figures: dict[str, Consistency | Agreement] = {}
         looks: dict[str, Look] = {}
         if reference is not None:
-            reference = reference[..., :3]
             figures["against_reference"] = agreement(images, reference, device, progress, measure)
             figures["reference"] = temporal_consistency(reference, device, progress, measure)
             looks["reference"] = look(reference, device, progress)
         figures["clip"] = temporal_consistency(images, device, progress, measure)
         looks["clip"] = look(images, device, progress)
         figures = {name: figures[name] for name in LINES if name in figures}
-        content = {}
-        if clip_vision is not None:
-            content = content_of(clip_vision, clip, {"clip": images, "reference": reference}, texts, progress)
         measured = {name: {"mean": means(each), **asdict(each)} for name, each in figures.items()}
         for name, shown in content.items():
             measured[name]["content"] = {"mean": {key: each.nanmean() for key, each in shown.items()}, **shown}

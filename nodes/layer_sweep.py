@@ -180,15 +180,17 @@ class LayerSweep(Node):
         names = [name for name in asked if name in figures]  # others lack an input, or another node replaces their map
         if not names:
             raise without_map(asked)
-        run = Run(positive, negative, cfg, noise, sampler, sigmas, latent_image)
-        sweep = Sweep(model, MATRICES[perturbation], run, 1 + len(names), cls.node_name, start_percent, end_percent)
-        damage = sweep.compared(names, partial(_seen, vae=vae, clip_vision=clip_vision), _damage)
         measurement = Measurement(
             steps, tuple(sigmas[list(steps)].tolist()), "exact", noise.seed, tuple(latent_image["samples"].shape)
         )
         measured = ranked_registry(*model_names(model), sites, figures, Ranking(), measurement)
+        ranking = Ranking(kind, select, count, percent, by="damage")
+        swept_registry(measured, dict.fromkeys(names, 0.0), ranking)  # refuses what cannot be selected, before all runs
+        run = Run(positive, negative, cfg, noise, sampler, sigmas, latent_image)
+        sweep = Sweep(model, MATRICES[perturbation], run, 1 + len(names), cls.node_name, start_percent, end_percent)
+        damage = sweep.compared(names, partial(_seen, vae=vae, clip_vision=clip_vision), _damage)
         scored = {name: each[score] for name, each in damage.items() if math.isfinite(each[score])}
-        registry = swept_registry(measured, scored, Ranking(kind, select, count, percent, by="damage"))
+        registry = swept_registry(measured, scored, ranking)
         entropies = np.array([figures[name].entropy for name in scored])
         found = rank_correlation(entropies, np.array(list(scored.values())))
         report = _report(registry, damage, perturbation, score, cfg, found)

@@ -96,8 +96,8 @@ def _require_finite(value: float, what: str, step: int) -> float:
     if not math.isfinite(value):
         raise TrainingError(
             f"The {what} is {value} at step {step}, expected a finite number. Lower learning_rate, or set precision "
-            "to fp32; if it happens at step 0, check the latents and the conditioning. Nothing was changed or "
-            "written."
+            "to fp32 where the node has it; if it happens at step 0, check the latents and the conditioning. Nothing "
+            "was changed or written."
         )
     return value
 

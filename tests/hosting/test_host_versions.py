@@ -52,6 +52,8 @@ def test_the_oldest_comfyui_is_the_same_wherever_it_is_told():
     assert f'requires-comfyui = ">={oldest}"\n' in (PACK / "pyproject.toml").read_text("utf-8")
     assert f"ComfyUI {oldest} or newer" in (PACK / "README.md").read_text("utf-8")
     assert oldest in RECIPES
+    for version in RECIPES:
+        coherence.require_comfyui(version)
 
 
 def test_each_prepared_comfyui_has_a_folder_of_its_own():

@@ -189,6 +189,13 @@ def test_what_another_vae_or_encoder_has_shown_is_not_taken_over(unet, vae):
     assert same.decoded == 1
 
 
+def test_more_layers_than_are_tested_are_refused_before_any_run(unet, vae):
+    counting = Counting(vae)
+    with pytest.raises(RegistryError, match="count: 5 layers asked for"):
+        swept(unet, counting, count=5)
+    assert counting.decoded == 0
+
+
 def test_the_registry_keeps_damage_when_saved_and_selects_by_it_again(unet, vae):
     registry = swept(unet, vae)[0]
     read = from_json(to_json(registry))
