@@ -60,7 +60,7 @@ def _draw_plot(records: Sequence[Json], folder: Path) -> Path | None:
     figure.get_layout_engine().set(w_pad=0.14, h_pad=0.1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
-        figure.savefig(drawn := BytesIO())
+        figure.savefig(drawn := BytesIO(), format="png")
     write_whole(path, drawn.getvalue())
     return path
 

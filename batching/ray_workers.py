@@ -27,7 +27,15 @@ class OwnedServer:
     It takes and returns plain values alone, for the pack need not be installed where it lives.
     """
 
-    def __init__(self, url: str | None, comfyui: str | None, python: str | None, arguments: Sequence[str]) -> None:
+    def __init__(
+        self,
+        url: str | None,
+        comfyui: str | None,
+        python: str | None,
+        arguments: Sequence[str],
+        beside_others: bool = False,
+    ) -> None:
+        self._beside_others = beside_others
         self._url, self._comfyui, self._python, self._arguments = url, comfyui, python, tuple(arguments)
         self._server: RunningServer | None = RunningServer(url) if url else None
         self._folder = tempfile.TemporaryDirectory(prefix="coherence-", ignore_cleanup_errors=True)
@@ -76,7 +84,7 @@ class OwnedServer:
         assert self._server is not None
         self._fraction = 0.0
         try:
-            result = ServerWorker(self._server).run(prompt, prompt_id, self._take_fraction)
+            result = ServerWorker(self._server, self._beside_others).run(prompt, prompt_id, self._take_fraction)
         except PromptError as error:
             return {"failed": str(error)}
         except ServerGone as error:
@@ -223,7 +231,7 @@ def ray_workers(
             RayWorker(ray, f"worker {place}", (None, comfyui, python, arguments)) for place in range(1, count + 1)
         ]
     else:
-        workers = [RayWorker(ray, url, (url, None, None, ())) for url in urls]
+        workers = [RayWorker(ray, url, (url, None, None, (), len(urls) > 1)) for url in urls]
     with ThreadPoolExecutor(len(workers)) as at_once:
         complaints = list(at_once.map(RayWorker.start, workers))
     for worker, complaint in zip(workers, complaints, strict=True):

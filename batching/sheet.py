@@ -1,5 +1,6 @@
 """The contact sheet: what every run made, under the values that it was made with. Needs Pillow."""
 
+import re
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -36,8 +37,9 @@ def draw_sheets(records: Sequence[Json], folder: Path) -> list[Path]:
     for path, page in zip(paths, pages, strict=True):
         page.save(drawn := BytesIO(), format="png")
         write_whole(path, drawn.getvalue())
-    for path in {*folder.glob("contact_sheet*.png")}.difference(paths):  # of an earlier, longer table
-        path.unlink()
+    for path in {*folder.glob("contact_sheet_*.png")}.difference(paths):
+        if re.fullmatch(r"contact_sheet_\d+", path.stem):  # of an earlier, longer table
+            path.unlink()
     return paths
 
 

@@ -71,13 +71,13 @@ class SavedFiles:
         """
         if prefix is None:
             return True
-        if _ODD.search(prefix) or not self._is_inside(Path(self._folder(), prefix).parent):
+        if os.path.basename(prefix) in ("", "."):
+            why = "which has no name after its folder. Write the beginning of the file's name there."
+        elif _ODD.search(prefix) or not self._is_inside(Path(self._folder(), prefix).parent):
             why = (
                 "which leads outside the output folder. Remove '..', drives, leading slashes, control characters and "
                 "percent codes, and use no links to other folders."
             )
-        elif os.path.basename(prefix) != Path(prefix).name:
-            why = "which is a folder. Write the beginning of the file's name after it."
         else:
             return True
         what = f"expected a folder and the beginning of a name, such as 'folder/name', got {prefix!r}"

@@ -13,7 +13,6 @@ which clip it belongs to.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +24,7 @@ from comfy.model_management import intermediate_device
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy.sampler_helpers import prepare_mask
-from comfy.samplers import KSAMPLER, CFGGuider, Sampler, apply_empty_x_to_equal_area, calc_cond_batch
+from comfy.samplers import KSAMPLER, CFGGuider, Sampler, calc_cond_batch, process_conds
 from comfy.utils import PROGRESS_BAR_ENABLED
 from latent_preview import prepare_callback
 from torch import Tensor
@@ -47,7 +46,7 @@ from .finite import require_finite_prediction, step_at
 from .latents import input_scale, noise_for, require_clip_alone, require_falling, require_levels, samples_for
 from .lockstep import Lockstep, NothingToTakeError
 from .pairing import PairSampler
-from .partners import acting, in_order, partners
+from .partners import acting, complete_areas, in_order, partners
 from .replacing import Replace, Replacing, require_words
 from .stages import acts_in_stage, require_no_noise_mask, target_samples
 from .told import Conds, in_told_order, meanwhile, told
@@ -181,10 +180,27 @@ class EditGuider(CFGGuider):
         super().__init__(model)
         self.inner_set_conds({"source": prompts.source, "target": prompts.target})
         self.inner_set_conds(dict.fromkeys(("source_negative", "target_negative"), prompts.negative))
-        for clip in ("source", "target"):
-            _tell_negative(self.original_conds[clip], self.original_conds[f"{clip}_negative"])
         self._edit, self._rows, self._pinned = edit, 2 * shape[0], pinned
         self._mask = None if edit.mask is None else _latent_mask(edit.mask, shape).to(model.load_device)
+
+    def inner_sample(self, noise: Tensor, latent_image: Tensor | None, device: torch.device, *args: Any, **kwargs: Any):
+        """As ComfyUI's, but each clip has its conditionings made ready by themselves: ComfyUI gives all lists the
+        areas, GLIGEN boxes and ControlNets of the others, as if there were one clip."""
+        conds, self._conds, (*_, mask, _callback, _bar, seed) = self.conds, {}, args
+        given = latent_image
+        if given is not None and torch.count_nonzero(given) > 0:
+            given = self.inner_model.process_latent_in(given)
+        for clip in ("source", "target"):
+            pair = {"positive": conds[clip], "negative": conds[f"{clip}_negative"]}
+            pair = process_conds(self.inner_model, noise, pair, device, given, mask, seed, **kwargs)
+            self._conds |= {clip: pair["positive"], f"{clip}_negative": pair["negative"]}
+        for one, other in (("source", "target"), ("source_negative", "target_negative")):
+            complete_areas(self._conds[one], self._conds[other])
+        self.conds = {}
+        try:
+            return super().inner_sample(noise, latent_image, device, *args, **kwargs)
+        finally:
+            self.conds = self._conds
 
     def pair_branches(self, sampler: Sampler, options: Mapping[str, Any]) -> None:
         """Before the first step: the branches of both clips, from the conditionings that ComfyUI made ready."""
@@ -194,7 +210,7 @@ class EditGuider(CFGGuider):
         self._guide = ClipGuidance(self._by_clip.state, options)
         controls = SeenControls(_shown_own_clip, alike)
         self._branches = {
-            name: _branch(clip, index, self.conds[name], controls)
+            name: _branch(clip, index, self._conds[name], controls)
             for name, clip, index in (
                 ("source", SOURCE, 0),
                 ("target", TARGET, 0),
@@ -239,7 +255,7 @@ class EditGuider(CFGGuider):
         outputs[TARGET] = positive, negative if guided[SOURCE] else outputs[TARGET][1]
         clips = [
             Clip(
-                (self.conds[name], self.conds[f"{name}_negative"] if guided[clip] else None),
+                (self._conds[name], self._conds[f"{name}_negative"] if guided[clip] else None),
                 outputs[clip],
                 animatediff.scaled(outputs[clip][0], self._edit.source_cfg if clip == SOURCE else self._edit.cfg),
                 x.chunk(2)[clip],
@@ -336,18 +352,6 @@ class EditGuider(CFGGuider):
     def with_kept(self, source: Tensor, target: Tensor) -> Tensor:
         """``target``, but the very ``source`` where the mask is 0."""
         return target if self._mask is None else torch.where(self._mask.to(source.device) == 0, source, target)
-
-
-def _tell_negative(positive: Conds, negative: Conds) -> None:
-    """ComfyUI tells negatives by the name of their list, and hands them GLIGEN's boxes and ControlNets of the list
-    "positive": those of the target, to the source as well. So the lists have other names, and each clip's negative gets
-    its own."""
-    for entry in negative:
-        entry.setdefault("prompt_type", "negative")
-    if any("area" not in entry for entry in negative):
-        asked = [entry for entry in positive if entry.get("control_apply_to_uncond")]
-        for name, given in (("control", asked), ("gligen", positive)):
-            apply_empty_x_to_equal_area(given, negative, name, operator.getitem)
 
 
 def _branch(clip: int, index: int, conds: Conds, controls: SeenControls) -> Conds:

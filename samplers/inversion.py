@@ -31,9 +31,10 @@ from ..attention.sites import sites_of
 from ..attention.tap import tap
 from ..frames.bilateral import bilateral_spatial, restandardised
 from ..frames.streams import of_level
-from ..noise.streams import Indices, plain_noise
+from ..noise.streams import Indices, frames_axis, plain_noise
 from .finite import require_finite_prediction
 from .latents import input_scale, model_scale, require_levels, samples_for
+from .noises import frame_numbers
 from .trajectory import Trajectory, size_of
 from .unfit import explain_unfit_inputs
 
@@ -286,7 +287,9 @@ def invert_latent(
         if kept_in is not None:
             latents.append(latent.to("cpu", kept_in, copy=True))
 
-    sampler = InversionSampler(inversion, features, report := Report(), keep, latent.get("batch_index"))
+    sampler = InversionSampler(
+        inversion, features, report := Report(), keep, frame_numbers(latent, frames_axis(latent["samples"].shape))
+    )
     require_levels(model, sigmas)
     samples = samples_for(model, latent)
     if samples.is_nested:

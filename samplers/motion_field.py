@@ -22,6 +22,7 @@ from ..frames.motion_field import displacement, foreground, renoised, smoothed, 
 from ..noise.streams import generator, plain_noise
 from .finite import require_finite_prediction, step_at
 from .latents import require_falling, require_levels, samples_for
+from .noises import frame_numbers
 from .unfit import explain_unfit_inputs
 
 
@@ -124,7 +125,7 @@ def motion_latents(
         there = latents.process_in(translated(layout, *shift(frame)))
         return latents.process_out(renoised(there, plain_noise(shape, generator(seed, 0, frame)), *ends))
 
-    numbers: Sequence[int] = latent.get("batch_index") or range(len(samples))
+    numbers: Sequence[int] = frame_numbers(latent, 0) or range(len(samples))
     frames = [moved(frame) for frame in numbers]
     if field.mask is not None and field.background:
         own, of_first = field.foregrounds(numbers, *shape[-2:])

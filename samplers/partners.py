@@ -1,7 +1,7 @@
 """Which conditionings of an edit's source and target belong together: those for the same area of the frame.
 
-Where one side has an area, ComfyUI adds a conditioning for it at the end of the other side, if none there has that
-area. So the place in a list tells nothing of the place in the frame.
+Where one side has an area, a conditioning for it is added at the end of the other side, if none there has that area. So
+the place in a list tells nothing of the place in the frame.
 """
 
 from __future__ import annotations
@@ -9,12 +9,23 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+from comfy.samplers import create_cond_with_same_area_if_none
 from torch import Tensor
 
 from ..techniques.pairs import UNPAIRED, UnpairedBranchError
 from .told import Conds
 
 Cond = dict[str, Any]
+
+
+def complete_areas(one: Conds, other: Conds) -> None:
+    """Adds to each side, in place, what it lacks of the other's areas, as ComfyUI does: its own conditioning of the
+    smallest area around, cut out. The other's ControlNets and boxes stay there."""
+    theirs, ours = [*other], [*one]
+    for there, conds in ((theirs, one), (ours, other)):
+        for each in there:
+            told = {name: value for name, value in each.items() if name not in ("control", "gligen")}
+            create_cond_with_same_area_if_none(conds, told)
 
 
 def in_order(conds: Conds) -> Conds:

@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from ..attention.keys import TECHNIQUES
 from ..attention.registry import SELECTABLE
 from ..attention.run import Tapped
-from ..attention.sites import Kind, UnknownModelError, sites_of
+from ..attention.sites import Kind, UnknownModelError, select_sites, sites_of
 from ..attention.steps import is_between
 from ..attention.tap import tap
 from ..techniques.blend import Blend, WordMasks
@@ -127,12 +127,17 @@ class Replacing:
         """A clone of ``model`` with the techniques.
 
         Raises:
-            ValueError: TokenFlow is there, and a layer is divided.
+            ValueError: TokenFlow would meet a layer in parts.
             UnknownModelError, NoSuchSiteError: as in :mod:`..attention`.
         """
         edit, model = self._edit, model.clone()
         there = model.model_options["transformer_options"].get(TECHNIQUES, ())
-        _require_undivided(there, self._own)
+        own = [] if self._own is None else select_sites(sites_of(model), edit.layers, SELECTABLE)
+        exchanging = [(asked_by, self._own, frozenset(site.name for site in own))]
+        exchanging += [(e.asked_by, e.technique, e.sites) for e in there if e.technique.takes_from_source]
+        for taker in there:
+            if taker.technique.takes_from_source and taker.technique.stage is Stage.MERGE:
+                _require_undivided(taker, exchanging)
         self._others_take = any(each.technique.takes_from_source for each in there)
         tapped: list[tuple[Technique | None, str, Sequence[Kind]]] = [
             (self._own, edit.layers, SELECTABLE),
@@ -183,20 +188,19 @@ class Replacing:
             yield
 
 
-def _require_undivided(there: Sequence[Tapped], own: Technique | None) -> None:
-    """ValueError where a technique behind the exchange of maps takes from the source, too, and would meet a layer in
-    parts, or twice."""
-    taking = (e.asked_by for e in there if e.technique.takes_from_source and e.technique.stage is Stage.MERGE)
-    if not (node := next(taking, "")):
-        return
-    if isinstance(own, Blend):
+def _require_undivided(taker: Tapped, exchanging: Iterable[tuple[str, Technique | None, frozenset[str]]]) -> None:
+    """ValueError where one of the techniques ``exchanging`` maps, by node and sites, would let ``taker``, which takes
+    from the source behind it, meet a layer in parts, or twice."""
+    for node, technique, sites in exchanging:
+        if not taker.sites & sites:
+            continue
+        if isinstance(technique, Blend):
+            why = "with replace blend computes each twice, for the two sides of its mask. Choose map_and_cross instead"
+        elif getattr(technique, "choice", ALL_HEADS).per_head:
+            why = "divides them by heads: its registry was measured with per_head. Measure it without"
+        else:
+            continue
         raise ValueError(
-            f"{node} takes whole layers from the source, but replace blend computes each twice, for the two sides of "
-            f"its mask. Choose another replace, such as map_and_cross, or remove {node}."
+            f"{taker.asked_by} takes whole layers from the source, and {node} {why}, give the two other layers, or "
+            f"remove {taker.asked_by}."
         )
-    for technique in (own, *(each.technique for each in there)):
-        if getattr(technique, "choice", ALL_HEADS).per_head:
-            raise ValueError(
-                f"{node} takes whole layers from the source, but a register with per_head divides them by heads. "
-                f"Measure it without per_head, or remove {node}."
-            )

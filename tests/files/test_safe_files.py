@@ -168,11 +168,11 @@ def test_ordinary_prefixes_are_taken(name, output):
 
 
 @every_loader
-@pytest.mark.parametrize("prefix", ["loras/", "loras/a/", "loras/a/."])
+@pytest.mark.parametrize("prefix", ["", ".", "loras/", "loras/a/", "loras/a/."])
 def test_a_prefix_without_a_name_is_refused(name, prefix, output):
     """ComfyUI would number every file of it 1, and write the first of these into the folder above."""
-    assert "which is a folder" in SAVERS[name].validate_inputs(prefix)
-    with pytest.raises(ValueError, match="which is a folder"):
+    assert "which has no name" in SAVERS[name].validate_inputs(prefix)
+    with pytest.raises(ValueError, match="which has no name"):
         save(name, prefix)
     assert not files(output)
 

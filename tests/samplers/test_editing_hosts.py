@@ -183,10 +183,13 @@ def test_gligen_boxes_are_those_of_their_clip(run):
     assert difference(boxed.edit()[0], run.edit()[0]) > 0.01
 
 
+@pytest.mark.parametrize("in_areas", [False, True])
 @pytest.mark.parametrize("clip", ["source", "target"])
 @pytest.mark.parametrize("what", ["boxes", "ControlNet"])
-def test_what_comfyui_hands_to_the_negative_is_of_one_clip(run, what, clip):
+def test_what_comfyui_hands_to_the_negative_is_of_one_clip(run, what, clip, in_areas):
     """GLIGEN's boxes, and a ControlNet of Apply ControlNet (OLD): the other clip is as without them."""
+    if in_areas:
+        run = replace(run, source=halves(run.source), target=halves(run.target))
     if what == "boxes":
         told = with_boxes(getattr(run, clip), gligen_for(run.model))
     else:

@@ -139,6 +139,8 @@ def test_a_frame_is_the_same_however_many_follow_and_whichever_are_asked_for(mod
     chosen, _ = moving(model, latent={**empty(2), "batch_index": [3, 0]}, delta_x=8.0)
     assert torch.equal(chosen["samples"], whole[[3, 0]])
     assert chosen["batch_index"] == [3, 0]
+    joined, _ = moving(model, latent={**empty(len(whole)), "batch_index": [0, 1] * (len(whole) // 2)}, delta_x=8.0)
+    assert torch.equal(joined["samples"], whole)
 
 
 def test_global_random_state_stays_untouched(model):

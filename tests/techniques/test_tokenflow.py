@@ -127,6 +127,8 @@ def test_what_divides_a_layer_is_refused_beside_it(unet, run):
         with pytest.raises(ValueError, match=r"TokenFlow takes whole layers.*or remove TokenFlow") as raised:
             edit()
         assert not unclear(raised.value)
+    apart = replace(run, model=Node.execute(unet, 3, 1, "output.3")[0])
+    assert apart.edit("input.1", choice=SomeHeads({"input.1.attn1": frozenset({0})}))[0].isfinite().all()
 
 
 def test_outside_an_edit_it_is_refused(unet):
