@@ -97,7 +97,8 @@ def require_taken(network: nn.Module, x: Tensor, inputs: Mapping[str, Any]) -> N
             f"{_IGNORED} It does so unless the conditioning says how references are told apart. Put Edit Model "
             "Reference Method (FluxKontextMultiReferenceLatentMethod) after FrameReferences, with 'index'."
         )
-    if inputs.get(_METHOD) == "index_timestep_zero" and len(x) > 1 and _adds_to_the_time(network):
+    usual = getattr(getattr(network, "params", network), "default_ref_method", None)  # Flux KV Cache sets it
+    if (inputs.get(_METHOD) or usual) == "index_timestep_zero" and len(x) > 1 and _adds_to_the_time(network):
         raise ReferencesError(
             "FrameReferences: this model takes references at time 0 (index_timestep_zero) for a single picture only. "
             "Choose another method at Edit Model Reference Method, or remove that node."

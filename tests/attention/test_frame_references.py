@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from clear_errors import unclear
 from coherence.attention.references import ReferencesError
 from coherence.attention.sites import sites_of
 from coherence.nodes.frame_references import FrameReferences
+from coherence.techniques.technique import FurtherKeysError
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_edit_model import ReferenceLatent
 from comfy_extras.nodes_flux import FluxKontextMultiReferenceLatentMethod as Method
+from comfy_extras.nodes_flux import FluxKVCache
 from editing_runs import Run
 from guidance_runs import Calls, agree, guided, one_by_one
 from picture_runs import SAME
@@ -198,3 +201,17 @@ def test_references_at_time_0_are_refused_where_comfyui_cannot(tiny_models):
     editor = Editor(tiny_models, "flux", "index_timestep_zero")
     with pytest.raises(ReferencesError, match="single picture only"):
         editor.draw(editor.with_momentum())
+    by_default = Editor(tiny_models, "flux")  # which a node makes that of the model
+    with pytest.raises(ReferencesError, match="single picture only"):
+        by_default.draw(FluxKVCache.execute(by_default.with_momentum())[0])
+
+
+@pytest.mark.parametrize("frames_per_batch", [0, 2])
+def test_keys_of_references_that_comfyui_keeps_from_an_earlier_call_are_refused(tiny_models, frames_per_batch):
+    """From the second call on they are among the keys alone: momentum would take them for a part of the frame."""
+    editor = Editor(tiny_models, "Flux.2")
+    without_guidance = editor.with_momentum(frames_per_batch)  # as Flux.2 klein
+    without_guidance.add_object_patch("diffusion_model.params.guidance_embed", False)
+    with pytest.raises(FurtherKeysError, match="Flux KV Cache") as raised:
+        editor.draw(FluxKVCache.execute(without_guidance)[0])
+    assert not unclear(raised.value)
