@@ -138,8 +138,8 @@ class Inflation:
             if name == after and place in inserted:
                 module: Any = inserted[place]
                 block = site.replaced_in[0] if site.replaced_in else None
-                ours = f"{place}.{self.name}", next(number), "temporal"
-                there.append(Site(*ours, module.heads, module, frames_in="tokens", within=block))
+                ours = f"{place}.{self.name}", next(number)
+                there.append(Site(*ours, "temporal", module.heads, module, frames_in="tokens", within=block))
         return there
 
 

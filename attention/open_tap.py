@@ -122,8 +122,8 @@ class OpenTap:
             stack.enter_context(uncompiled())
         for name in wanted:
             block = self._anatomy.features[name]
-            hook = heard(partial(self._transformed, block), self.options)
-            stack.callback(block.module.register_forward_hook(hook).remove)
+            transformed = heard(partial(self._transformed, block), self.options)
+            stack.callback(block.module.register_forward_hook(transformed).remove)
         parting = frozenset[str]().union(*(e.technique.parts_at(e.sites, self._sigma) for e in self._active))
         if parting and self._shares:
             stack.enter_context(shared(self._anatomy.before(parting), self._branches, self._rows, self.options))

@@ -1,5 +1,6 @@
 """NoiseCorrelation: what a clip's noise looks like, whatever made it (ZS², arXiv 2407.21475, §3)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -85,10 +86,10 @@ class NoiseCorrelation(Node):
         return io.NodeOutput(drawn(_chart, correlations, kl, alpha, sought), to_json(report, indent=2))
 
 
-def _schedule(noise: DependencyClipNoise, shown: list[int] | None, frames: int) -> list[float] | None:
+def _schedule(noise: DependencyClipNoise, shown: Sequence[int] | None, frames: int) -> list[float] | None:
     """λ of all frames but the first; None where those ``shown``, a batch_index, do not follow one another."""
     first = first_frame(noise) if shown is None else shown[0]
-    if shown is not None and shown != list(range(shown[0], shown[0] + frames)):
+    if shown is not None and list(shown) != list(range(shown[0], shown[0] + frames)):
         return None
     return noise.kl(first + frames)[first + 1 :]
 

@@ -183,22 +183,24 @@ class EditGuider(CFGGuider):
         self._edit, self._rows, self._pinned = edit, 2 * shape[0], pinned
         self._mask = None if edit.mask is None else _latent_mask(edit.mask, shape).to(model.load_device)
 
-    def inner_sample(self, noise: Tensor, latent_image: Tensor | None, device: torch.device, *args: Any, **kwargs: Any):
+    def inner_sample(
+        self, noise, latent_image, device, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **more
+    ):
         """As ComfyUI's, but each clip has its conditionings made ready by themselves: ComfyUI gives all lists the
         areas, GLIGEN boxes and ControlNets of the others, as if there were one clip."""
-        conds, self._conds, (*_, mask, _callback, _bar, seed) = self.conds, {}, args
-        given = latent_image
-        if given is not None and torch.count_nonzero(given) > 0:
-            given = self.inner_model.process_latent_in(given)
+        conds, self._conds, clean = self.conds, {}, latent_image
+        if clean is not None and torch.count_nonzero(clean) > 0:
+            clean = self.inner_model.process_latent_in(clean)
         for clip in ("source", "target"):
             pair = {"positive": conds[clip], "negative": conds[f"{clip}_negative"]}
-            pair = process_conds(self.inner_model, noise, pair, device, given, mask, seed, **kwargs)
+            pair = process_conds(self.inner_model, noise, pair, device, clean, denoise_mask, seed, **more)
             self._conds |= {clip: pair["positive"], f"{clip}_negative": pair["negative"]}
         for one, other in (("source", "target"), ("source_negative", "target_negative")):
             complete_areas(self._conds[one], self._conds[other])
         self.conds = {}
         try:
-            return super().inner_sample(noise, latent_image, device, *args, **kwargs)
+            given = noise, latent_image, device, sampler, sigmas, denoise_mask, callback, disable_pbar, seed
+            return super().inner_sample(*given, **more)
         finally:
             self.conds = self._conds
 

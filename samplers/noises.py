@@ -54,13 +54,12 @@ class ClipNoise:
         Of a latent of several modalities the 5-D parts are clips, of one frame, too; the others get plain noise.
         """
         samples = input_latent["samples"]
-        axis = None if samples.is_nested else frames_axis(samples.shape, self.carried)
-        indices = frame_numbers(input_latent, axis)
+        indices = frame_numbers(input_latent, None if samples.is_nested else frames_axis(samples.shape, self.carried))
         if indices is not None and list(indices) == [*range(first_frame(self), input_latent.get(CLIP_END, 0))]:
             indices = None
         source = generator(self.seed)
         if not samples.is_nested:
-            made = self._clips(samples, source, indices, axis)
+            made = self._clips(samples, source, indices, frames_axis(samples.shape, self.carried))
             return tell(made, first_frame(self), indices)
         return NestedTensor(
             self._clips(part, source, indices, 2)
