@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..techniques.branches import Branch, branches_of, originals, rows_of, with_branches
-from ..techniques.technique import AttentionCall, FeaturesCall, FurtherKeysError, MergedError
+from ..techniques.technique import AttentionCall, FeaturesCall, MergedError
 from .carrying import Carrying
 from .chunks import Chunk, require_frame_by_frame, require_may_run_ahead
 from .frames import Clip
@@ -240,10 +240,7 @@ class OpenTap:
         if not there:
             return host(*qkv, branches=branches)
         self._require_whole(site, len(qkv[0]), len(branches))
-        inside = self._clip.inside(site, qkv[0].shape[-2])
-        if inside and site.kind == "joint":
-            _require_as_many_keys(site, *(x.shape[-2] for x in qkv[:2]))
-        told = {"site": site, "heads": heads, **self._told, **facts, **inside}
+        told = {"site": site, "heads": heads, **self._told, **facts, **self._clip.inside(site, qkv[0].shape[-2])}
         way: Callable[..., Tensor] = host
         for tapped in there:
             way = _Step(tapped, told, self._chunk, self._run.carrying.get(tapped), way, branches)
@@ -259,16 +256,6 @@ class OpenTap:
                 f"conditionings of {frames} frames. Another node attends for some of the rows alone, as reference "
                 "ControlNets do for the negative. Set their style_fidelity to 0, or remove that node."
             )
-
-
-def _require_as_many_keys(site: Site, queries: int, keys: int) -> None:
-    """FurtherKeysError where a picture's place among the queries tells nothing of its place among the keys."""
-    if queries != keys:
-        raise FurtherKeysError(
-            f"Attention layer {site.name} has {queries} queries and {keys} keys: another node keeps the keys of "
-            "reference pictures from an earlier call (Flux KV Cache), so a frame's own cannot be told from them. "
-            "Remove that node."
-        )
 
 
 @dataclass(frozen=True, eq=False)

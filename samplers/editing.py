@@ -46,7 +46,7 @@ from .finite import require_finite_prediction, step_at
 from .latents import input_scale, noise_for, require_clip_alone, require_falling, require_levels, samples_for
 from .lockstep import Lockstep, NothingToTakeError
 from .pairing import PairSampler
-from .partners import acting, complete_areas, in_order, partners
+from .partners import acting, complete_areas, in_order, made_ready, partners
 from .replacing import Replace, Replacing, require_words
 from .stages import acts_in_stage, require_no_noise_mask, target_samples
 from .told import Conds, in_told_order, meanwhile, told
@@ -191,10 +191,11 @@ class EditGuider(CFGGuider):
         conds, self._conds, clean = self.conds, {}, latent_image
         if clean is not None and torch.count_nonzero(clean) > 0:
             clean = self.inner_model.process_latent_in(clean)
-        for clip in ("source", "target"):
-            pair = {"positive": conds[clip], "negative": conds[f"{clip}_negative"]}
-            pair = process_conds(self.inner_model, noise, pair, device, clean, denoise_mask, seed, **more)
-            self._conds |= {clip: pair["positive"], f"{clip}_negative": pair["negative"]}
+        facts = {"latent_image": clean, "denoise_mask": denoise_mask, "seed": seed, **more}
+        prepare = partial(process_conds, self.inner_model, noise, device=device, **facts)
+        for names in (("source", "source_negative"), ("target", "target_negative")):
+            ready = made_ready(prepare, *(conds[name] for name in names))
+            self._conds |= dict(zip(names, ready, strict=True))
         for one, other in (("source", "target"), ("source_negative", "target_negative")):
             complete_areas(self._conds[one], self._conds[other])
         self.conds = {}

@@ -6,10 +6,12 @@ the place in a list tells nothing of the place in the frame.
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
-from comfy.samplers import create_cond_with_same_area_if_none
+from comfy.samplers import apply_empty_x_to_equal_area, create_cond_with_same_area_if_none
 from torch import Tensor
 
 from ..techniques.pairs import UNPAIRED, UnpairedBranchError
@@ -20,12 +22,34 @@ Cond = dict[str, Any]
 
 def complete_areas(one: Conds, other: Conds) -> None:
     """Adds to each side, in place, what it lacks of the other's areas, as ComfyUI does: its own conditioning of the
-    smallest area around, cut out. The other's ControlNets and boxes stay there."""
-    theirs, ours = [*other], [*one]
-    for there, conds in ((theirs, one), (ours, other)):
+    smallest area around, cut out, here with its own ControlNet. The other's, and its boxes, stay there."""
+    for there, conds in (([*other], one), ([*one], other)):
         for each in there:
+            known = [*conds]
             told = {name: value for name, value in each.items() if name not in ("control", "gligen")}
             create_cond_with_same_area_if_none(conds, told)
+            for added in conds[len(known) :]:
+                own = next(some for some in known if some["model_conds"] == added["model_conds"])
+                added |= {"control": own["control"]} if "control" in own else {}
+
+
+def made_ready(
+    prepare: Callable[[dict[str, Conds]], dict[str, Conds]], positive: Conds, negative: Conds
+) -> tuple[Conds, Conds]:
+    """The conditionings of one clip after ComfyUI's ``process_conds``, as ``prepare``.
+
+    It hands ControlNets that ask for it, and GLIGEN's boxes, from a list named positive to all others, and fails where
+    a negative is for areas alone: so that is done here.
+    """
+    for name, conds in (("positive", positive), ("negative", negative)):
+        for entry in conds:
+            entry.setdefault("prompt_type", name)
+    positive, negative = prepare({"guided": positive, "unguided": negative}).values()
+    if any("area" not in entry for entry in negative):
+        asked = [entry for entry in positive if entry.get("control_apply_to_uncond")]
+        for name, given in (("control", asked), ("gligen", positive)):
+            apply_empty_x_to_equal_area(given, negative, name, operator.getitem)
+    return positive, negative
 
 
 def in_order(conds: Conds) -> Conds:

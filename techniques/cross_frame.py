@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..frames.streams import of_level
-from .technique import AttentionCall, Proceed, Stage, Technique, require_own_keys
+from .technique import AttentionCall, Proceed, Stage, Technique, require_own_keys, require_told_keys
 
 Keys = Literal["first", "previous", "first_and_previous"]
 AnyKeys = Literal["all", "random"]
@@ -64,6 +64,7 @@ class CrossFrame(Technique):
             require_own_keys(call)
         if call.memory is None and call.frames == 1:
             return proceed(call.q, call.k, call.v)
+        require_told_keys(call)
 
         def taken(name: str, x: Tensor) -> Tensor:
             frame = call.of_frame(x)
@@ -96,6 +97,7 @@ class AnyFrames(Technique):
             require_own_keys(call)
         if call.frames == 1:
             return proceed(call.q, call.k, call.v)
+        require_told_keys(call)
         sources = [] if self.keys == "all" else [random_others(call.frames, self.seed, call.sigma)]
 
         def taken(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..frames.schedule import frame_schedule
 from .kept import KeptRuns, Momentum
-from .technique import AttentionCall, Proceed, Technique
+from .technique import AttentionCall, Proceed, Technique, require_told_keys
 
 
 def momentum_matrix(mu: Tensor) -> Tensor:
@@ -73,6 +73,7 @@ class TemporalMomentum(Technique):
     def attend(self, call: AttentionCall, proceed: Proceed) -> Tensor:
         if call.frames == 1 and call.memory is None:
             return proceed(call.q, call.k, call.v)
+        require_told_keys(call)
         weights = _scheduled_matrix(
             self.mu, self.schedule, call.clip_numbers or call.frame_indices, goes_on=bool(call.memory)
         )

@@ -198,6 +198,17 @@ def require_whole_frames(call: AttentionCall) -> None:
         )
 
 
+def require_told_keys(call: AttentionCall) -> None:
+    """FurtherKeysError where a picture's place among the queries tells nothing of its place among the keys."""
+    queries, keys = call.q.shape[-2], call.k.shape[-2]
+    if call.site.kind == "joint" and (call.leading_tokens or call.trailing_tokens) and queries != keys:
+        raise FurtherKeysError(
+            f"Attention layer {call.site.name} has {queries} queries and {keys} keys: another node keeps the keys of "
+            "reference pictures from an earlier call (Flux KV Cache), so a frame's own cannot be told from them. "
+            "Remove that node."
+        )
+
+
 def require_own_keys(call: AttentionCall) -> None:
     """FurtherKeysError where frames cannot be given further keys: those that have some would depend on the nodes'
     order, and tiles of a frame would each see a part of them."""

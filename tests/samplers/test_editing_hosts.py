@@ -23,11 +23,9 @@ from comfy_extras.nodes_custom_sampler import Noise_RandomNoise
 from comfy_extras.nodes_model_advanced import RescaleCFG
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from editing_runs import demo_run, halves, tiny_run
-from gligen import gligen_for, with_boxes
-from random_controlnet import controlnet
 from watching import DEMO, difference, watched
 
-from nodes import ConditioningSetMask, ConditioningSetTimestepRange, ControlNetApply, ControlNetApplyAdvanced
+from nodes import ConditioningSetMask, ConditioningSetTimestepRange, ControlNetApplyAdvanced
 
 pytestmark = pytest.mark.slow
 
@@ -173,33 +171,6 @@ def test_a_controlnet_may_be_on_one_clip_alone(tiny_models):
     run = replace(run, target=target)
     assert difference(run.edit()[1], run.plain(run.source)) < 1e-3
     assert difference(run.edit(layers="")[0], run.plain(target)) < 1e-3
-
-
-def test_gligen_boxes_are_those_of_their_clip(run):
-    """ComfyUI makes a patch of its own for each conditioning with boxes, even where the boxes are the same."""
-    gligen = gligen_for(run.model)
-    boxed = replace(run, **{name: with_boxes(getattr(run, name), gligen) for name in ("source", "target")})
-    assert difference(boxed.edit()[1], boxed.plain(boxed.source)) < 1e-3
-    assert difference(boxed.edit()[0], run.edit()[0]) > 0.01
-
-
-@pytest.mark.parametrize("in_areas", [False, True])
-@pytest.mark.parametrize("clip", ["source", "target"])
-@pytest.mark.parametrize("what", ["boxes", "ControlNet"])
-def test_what_comfyui_hands_to_the_negative_is_of_one_clip(run, what, clip, in_areas):
-    """GLIGEN's boxes, and a ControlNet of Apply ControlNet (OLD): the other clip is as without them."""
-    if in_areas:
-        run = replace(run, source=halves(run.source), target=halves(run.target))
-    if what == "boxes":
-        told = with_boxes(getattr(run, clip), gligen_for(run.model))
-    else:
-        hint = torch.rand(len(run.latents["samples"]), 64, 64, 3, generator=torch.Generator().manual_seed(3))
-        told = ControlNetApply().apply_controlnet(getattr(run, clip), controlnet(), hint, 1.0)[0]
-    changed = replace(run, **{clip: told})
-    target, source = changed.edit(layers="")
-    assert difference(source, changed.plain(changed.source)) < 1e-3
-    assert difference(target, changed.plain(changed.target)) < 1e-3
-    assert difference(changed.plain(told), run.plain(getattr(run, clip))) > 1e-2
 
 
 def test_prompts_of_different_masked_lengths_share_a_cross_attention_map(tiny_models):
