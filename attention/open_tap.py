@@ -240,7 +240,9 @@ class OpenTap:
         if not there:
             return host(*qkv, branches=branches)
         self._require_whole(site, len(qkv[0]), len(branches))
-        told = {"site": site, "heads": heads, **self._told, **facts, **self._clip.inside(site, qkv[0].shape[-2])}
+        queries, keys, _ = (x.shape[-2] for x in qkv)
+        told = {"site": site, "heads": heads, **self._told, **facts, **self._clip.inside(site, queries)}
+        told["further_keys"] = keys - queries
         way: Callable[..., Tensor] = host
         for tapped in there:
             way = _Step(tapped, told, self._chunk, self._run.carrying.get(tapped), way, branches)

@@ -73,6 +73,7 @@ class AttentionCall:
     ``pairs``: in an edit, which branches take from which.
     ``runs_ahead``: these frames are here before the clip's chunks, in which they come once more
     (:meth:`Technique.ahead`).
+    ``further_keys``: how many more keys than queries the host has there, before any technique.
     """
 
     q: Tensor
@@ -97,6 +98,7 @@ class AttentionCall:
     input: Tensor | None = None
     pairs: Pairs | None = None
     runs_ahead: bool = False
+    further_keys: int = 0
 
     @property
     def frames(self) -> int:
@@ -200,12 +202,11 @@ def require_whole_frames(call: AttentionCall) -> None:
 
 def require_told_keys(call: AttentionCall) -> None:
     """FurtherKeysError where a picture's place among the queries tells nothing of its place among the keys."""
-    queries, keys = call.q.shape[-2], call.k.shape[-2]
-    if call.site.kind == "joint" and (call.leading_tokens or call.trailing_tokens) and queries != keys:
+    if call.site.kind == "joint" and (call.leading_tokens or call.trailing_tokens) and call.further_keys:
         raise FurtherKeysError(
-            f"Attention layer {call.site.name} has {queries} queries and {keys} keys: another node keeps the keys of "
-            "reference pictures from an earlier call (Flux KV Cache), so a frame's own cannot be told from them. "
-            "Remove that node."
+            f"Attention layer {call.site.name} has {call.q.shape[-2]} queries and {call.further_keys} keys more: "
+            "another node keeps the keys of reference pictures from an earlier call (Flux KV Cache), so a frame's own "
+            "cannot be told from them. Remove that node."
         )
 
 
