@@ -46,7 +46,7 @@ class RunFacts:
                 raise MomentumError(
                     f"previous was kept by another kind of run: {what} {told(was)}, in this run {told(now)}. Use the "
                     "same model, LoRAs, layers, latent size, steps, scheduler and number of prompts in both, or leave "
-                    "previous empty, as for nodes that only measure or invert."
+                    "previous empty. Nodes that only measure or invert need it empty."
                 )
 
 

@@ -204,7 +204,7 @@ def require_told_keys(call: AttentionCall) -> None:
     """FurtherKeysError where a picture's place among the queries tells nothing of its place among the keys."""
     if call.site.kind == "joint" and (call.leading_tokens or call.trailing_tokens) and call.further_keys:
         raise FurtherKeysError(
-            f"Attention layer {call.site.name} has {call.q.shape[-2]} queries and {call.further_keys} keys more: "
+            f"Attention layer {call.site.name} has {call.further_keys} more keys than its {call.q.shape[-2]} queries: "
             "another node keeps the keys of reference pictures from an earlier call (Flux KV Cache), so a frame's own "
             "cannot be told from them. Remove that node."
         )
